@@ -1,0 +1,239 @@
+"""What the user asked for: frozen, bounded parameters of every step, read from and written to YAML."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .model import XanesTomoError
+
+__all__ = [
+    "AbsorbanceParameters",
+    "JitterParameters",
+    "MapsParameters",
+    "Recipe",
+    "RegistrationParameters",
+    "ScanParameters",
+    "parameter_key",
+]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _unit(unit: str) -> dict[str, Any]:
+    return {"unit": unit}
+
+
+class ScanParameters(_Parameters):
+    """How the files are read."""
+
+    flip_rows: bool = Field(
+        False, description="Turn every frame upside down (the instrument's handedness is not verified)."
+    )
+    theta_sign: Literal[1, -1] = Field(1, description="Sense of rotation: +1 as recorded, -1 reversed.")
+    bin: int = Field(1, ge=1, le=16, description="Sum n x n recorded pixels into one before anything else.")
+    pixel_law_slope_nm_per_ev: float = Field(
+        0.002039449,
+        gt=0,
+        description="Pixel size of the unbinned camera = slope * energy + offset.",
+        json_schema_extra=_unit("nm/eV"),
+    )
+    pixel_law_offset_nm: float = Field(
+        -0.792164997,
+        description="Pixel size of the unbinned camera = slope * energy + offset.",
+        json_schema_extra=_unit("nm"),
+    )
+
+
+class AbsorbanceParameters(_Parameters):
+    """How counts become absorbance."""
+
+    remove_air: bool = Field(
+        True, description="Subtract from every projection the plane fitted to the air around the object."
+    )
+    air_margin_px: float = Field(
+        6.0,
+        ge=0,
+        le=200,
+        description="Distance kept between the object and what counts as air, for 256 columns.",
+        json_schema_extra=_unit("px"),
+    )
+
+
+class JitterParameters(_Parameters):
+    """How the displacement of every projection within one tomogram is found."""
+
+    refine: bool = Field(True, description="Refine the moments by reprojection where that is better.")
+    iterations: int = Field(6, ge=0, le=100, description="Reprojection iterations at most.")
+    max_shift_px: float = Field(
+        200.0,
+        gt=0,
+        le=1000,
+        description="Largest displacement looked for, for 1024 columns.",
+        json_schema_extra=_unit("px"),
+    )
+
+
+class RegistrationParameters(_Parameters):
+    """How the tomograms of all energies are brought onto one grid."""
+
+    reference_ev: float | None = Field(
+        None,
+        gt=0,
+        description="Reference energy; by default the highest one at least 150 eV above the last edge.",
+        json_schema_extra=_unit("eV"),
+    )
+    fine_px: float = Field(
+        0.7,
+        ge=0,
+        le=10,
+        description="Inner width of the band-pass (difference of Gaussians), px of a 256 px frame.",
+        json_schema_extra=_unit("px"),
+    )
+    coarse_px: float = Field(
+        2.0,
+        gt=0,
+        le=50,
+        description="Outer width of the band-pass (difference of Gaussians), px of a 256 px frame.",
+        json_schema_extra=_unit("px"),
+    )
+    iterations: int = Field(12, ge=1, le=100, description="Gauss-Newton iterations at most per scale.")
+
+
+class MapsParameters(_Parameters):
+    """How the aligned projections become volumes and maps."""
+
+    elements: tuple[str, ...] | None = Field(
+        None, description="Elements to map; by default those whose K edge the energies bracket."
+    )
+    scanned_edge: str | None = Field(
+        None, description="Element whose K edge was scanned; by default the one with most energies around it."
+    )
+    leave_out_below_ev: float = Field(
+        15.0,
+        ge=0,
+        le=200,
+        description="Energies left out of the element fit begin this far below the scanned edge.",
+        json_schema_extra=_unit("eV"),
+    )
+    leave_out_above_ev: float = Field(
+        60.0,
+        ge=0,
+        le=500,
+        description="Energies left out of the element fit end this far above the scanned edge.",
+        json_schema_extra=_unit("eV"),
+    )
+    filter: Literal["ramp", "shepp-logan", "cosine", "hann"] = Field(
+        "ramp", description="Window on the ramp filter of the filtered back-projection."
+    )
+    smoothing_voxel: float = Field(
+        0.7,
+        ge=0,
+        le=10,
+        description="Sigma of the Gaussian applied to the maps.",
+        json_schema_extra=_unit("voxel"),
+    )
+    energy_offset_ev: float | None = Field(
+        None,
+        description="Monochromator offset added to absolute edge energies; they stay uncalibrated without it.",
+        json_schema_extra=_unit("eV"),
+    )
+
+
+class Recipe(_Parameters):
+    """Every parameter of a run. The same file serves the GUI and the command line."""
+
+    version: Literal[1] = 1
+    scan: ScanParameters = ScanParameters()
+    absorbance: AbsorbanceParameters = AbsorbanceParameters()
+    jitter: JitterParameters = JitterParameters()
+    registration: RegistrationParameters = RegistrationParameters()
+    maps: MapsParameters = MapsParameters()
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Recipe:
+        """Read a recipe.
+
+        Raises
+        ------
+        XanesTomoError
+            The file cannot be read, is not YAML, or holds an unknown key or a value out of bounds; unknown
+            keys are named together with the nearest known one.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise XanesTomoError(f"recipe {path.name}: cannot be read ({error}); give a YAML text file") from None
+        return cls.from_text(text, path.name)
+
+    @classmethod
+    def from_text(cls, text: str, name: str = "recipe") -> Recipe:
+        """Parse the YAML `text` of a recipe; see `from_yaml`."""
+        try:
+            data = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            line = str(error).replace("\n", " ")
+            raise XanesTomoError(f"{name}: expected YAML, but {line[:300]}") from None
+        if data is None:
+            data = {}
+        if not isinstance(data, dict):
+            raise XanesTomoError(f"{name}: expected `key: value` lines, got a {type(data).__name__}")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise XanesTomoError(f"{name}: {_explain(error, cls)}") from None
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML text; reading it back gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parameter_key(*parts: Any) -> str:
+    """Return 16 hex digits that identify `parts` (models, numbers, texts, sequences of them)."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, BaseModel):
+            return x.model_dump(mode="json")
+        if isinstance(x, (list, tuple)):
+            return [plain(i) for i in x]
+        return x
+
+    text = json.dumps([plain(p) for p in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for key in location:
+        info = model.model_fields.get(str(key))
+        if info is None:
+            return []
+        kinds = [info.annotation, *get_args(info.annotation)]
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(k) for k in item["loc"]) or "the file"
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(model, item["loc"][:-1])
+            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.0)
+            hint = f"; the nearest known key is {near[0]!r}" if near else ""
+            lines.append(f"unknown key {where!r}{hint}")
+        else:
+            got = repr(item["input"])
+            lines.append(f"{where}: {item['msg']}, got {got[:60]}")
+    return "; ".join(lines)
