@@ -1260,13 +1260,13 @@ def write_xrm(
         if plan.places[key][0][0] >= len(buffer):
             trailing.append(flat)
             continue
-        view = memoryview(flat).cast("B")
+        view = flat.data.cast("B")
         for offset, start, stop in plan.places[key]:
             buffer[offset : offset + stop - start] = view[start:stop]
     with Path(path).open("wb", buffering=0) as file:
         _write_all(file, buffer)
         for flat in trailing:
-            _write_all(file, memoryview(flat).cast("B"))
+            _write_all(file, flat.data.cast("B"))
             if flat.nbytes % sector:
                 _write_all(file, bytes(-flat.nbytes % sector))
 
