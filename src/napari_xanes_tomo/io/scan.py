@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,7 +222,7 @@ def is_scan_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder holds XRM files or a scan script; never raises, stops at the first one found."""
     try:
         with os.scandir(path) as entries:
-            texts = []
+            texts: list[str] = []
             for entry in entries:
                 if entry.name.lower().endswith(_SUFFIXES):
                     return True
@@ -395,10 +395,11 @@ def open_series(
             f"{path.name}: expected one scan script, got {len(scripts)} ({listed}); open the one you mean"
         )
     if scripts:
-        return _open_script(Path(scripts[0]), folder, params, verify)
+        return _open_script(Path(scripts[0]), folder, params, verify, by_folder=True)
     if not folder.files:
         raise XanesTomoError(
-            f"{path.resolve().name}: expected a scan script or .xrm files, got a folder with neither; open the folder of the frames"
+            f"{path.resolve().name}: expected a scan script or .xrm files, got a folder with neither; "
+            "open the folder of the frames"
         )
     return _open_names(folder, params, verify)
 
@@ -411,7 +412,9 @@ def _starts_like_xrm(path: Path) -> bool:
         return False
 
 
-def _open_script(script: Path, folder: _Folder, params: ScanParameters, verify: bool) -> Series:
+def _open_script(
+    script: Path, folder: _Folder, params: ScanParameters, verify: bool, by_folder: bool = False
+) -> Series:
     try:
         with script.open("rb") as file:
             raw = file.read(_LARGEST_SCRIPT + 1)
@@ -437,6 +440,14 @@ def _open_script(script: Path, folder: _Folder, params: ScanParameters, verify: 
                 frame.theta = _facts(frame.name).theta if frame.kind == "projection" else NAN
     problems = _Problems()
     _locate(blocks, folder, problems, script.name, verify)
+    if by_folder and folder.files and not any(f.path for b in blocks for f in b.frames):
+        try:
+            series = _open_names(folder, params, verify)
+        except XanesTomoError:
+            pass  # then the script is all there is
+        else:
+            text = f"{script.name} names none of the {len(folder.files)} files here: they are opened by their own names"
+            return replace(series, problems=(Problem("warning", "other-script", text), *series.problems))
     return _finish(script.stem, blocks, folder, params, verify, problems, script.name)
 
 
@@ -460,9 +471,9 @@ def _locate(blocks: Sequence[_Block], folder: _Folder, problems: _Problems, scri
     if extra and missing:
         left = []
         for name, path in extra:
-            frame = missing.pop(_acquired_as(folder.header(path)), None)  # type: ignore[arg-type]
-            if frame is not None:
-                frame.path, frame.status = path, "ok"
+            renamed = missing.pop(_acquired_as(folder.header(path)), None)
+            if renamed is not None:
+                renamed.path, renamed.status = path, "ok"
             else:
                 left.append((name, path))
         extra = left
@@ -665,7 +676,8 @@ def _angles(block: _Block, projections: Sequence[_Frame], problems: _Problems) -
         problems.add(
             "warning",
             "angle-stuck",
-            f"the headers at {block.energy:g} eV all say {measured[known][0]:g} deg, the script turns: the script is used",
+            f"the headers at {block.energy:g} eV all say {measured[known][0]:g} deg, the script turns: "
+            "the script's angles are used",
             energy=energy,
         )
         return np.where(np.isfinite(nominal), nominal, measured)
@@ -674,9 +686,9 @@ def _angles(block: _Block, projections: Sequence[_Frame], problems: _Problems) -
         off = np.abs((theta - nominal + 180) % 360 - 180)
     wrong = np.flatnonzero(off > _ANGLE_TOLERANCE)
     if wrong.size <= _NAMED_SINGLY:
-        for i in wrong:
+        for i in map(int, wrong):
             text = f"the stage says {theta[i]:.3f} deg, the script {nominal[i]:.3f}: the stage is used"
-            problems.add("warning", "angle", text, projections[i].name, energy, int(i))
+            problems.add("warning", "angle", text, projections[i].name, energy, i)
     else:
         text = (
             f"{wrong.size} of {len(theta)} angles at {block.energy:g} eV differ from the script by more than "
@@ -724,10 +736,11 @@ def _scan(block: _Block, params: ScanParameters, tomography: bool, problems: _Pr
         if not usable_groups:
             n = sum(len(g) for g in groups)
             text = f"no usable flat at {block.energy:g} eV (of {n} expected); its absorbance cannot be made"
-            problems.add("error", "no-flats", text, energy=energy)
+            # one file opened by itself is a picture, not a measurement
+            problems.add("error" if groups or len(block.frames) > 1 else "info", "no-flats", text, energy=energy)
         usable = _distinct(t for t, s in zip(theta, status, strict=True) if s == "ok")
         if tomography and usable < FEW_ANGLES:
-            text = f"expected at least {FEW_ANGLES} usable angles at {block.energy:g} eV, got {usable}; no tomogram can be made"
+            text = f"expected at least {FEW_ANGLES} usable angles at {block.energy:g} eV, got {usable}"
             problems.add("error", "few-angles", text, energy=energy)
     counts = Counter(f.binning for f in block.frames if f.binning > 0 and f.status == "ok") or Counter(
         f.binning for f in block.frames if f.binning > 0
@@ -836,7 +849,7 @@ def _open_names(folder: _Folder, params: ScanParameters, verify: bool) -> Series
             f"got {len(folder.files)} files that do not; open the scan script instead"
         )
     for key in [k for k in projections if k[1] != k[1]]:
-        for _, frame, _facts_ in projections.pop(key):
+        for _, frame, _ in projections.pop(key):
             problems.add("error", "no-energy", "neither its name nor its header tells an energy: left out", frame.name)
     for members in (*projections.values(), *flats.values()):
         members.sort(key=lambda item: item[0])
@@ -847,27 +860,25 @@ def _open_names(folder: _Folder, params: ScanParameters, verify: bool) -> Series
         frames: list[_Frame] = [frame for _, frame, _ in flats.pop(key, [])]
         rest = [(frame, facts) for _, frame, facts in projections[key]]
         own = groups.get(index, [])
-        for order, (place, members) in enumerate(own):
-            if place == 0 or order == 0:
-                frames += members
+        for position, (place, group) in enumerate(own):
+            if place == 0 or position == 0:
+                frames += group
                 continue
             # The angle in the name of a flat is that of the projection before it.
-            previous = _facts(members[0].name).theta
+            previous = _facts(group[0].name).theta
             cut = next((i + 1 for i, (_, f) in enumerate(rest) if abs(f.theta - previous) < 0.01), len(rest) // 2)
             frames += [f for f, _ in rest[:cut]]
             rest = rest[cut:]
-            frames += members
+            frames += group
         frames += [f for f, _ in rest]
         blocks.append(_Block(key[1], frames))
     for key, members in flats.items():
         energy = _nan_none(key[1])
-        bad = []
-        for _, frame, _facts_ in members:
+        for _, frame, _ in members:
             _take(frame, folder.header(frame.path))
             if frame.status != "ok":
                 reason = frame.status.partition(":")[2]
                 problems.add("error", reason, f"flat {_WHY.get(reason, reason)}", frame.name, energy)
-                bad.append(frame)
         text = f"{len(members)} flats at {key[1]:g} eV (rep {key[0]}) have no projection: this energy is left out"
         problems.add("warning", "no-projections", text, energy=energy)
     if not blocks:
@@ -906,7 +917,7 @@ def _assign_loose(
         return -stray, len(hit), -abs(per - 2)
 
     per = max(range(1, 9), key=covered)
-    for group, members in sorted(by_group.items()):
+    for group, shot_frames in sorted(by_group.items()):
         if group // per in index_of:
-            found.setdefault(index_of[group // per], []).append((group % per, members))
+            found.setdefault(index_of[group // per], []).append((group % per, shot_frames))
     return found
