@@ -170,7 +170,7 @@ class Journal:
             ``{"array": sha256 of the .npy file, "shape": [...], "dtype": "..."}``.
         """
         a = np.asarray(array)
-        if a.dtype.kind not in "biu" and a.dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        if a.dtype.kind not in "biu" and not (a.dtype.kind == "f" and a.dtype.itemsize in (4, 8)):
             raise TypeError(f"array: expected booleans, integers, float32 or float64, got {a.dtype}")
         a = np.asarray(a, dtype=a.dtype.newbyteorder("<"), order="C")
         buffer = io.BytesIO()
@@ -282,7 +282,7 @@ def _damaged(path: Path, number: int, line: bytes) -> str:
 
 def _event(path: Path, number: int, line: bytes) -> tuple[Event | None, str | None]:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return None, None
     if not isinstance(record, dict):
