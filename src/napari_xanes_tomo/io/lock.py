@@ -115,7 +115,7 @@ class OutputLock:
                 f"{self.folder}: took over from process {holder.get('pid')}, which began at "
                 f"{holder.get('started')} and ended without closing the folder"
             )
-            _log.warning("%s", self.message)
+            _log.info("%s", self.message)
         with writing(self.path):
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
