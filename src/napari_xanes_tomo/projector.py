@@ -1,17 +1,19 @@
 """Parallel-beam forward and back projection on a CPU, many detector rows at once, an exact adjoint pair.
 
-A projection's one-dimensional spectrum is a radial line through the two-dimensional spectrum of the slice (Fourier slice
-theorem), so projecting is one 2-D FFT, an interpolation onto radial lines and short 1-D FFTs. The interpolation uses a
-Kaiser-Bessel kernel on a slightly oversampled grid (non-uniform FFT; Fessler & Sutton 2003, doi 10.1109/TSP.2002.807005;
-kernel shape: Beatty et al. 2005, doi 10.1109/TMI.2005.848376). Back projection is the same chain transposed, hence exact.
+A projection's one-dimensional spectrum is a radial line through the two-dimensional spectrum of the slice (Fourier
+slice theorem), so projecting is one 2-D FFT, an interpolation onto radial lines and short 1-D FFTs. The interpolation
+uses a Kaiser-Bessel kernel on a slightly oversampled grid (non-uniform FFT; Fessler & Sutton 2003, doi
+10.1109/TSP.2002.807005; kernel shape: Beatty et al. 2005, doi 10.1109/TMI.2005.848376). Back projection is the same
+chain transposed, hence exact.
 
-Sixteen slices travel together: eight complex numbers a grid node, real part one slice and imaginary part another, which is
-one cache line and two SIMD registers. FFTs, gridding and phases are therefore SIMD over slices with no shuffles, and the
-interpolation weights are read once for sixteen slices. Kernels release the GIL and are run by plain threads; who computes
-what does not depend on the number of threads, so neither does the result.
+Sixteen slices travel together: eight complex numbers a grid node, real part one slice and imaginary part another,
+which is one cache line and two SIMD registers. FFTs, gridding and phases are therefore SIMD over slices with no
+shuffles, and the interpolation weights are read once for sixteen slices. Kernels release the GIL and are run by plain
+threads; who computes what does not depend on the number of threads, so neither does the result.
 
-Volumes are ``(y, z, x)``, projections ``(angle, y, column)``; a point ``(x, z)``, measured from the middle ``(n - 1) / 2`` of
-the grid, is seen at ``u = x cos(theta) + z sin(theta)`` from the middle ``(n_detector - 1) / 2`` of the detector.
+Volumes are ``(y, z, x)``, projections ``(angle, y, column)``; a point ``(x, z)``, measured from the middle ``(n - 1) /
+2`` of the grid, is seen at ``u = x cos(theta) + z sin(theta)`` from the middle ``(n_detector - 1) / 2`` of the
+detector.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -49,10 +51,15 @@ def _kernel(function: _F) -> _F:
     return cast(_F, nb.njit(cache=True, nogil=True, fastmath={"contract"}, boundscheck=False)(function))
 
 
+def _intrinsic(function: Any) -> Any:
+    """Make a numba intrinsic; as `Any`, since its Python signature is not the one it is called with."""
+    return intrinsic(function)
+
+
 # ---------------------------------------------------------------- eight floats as one numba value
 
 
-class _Float8(types.Type):  # type: ignore[misc]
+class _Float8(types.Type):
     def __init__(self) -> None:
         super().__init__(name="float32x8")
 
@@ -62,15 +69,15 @@ _vector = ir.VectorType(ir.FloatType(), LANES)
 _contract = ("contract",)
 
 
-@register_model(_Float8)  # type: ignore[untyped-decorator]
-class _Float8Model(models.PrimitiveModel):  # type: ignore[misc]
+@register_model(_Float8)
+class _Float8Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _vector)
+        super().__init__(dmm, fe_type, _vector)  # type: ignore[no-untyped-call]
 
 
 def _define(op: Any, emit: str) -> None:
-    class _Operator(ConcreteTemplate):  # type: ignore[misc]
-        cases = [signature(_f8, _f8, _f8)]
+    class _Operator(ConcreteTemplate):
+        cases: ClassVar[list[Any]] = [signature(_f8, _f8, _f8)]
 
     infer_global(op)(_Operator)
 
@@ -102,7 +109,7 @@ def _emit_splat(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(first, ir.Constant(_vector, ir.Undefined), zeros)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def _load(typingctx: Any, array: Any, index: Any) -> Any:
     """Return ``array[index : index + 8]`` of a 1-D float32 array."""
 
@@ -112,7 +119,7 @@ def _load(typingctx: Any, array: Any, index: Any) -> Any:
     return signature(_f8, array, types.int64), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def _store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """Write `value` to ``array[index : index + 8]`` of a 1-D float32 array."""
 
@@ -124,7 +131,7 @@ def _store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     return signature(types.void, array, types.int64, _f8), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def _splat(typingctx: Any, value: Any) -> Any:
     """Return eight copies of a float32."""
 
@@ -137,11 +144,11 @@ def _splat(typingctx: Any, value: Any) -> Any:
 def _transposer(scale_after: bool) -> Any:
     """Make ``f(src, at, step, dst, to, hop, scale, first, factor)``: transpose eight vectors of eight floats.
 
-    Vector j is read at ``src[at + j step]`` and, transposed, written at ``dst[to + j hop]``; the vectors are multiplied by
-    ``scale[first : first + 8] * factor`` after (or before) transposition.
+    Vector j is read at ``src[at + j step]`` and, transposed, written at ``dst[to + j hop]``; the vectors are
+    multiplied by ``scale[first : first + 8] * factor`` after (or before) transposition.
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @_intrinsic
     def transpose(
         typingctx: Any, src: Any, at: Any, step: Any, dst: Any, to: Any, hop: Any, scale: Any, first: Any, factor: Any
     ) -> Any:
@@ -466,8 +473,8 @@ def _forward_lines(
             x[i] = 0.0
         for k in range(-k_max, k_max + 1):
             j = k + k_max
-            gz = np.int64(first[a, j, 0])
-            gx = np.int64(first[a, j, 1])
+            gz = int(first[a, j, 0])
+            gx = int(first[a, j, 1])
             re = zero
             im = zero
             inside = gx >= 0 and gx + width <= m
@@ -589,14 +596,14 @@ def _adjoint_bands(
                     ea, eb = eb, ea
                 if ea > k_max or eb < -k_max:
                     continue
-                ka = max(-k_max, int(math.floor(ea)))
-                kb = min(k_max, int(math.ceil(eb)))
+                ka = max(-k_max, math.floor(ea))
+                kb = min(k_max, math.ceil(eb))
             for k in range(ka, kb + 1):
                 j = k + k_max
-                gz = np.int64(first[a, j, 0]) + off
+                gz = int(first[a, j, 0]) + off
                 if gz <= r0 - width or gz >= r1:
                     continue
-                gx = np.int64(first[a, j, 1])
+                gx = int(first[a, j, 1])
                 inside = gx >= 0 and gx + width <= m
                 at = 16 * (a * count + j)
                 re = _load(lines, at)
@@ -629,16 +636,16 @@ def _adjoint_bands(
     for r in range(r0, r1):
         base = 16 * r * m
         for c in range(m):
-            to = c - half
-            if to < 0:
-                to += m
-            _copy(grid, base + 16 * c, x, 16 * to)
+            node = c - half
+            if node < 0:
+                node += m
+            _copy(grid, base + 16 * c, x, 16 * node)
         res = y if _fft(x, y, m, radices, tw) else x
         for i in range(n):
-            at = h - i  # negated index: inverse transform
-            if at < 0:
-                at += m
-            _copy(res, 16 * at, grid, base + 16 * i)
+            node = h - i  # negated index: inverse transform
+            if node < 0:
+                node += m
+            _copy(res, 16 * node, grid, base + 16 * i)
 
 
 @_kernel
@@ -705,7 +712,7 @@ def _taps(
         for k in range(k_max + 1):
             for axis in range(2):
                 v = k * ratio * (sin[a] if axis == 0 else cos[a])
-                start = int(math.ceil(v - 0.5 * width))
+                start = math.ceil(v - 0.5 * width)
                 first[a, k_max + k, axis] = start + half
                 if k > 0:
                     first[a, k_max - k, axis] = half - start - width + 1
@@ -743,9 +750,9 @@ FILTERS = ("none", "ramp", "shepp-logan", "cosine", "hann")
 def filter_response(name: str, n: int) -> F64:
     """Return the response of a reconstruction filter, (n // 2 + 1,) on the frequencies of a length-`n` real FFT.
 
-    The ramp is the transform of its spatial definition (1/4 at 0, ``-1 / (pi j)^2`` at odd j), which keeps the mean right
-    (Kak & Slaney, *Principles of Computerized Tomographic Imaging*, doi 10.1137/1.9780898719277, eq. 3.29); the other
-    filters are the ramp times their window. Frequencies in cycles/pixel, so that the ramp is |f| away from 0.
+    The ramp is the transform of its spatial definition (1/4 at 0, ``-1 / (pi j)^2`` at odd j), which keeps the mean
+    right (Kak & Slaney, *Principles of Computerized Tomographic Imaging*, doi 10.1137/1.9780898719277, eq. 3.29); the
+    other filters are the ramp times their window. Frequencies in cycles/pixel, so that the ramp is |f| away from 0.
 
     Parameters
     ----------
@@ -836,8 +843,8 @@ class Projector:
     n_detector : int, optional
         Detector columns, centred at ``(n_detector - 1) / 2``; `n` unless given.
     pad : float
-        Projections are computed on a line of ``pad * max(n, n_detector)`` columns. 2 makes the ramp filter exact and holds
-        the corners of the square grid too. What falls outside this line wraps around.
+        Projections are computed on a line of ``pad * max(n, n_detector)`` columns. 2 makes the ramp filter exact and
+        holds the corners of the square grid too. What falls outside this line wraps around.
     oversampling, width : float, int
         Of the gridding: grid size over `n`, kernel width in nodes.
     threads : int, optional
@@ -845,8 +852,8 @@ class Projector:
 
     Notes
     -----
-    Objects should lie inside the inscribed circle: what lies in the corners of the square is projected rightly but falls
-    off a detector of `n` columns, and no reconstruction can recover it.
+    Objects should lie inside the inscribed circle: what lies in the corners of the square is projected rightly but
+    falls off a detector of `n` columns, and no reconstruction can recover it.
     """
 
     def __init__(
@@ -976,8 +983,8 @@ class Projector:
             def band(a: int, b: int, x: F32, y: F32, t: F32) -> None:
                 for i in range(a, b):
                     _adjoint_bands(
-                        16 * i, min(16 * i + 16, m), lines, n, m, g.slope, g.first, g.weight, self.width, p, rad_m, tw_m,
-                        grid, x, y,
+                        16 * i, min(16 * i + 16, m), lines, n, m, g.slope, g.first, g.weight, self.width, p,
+                        rad_m, tw_m, grid, x, y,
                     )  # fmt: skip
 
             run(bands, band)

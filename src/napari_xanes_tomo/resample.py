@@ -1,0 +1,498 @@
+"""`place`: the one interpolation between recorded pixels and the common grid.
+
+Magnification, roll, shift and rotation centre are applied together, once, by gathering: the value at a point ``q`` of
+the common grid is read from the recorded frame at ``p = M R(roll) q + shift``. Values are absorbance per pixel (or
+counts, or flats); they are not scaled by M, a line integral being what it is whatever the pixel size.
+
+The kernel is Keys' six-point cubic convolution (fourth order: exact for cubics; Keys 1981, doi
+10.1109/TASSP.1981.1163711). Where an output pixel is wider than a recorded one (M > 1, or binned output) the kernel is
+stretched to the output pixel, so that every recorded photon counts, and corrected so that it stays exact for cubics.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar, cast, overload
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from napari_xanes_tomo.model import Alignment
+
+__all__ = ["place", "rows_needed"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_PHASES = 1024  # sub-pixel positions in the table of the path with roll; between them weights are interpolated linearly
+_SUPPORT = {1: 1.0, 2: 2.0, 3: 3.0}  # half width of the kernels, recorded pixels at M = 1
+
+
+def _jit(function: _F) -> _F:
+    """Compile for the machine at first use, kept on disk, without the GIL."""
+    return cast(_F, nb.njit(cache=True, nogil=True, fastmath={"contract"})(function))
+
+
+@_jit
+def _kernel(order: int, s: float) -> float:
+    """Value of the interpolation kernel at distance `s`; factored so that it is exactly 0 at the integers."""
+    s = abs(s)
+    if order == 1:
+        return max(0.0, 1.0 - s)
+    if order == 2:  # four-point cubic convolution, exact for quadratics
+        if s < 1.0:
+            return (1.0 - s) * (1.0 + s - 1.5 * s * s)
+        if s < 2.0:
+            return 0.5 * (1.0 - s) * (2.0 - s) * (2.0 - s)
+        return 0.0
+    if s < 1.0:
+        return (1.0 - s) * (1.0 + s - (4.0 / 3.0) * s * s)
+    if s < 2.0:
+        return (s - 1.0) * (2.0 - s) * ((7.0 / 12.0) * s - 1.25)
+    if s < 3.0:
+        return (s - 2.0) * (s - 3.0) * (s - 3.0) / 12.0
+    return 0.0
+
+
+@_jit
+def _weights(fraction: float, order: int, stretch: float, reach: int, out: F64) -> None:
+    """Weights of the taps ``1 - reach .. reach`` (from the pixel below) for a point `fraction` above that pixel.
+
+    A stretched kernel is sampled, not integrated; the polynomial times a window that is added to it makes its moments
+    up to `order` exact again (sum 1, the others 0), so that polynomials up to that degree are reproduced.
+    """
+    for t in range(2 * reach):
+        out[t] = _kernel(order, (t - reach + 1 - fraction) / stretch) / stretch
+    if stretch == 1.0:
+        return
+    size = order + 1
+    normal = np.zeros((size, size))
+    missing = np.zeros(size)
+    missing[0] = 1.0
+    for t in range(2 * reach):
+        d = (t - reach + 1 - fraction) / reach
+        window = max(0.0, 1.0 - d * d)
+        power = 1.0
+        for i in range(2 * order + 1):
+            for j in range(size):
+                if 0 <= i - j < size:
+                    normal[i - j, j] += window * power
+            if i < size:
+                missing[i] -= out[t] * power
+            power *= d
+    for i in range(size):  # positive definite: elimination needs no pivots
+        for r in range(i + 1, size):
+            factor = normal[r, i] / normal[i, i]
+            for j in range(i, size):
+                normal[r, j] -= factor * normal[i, j]
+            missing[r] -= factor * missing[i]
+    for i in range(size - 1, -1, -1):
+        for j in range(i + 1, size):
+            missing[i] -= normal[i, j] * missing[j]
+        missing[i] /= normal[i, i]
+    for t in range(2 * reach):
+        d = (t - reach + 1 - fraction) / reach
+        value = 0.0
+        for i in range(order, -1, -1):
+            value = value * d + missing[i]
+        out[t] += value * max(0.0, 1.0 - d * d)
+
+
+@_jit
+def _axis(
+    origin: float, pitch: float, first: int, count: int, size: int, order: int, stretch: float, reach: int,
+    square: bool, start: I64, weight: F32, cover: F64,
+) -> None:  # fmt: skip
+    """Find taps of `count` output pixels on an axis of `size` recorded ones; i is at ``origin + pitch (first + i)``.
+
+    Taps outside have weight 0 and the rest is normalised; `cover` is the part of the kernel that lies inside.
+    """
+    taps = np.empty(2 * reach)
+    for i in range(count):
+        p = origin + pitch * (first + i)
+        below = math.floor(p)
+        cover[i] = 0.0
+        start[i] = 0
+        weight[i] = 0.0
+        if below < -reach or below > size + reach:
+            continue
+        at = int(below) - reach + 1
+        _weights(p - below, order, stretch, reach, taps)
+        inside = 0.0
+        part = 0.0
+        total = 0.0
+        for t in range(2 * reach):
+            total += abs(taps[t])
+            if 0 <= at + t < size:
+                inside += taps[t]
+                part += abs(taps[t])
+        start[i] = at
+        cover[i] = part / total
+        if inside > 0.25:  # less would only amplify
+            whole = at >= 0 and at + 2 * reach <= size
+            for t in range(2 * reach):
+                if 0 <= at + t < size:
+                    w = taps[t] if whole else taps[t] / inside
+                    weight[i, t] = w * w if square else w
+
+
+@_jit
+def _place_straight(
+    frames: F32, row_offset: int, height: int, shift: F64, pitch: float, ny: int, nx: int, q0: int, q1: int,
+    order: int, stretch: float, reach: int, square: bool, out: F32, coverage: F32, want: bool,
+) -> None:  # fmt: skip
+    """Frames without roll: first along y (whole rows), then along x."""
+    rows = q1 - q0
+    slab, width = frames.shape[1], frames.shape[2]
+    taps = 2 * reach
+    sy = np.empty(rows, np.int64)
+    wy = np.empty((rows, taps), np.float32)
+    cy = np.empty(rows)
+    sx = np.empty(nx, np.int64)
+    wx = np.empty((nx, taps), np.float32)
+    cx = np.empty(nx)
+    line = np.zeros(width + 2 * taps, np.float32)
+    for f in range(frames.shape[0]):
+        if not (math.isfinite(shift[f, 0]) and math.isfinite(shift[f, 1])):
+            out[f] = 0.0
+            if want:
+                coverage[f] = 0.0
+            continue
+        oy = shift[f, 0] + (height - 1) / 2 - pitch * (ny - 1) / 2
+        ox = shift[f, 1] + (width - 1) / 2 - pitch * (nx - 1) / 2
+        _axis(oy, pitch, q0, rows, height, order, stretch, reach, square, sy, wy, cy)
+        _axis(ox, pitch, 0, nx, width, order, stretch, reach, square, sx, wx, cx)
+        if pitch == 1.0:  # the same weights everywhere: columns lo..hi have all their taps inside
+            base = math.floor(ox) - reach + 1
+            lo = min(nx, max(0, -base))
+            hi = max(lo, min(nx, width - base - taps + 1))
+        else:
+            base = lo = hi = 0
+        for i in range(rows):
+            if cy[i] <= 0.5:
+                out[f, i] = 0.0
+                if want:
+                    coverage[f, i] = 0.0
+                continue
+            body = line[taps : taps + width]
+            body[:] = 0.0
+            for t in range(taps):
+                w = wy[i, t]
+                r = sy[i] + t - row_offset
+                if w != 0.0 and 0 <= r < slab:
+                    source = frames[f, r]
+                    for x in range(width):
+                        body[x] += w * source[x]
+            target = out[f, i]
+            if hi > lo:
+                for x in range(lo, hi):
+                    target[x] = 0.0
+                for t in range(taps):
+                    w = wx[lo, t]
+                    if w != 0.0:
+                        shifted = body[lo + base + t : hi + base + t]
+                        part = target[lo:hi]
+                        for x in range(hi - lo):
+                            part[x] += w * shifted[x]
+            for x in range(nx):
+                if lo <= x < hi:
+                    continue
+                value = np.float32(0.0)
+                if cy[i] * cx[x] > 0.5:
+                    at = sx[x] + taps
+                    for t in range(taps):
+                        value += wx[x, t] * line[at + t]
+                target[x] = value
+            if want:
+                for x in range(nx):
+                    coverage[f, i, x] = cy[i] * cx[x]
+
+
+@_jit
+def _place_rolled(
+    frames: F32, row_offset: int, height: int, shift: F64, matrix: F64, pitch: float, ny: int, nx: int, q0: int,
+    q1: int, table: F32, reach: int, square: bool, out: F32, coverage: F32, want: bool,
+) -> None:  # fmt: skip
+    """Frames with roll: both axes at once, weights from a table of sub-pixel positions."""
+    slab, width = frames.shape[1], frames.shape[2]
+    taps = 2 * reach
+    phases = table.shape[0] - 1
+    wy = np.empty(taps, np.float32)
+    wx = np.empty(taps, np.float32)
+    for f in range(frames.shape[0]):
+        finite = math.isfinite(shift[f, 0]) and math.isfinite(shift[f, 1])
+        for i in range(q1 - q0):
+            qy = pitch * (q0 + i - (ny - 1) / 2)
+            for x in range(nx):
+                value = np.float32(0.0)
+                cover = 0.0
+                if finite:
+                    qx = pitch * (x - (nx - 1) / 2)
+                    py = matrix[0, 0] * qy + matrix[0, 1] * qx + shift[f, 0] + (height - 1) / 2
+                    px = matrix[1, 0] * qy + matrix[1, 1] * qx + shift[f, 1] + (width - 1) / 2
+                    by = math.floor(py)
+                    bx = math.floor(px)
+                    if -reach <= by <= height + reach and -reach <= bx <= width + reach:
+                        ay = int(by) - reach + 1
+                        ax = int(bx) - reach + 1
+                        e = (py - by) * phases
+                        k = min(phases - 1, int(e))
+                        u = np.float32(e - k)
+                        e = (px - bx) * phases
+                        j = min(phases - 1, int(e))
+                        v = np.float32(e - j)
+                        iy = np.float32(0.0)
+                        ix = np.float32(0.0)
+                        all_y = np.float32(0.0)
+                        all_x = np.float32(0.0)
+                        part_y = np.float32(0.0)
+                        part_x = np.float32(0.0)
+                        for t in range(taps):
+                            wy[t] = table[k, t] + u * (table[k + 1, t] - table[k, t])
+                            wx[t] = table[j, t] + v * (table[j + 1, t] - table[j, t])
+                            all_y += abs(wy[t])
+                            all_x += abs(wx[t])
+                            if 0 <= ay + t < height:
+                                iy += wy[t]
+                                part_y += abs(wy[t])
+                            else:
+                                wy[t] = 0.0
+                            if 0 <= ax + t < width:
+                                ix += wx[t]
+                                part_x += abs(wx[t])
+                            else:
+                                wx[t] = 0.0
+                        cover = float((part_y / all_y) * (part_x / all_x))
+                        if cover > 0.5:
+                            if square:
+                                for t in range(taps):
+                                    wy[t] *= wy[t]
+                                    wx[t] *= wx[t]
+                            for t in range(taps):
+                                r = ay + t - row_offset
+                                if wy[t] != 0.0 and 0 <= r < slab:
+                                    part = np.float32(0.0)
+                                    if ax >= 0 and ax + taps <= width:
+                                        for s in range(taps):
+                                            part += wx[s] * frames[f, r, ax + s]
+                                    else:
+                                        for s in range(taps):
+                                            if 0 <= ax + s < width:
+                                                part += wx[s] * frames[f, r, ax + s]
+                                    value += wy[t] * part
+                            norm = iy * ix
+                            value /= norm * norm if square else norm
+                out[f, i, x] = value
+                if want:
+                    coverage[f, i, x] = cover
+
+
+def _geometry(alignment: Alignment, bin: int, order: int) -> tuple[float, int]:
+    """Return the stretch of the kernel and its reach in recorded pixels."""
+    if order not in _SUPPORT:
+        raise ValueError(f"order: expected one of {sorted(_SUPPORT)}, got {order}")
+    if bin < 1 or bin != int(bin):
+        raise ValueError(f"bin: expected a whole number >= 1, got {bin}")
+    stretch = max(1.0, alignment.magnification * bin)
+    return stretch, math.ceil(_SUPPORT[order] * stretch)
+
+
+def _bounds(rows: tuple[int, int] | None, ny: int) -> tuple[int, int]:
+    q0, q1 = (0, ny) if rows is None else rows
+    if not 0 <= q0 <= q1 <= ny:
+        raise ValueError(f"rows: expected 0 <= q0 <= q1 <= {ny}, got {(q0, q1)}")
+    return int(q0), int(q1)
+
+
+def rows_needed(
+    alignment: Alignment,
+    *,
+    rows: tuple[int, int],
+    grid_shape: tuple[int, int],
+    frame_shape: tuple[int, int],
+    bin: int = 1,
+    order: int = 3,
+    index: Sequence[int] | None = None,
+) -> tuple[int, int]:
+    """Return the detector rows ``(y0, y1)`` that `place` reads to make output rows `rows` of all projections.
+
+    The support of the kernel is included; clipped to the frame (``y0 == y1`` when nothing is inside). Parameters as in
+    `place`.
+    """
+    _, reach = _geometry(alignment, bin, order)
+    q0, q1 = _bounds(rows, grid_shape[0])
+    shift = alignment.shift if index is None else alignment.shift[np.asarray(index, dtype=int)]
+    dy = shift[:, 0][np.isfinite(shift).all(axis=1)]
+    if q0 == q1 or dy.size == 0:
+        return 0, 0
+    qy = bin * (np.array([q0, q1 - 1]) - (grid_shape[0] - 1) / 2)
+    qx = bin * (grid_shape[1] - 1) / 2 * np.array([-1.0, 1.0])
+    m = alignment.matrix
+    p = (m[0, 0] * qy[:, None] + m[0, 1] * qx) + (frame_shape[0] - 1) / 2
+    # one row more than needed on each side where p falls within rounding of a whole pixel
+    y0 = math.floor(p.min() + dy.min() - 1e-6) - reach + 1
+    y1 = math.floor(p.max() + dy.max() + 1e-6) + reach + 1
+    y0, y1 = (min(max(y, 0), frame_shape[0]) for y in (y0, y1))
+    return y0, max(y0, y1)
+
+
+@overload
+def place(
+    frames: npt.ArrayLike,
+    alignment: Alignment,
+    *,
+    grid_shape: tuple[int, int] | None = ...,
+    rows: tuple[int, int] | None = ...,
+    index: Sequence[int] | None = ...,
+    bin: int = ...,
+    order: int = ...,
+    row_offset: int = ...,
+    frame_shape: tuple[int, int] | None = ...,
+    square: bool = ...,
+    return_coverage: Literal[False] = ...,
+    threads: int | None = ...,
+) -> F32: ...
+
+
+@overload
+def place(
+    frames: npt.ArrayLike,
+    alignment: Alignment,
+    *,
+    grid_shape: tuple[int, int] | None = ...,
+    rows: tuple[int, int] | None = ...,
+    index: Sequence[int] | None = ...,
+    bin: int = ...,
+    order: int = ...,
+    row_offset: int = ...,
+    frame_shape: tuple[int, int] | None = ...,
+    square: bool = ...,
+    return_coverage: Literal[True],
+    threads: int | None = ...,
+) -> tuple[F32, F32]: ...
+
+
+def place(
+    frames: npt.ArrayLike,
+    alignment: Alignment,
+    *,
+    grid_shape: tuple[int, int] | None = None,
+    rows: tuple[int, int] | None = None,
+    index: Sequence[int] | None = None,
+    bin: int = 1,
+    order: int = 3,
+    row_offset: int = 0,
+    frame_shape: tuple[int, int] | None = None,
+    square: bool = False,
+    return_coverage: bool = False,
+    threads: int | None = None,
+) -> F32 | tuple[F32, F32]:
+    """Bring recorded frames ``(frame, y, x)`` to the common grid; return ``(frame, q1 - q0, nx)`` float32.
+
+    Output pixel ``(i, j)`` is at ``q = bin * (i - (ny - 1) / 2, j - (nx - 1) / 2)`` reference pixels and takes the
+    recorded value at ``p = M R(roll) q + shift``, measured from the detector centre. A positive shift is a
+    displacement of the recorded content down / right, which is undone here.
+
+    Parameters
+    ----------
+    frames : (n, h, w) array
+        Detector rows ``row_offset : row_offset + h`` of the frames, all columns.
+    alignment : Alignment
+        Raw detector pixels. A frame whose shift is not finite comes out as zeros without coverage.
+    grid_shape : (ny, nx), optional
+        Output pixels of the whole common grid; the frame's own shape (divided by `bin`) unless given.
+    rows : (q0, q1), optional
+        The output rows wanted. A slab is bit for bit the same as those rows of the whole.
+    index : sequence of int, optional
+        The entry of `alignment` each frame belongs to; all of them in order unless given.
+    bin : int
+        Width of an output pixel, reference pixels.
+    order : {1, 2, 3}
+        Degree of the polynomials the kernel reproduces: linear, four-point cubic, six-point cubic.
+    row_offset, frame_shape : int, (H, W)
+        Where `frames` lie in the full frame, and its shape; see `rows_needed`.
+    square : bool
+        Square the kernel: `frames` is then a variance (of independent pixels) and so is the result.
+    return_coverage : bool
+        Also return the part of the kernel, 0..1, that lies inside the recorded frame, same shape as the result.
+    threads : int, optional
+        All cores unless given. The result does not depend on it.
+
+    Returns
+    -------
+    (n, q1 - q0, nx) float32
+        Where at most half of the kernel is inside the recorded frame the value is 0; elsewhere it is normalised by the
+        part inside.
+    """
+    data = np.asarray(frames, dtype=np.float32)
+    if data.ndim != 3:
+        raise ValueError(f"frames: expected (frame, y, x), got shape {data.shape}")
+    data = np.ascontiguousarray(data)
+    height, width = (row_offset + data.shape[1], data.shape[2]) if frame_shape is None else frame_shape
+    if width != data.shape[2] or row_offset < 0 or row_offset + data.shape[1] > height:
+        raise ValueError(
+            f"frames: expected rows within a frame of {(height, width)}, got {data.shape} from row {row_offset} on"
+        )
+    ny, nx = (max(1, height // bin), max(1, width // bin)) if grid_shape is None else grid_shape
+    q0, q1 = _bounds(rows, ny)
+    stretch, reach = _geometry(alignment, bin, order)
+    shift = np.asarray(alignment.shift, dtype=np.float64)
+    if index is not None:
+        shift = shift[np.asarray(index, dtype=int)]
+    if len(shift) != len(data):
+        raise ValueError(f"alignment: expected {len(data)} entries, one a frame, got {len(shift)}; see `index`")
+    shift = np.ascontiguousarray(shift)
+    y0, y1 = rows_needed(
+        alignment, rows=(q0, q1), grid_shape=(ny, nx), frame_shape=(height, width), bin=bin, order=order, index=index
+    )
+    if y1 > y0 and (y0 < row_offset or y1 > row_offset + data.shape[1]):
+        raise ValueError(
+            f"frames: rows {y0}:{y1} of the detector are needed for output rows {q0}:{q1}, "
+            f"got {row_offset}:{row_offset + data.shape[1]}; see `rows_needed`"
+        )
+    out = np.empty((len(data), q1 - q0, nx), np.float32)
+    coverage = np.empty(out.shape if return_coverage else (0, 0, 0), np.float32)
+    straight = alignment.roll_deg == 0.0
+    matrix = alignment.matrix.astype(np.float64)
+    table = np.empty((1, 1), np.float32)
+    if not straight:
+        exact = np.empty((_PHASES + 1, 2 * reach))
+        for k in range(_PHASES + 1):
+            _weights(k / _PHASES, order, stretch, reach, exact[k])
+        table = exact.astype(np.float32)
+
+    def work(bounds: tuple[int, int]) -> None:
+        a, b = bounds
+        part = coverage[a:b] if return_coverage else coverage
+        if straight:
+            _place_straight(
+                data[a:b], row_offset, height, shift[a:b], alignment.magnification * bin, ny, nx, q0, q1, order,
+                stretch, reach, square, out[a:b], part, return_coverage,
+            )  # fmt: skip
+        else:
+            _place_rolled(
+                data[a:b], row_offset, height, shift[a:b], matrix, float(bin), ny, nx, q0, q1, table, reach,
+                square, out[a:b], part, return_coverage,
+            )  # fmt: skip
+
+    workers = min(_cores() if threads is None else max(1, threads), max(1, len(data)))
+    if workers == 1:
+        work((0, len(data)))
+    else:
+        step = max(1, len(data) // (4 * workers))
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, [(i, min(i + step, len(data))) for i in range(0, len(data), step)]))
+    return (out, coverage) if return_coverage else out
+
+
+def _cores() -> int:
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on macOS and Windows
+        return max(1, os.cpu_count() or 1)
