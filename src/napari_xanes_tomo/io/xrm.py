@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import struct
+import time
 from calendar import timegm
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -393,7 +394,8 @@ def _parse(file: BinaryIO, size: int) -> _Layout:
         except _Bad as bad:
             if bad.reason == "overlap":  # one of the two is wrong, and nothing says which
                 raise _Bad("corrupt", f"stream {path[:60]!r} lies on the sectors of an image") from None
-            # an optional value that cannot be reached is a value that is not there
+            if path in _WANTED and not defect[0]:
+                defect = (bad.reason, str(bad))  # its pixels may be whole, but not what they mean
 
     tables = sorted({*box.fat_sectors, *box.difat, *map(int, box.directory), *map(int, box.mini_fat_sectors)})
     structure = [(0, 512), *(((s + 1) * box.sector, box.sector) for s in tables)]
@@ -564,7 +566,7 @@ def _header(layout: _Layout, buffers: Sequence[bytes], path: str) -> XrmHeader:
     total = planned if planned is not None and planned > 0 else m
     dates = values.get("imageinfo/date", b"")
     stride = len(dates) // total if dates and len(dates) % total == 0 else 40
-    times = tuple(_seconds(dates[i * stride : (i + 1) * stride].split(b"\0", 1)[0]) for i in range(m))
+    starts = tuple(_seconds(dates[i * stride : (i + 1) * stride].split(b"\0", 1)[0]) for i in range(m))
     exposure = "imageinfo/exptimes" if values.get("imageinfo/exptimes") else "imageinfo/exptime"
     binning = _integer(values, "imageinfo/horizontalbin") or _integer(values, "imageinfo/camerabinning")
 
@@ -590,7 +592,7 @@ def _header(layout: _Layout, buffers: Sequence[bytes], path: str) -> XrmHeader:
         angles_deg=_floats(values, "imageinfo/angles", m, total),
         energies_ev=_floats(values, "imageinfo/energy", m, total),
         exposures_s=_floats(values, exposure, m, total),
-        times_s=times,
+        times_s=starts,
         x_um=_floats(values, "imageinfo/xposition", m, total),
         y_um=_floats(values, "imageinfo/yposition", m, total),
         z_um=_floats(values, "imageinfo/zposition", m, total),
@@ -668,7 +670,7 @@ def read_header(path: str | os.PathLike[str]) -> XrmHeader:
     path = os.fspath(path)
     fd = _open(path)
     try:
-        return _header_of(fd, path, os.fstat(fd).st_size)
+        return _learn(fd, path, os.fstat(fd))
     except OSError as error:
         name = Path(path).name
         raise XrmError(f"{name}: cannot be read ({error.strerror or error})", "unreadable", name) from None
@@ -683,15 +685,21 @@ _places: dict[str, _Place] = {}  # path -> ((bytes, mtime_ns), header) of the fi
 
 
 def _placed(fd: int, path: str) -> XrmHeader:
+    """Return the header of an open file, from memory while the file is the same."""
     stat = os.fstat(fd)
-    stamp = (stat.st_size, stat.st_mtime_ns)
     known = _places.get(path)
-    if known is not None and known[0] == stamp:
+    if known is not None and known[0] == (stat.st_size, stat.st_mtime_ns):
         return known[1]
+    return _learn(fd, path, stat)
+
+
+def _learn(fd: int, path: str, stat: os.stat_result) -> XrmHeader:
     header = _header_of(fd, path, stat.st_size)
-    if len(_places) > 50_000:
-        _places.clear()
-    _places[path] = (stamp, header)
+    # A file written a moment ago may change again without a new time: clocks of file systems are coarse.
+    if time.time_ns() - stat.st_mtime_ns > 1_000_000_000:
+        if len(_places) > 50_000:
+            _places.clear()
+        _places[path] = ((stat.st_size, stat.st_mtime_ns), header)
     return header
 
 
