@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ["NAPARI_ASYNC"] = "0"  # a layer shows its data when it is added, not some time later
+
+# No deadline: the machine may be shared. On CI the same examples every time.
+settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("here")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -96,7 +101,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the ``tiny`` digital twin: real `.xrm` files, their script, the truth. Read only: copy it to change it."""
+    """Folder of the ``tiny`` digital twin: `.xrm` files, their script, the truth. Read only: copy it to change it."""
     from napari_xanes_tomo.phantom import write_twin
 
     folder = tmp_path_factory.mktemp("twin") / "tiny"
