@@ -439,9 +439,9 @@ def place(
         raise ValueError(
             f"frames: expected rows within a frame of {(height, width)}, got {data.shape} from row {row_offset} on"
         )
+    stretch, reach = _geometry(alignment, bin, order)
     ny, nx = (max(1, height // bin), max(1, width // bin)) if grid_shape is None else grid_shape
     q0, q1 = _bounds(rows, ny)
-    stretch, reach = _geometry(alignment, bin, order)
     shift = np.asarray(alignment.shift, dtype=np.float64)
     if index is not None:
         shift = shift[np.asarray(index, dtype=int)]
