@@ -96,11 +96,12 @@ def test_readme_example_runs(
 
 
 def test_links_between_documents_lead_somewhere(repository: Path) -> None:
-    broken = []
-    for page in [*repository.glob("*.md"), *repository.glob("docs/**/*.md")]:
-        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
-            if "://" not in target and not target.startswith("mailto:") and not (page.parent / target).exists():
-                broken.append(f"{page.name}: {target}")
+    broken = [
+        f"{page.name}: {target}"
+        for page in [*repository.glob("*.md"), *repository.glob("docs/**/*.md")]
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not target.startswith("mailto:") and not (page.parent / target).exists()
+    ]
     assert not broken
 
 
