@@ -1,87 +1,415 @@
-"""Jitter: where every projection of one tomogram lies, found from the projections alone."""
+"""Jitter: where every projection of one tomogram lies, found from the projections alone.
+
+Vertically the mass in every row must not depend on the angle, horizontally the centre of mass must move on a
+sinusoid (Helgason-Ludwig conditions, doi 10.1002/cpa.3160190207). With the air around the object at zero these
+moments are close to what the photons allow. They are refined by reprojection (Dengler 1989, doi
+10.1016/0304-3991(89)90065-9; Yu et al. 2018, doi 10.1107/S1600577518013929): the volume is reconstructed from the
+projections as placed so far, projected again, and each projection is fitted to its own reprojection by Gauss-Newton
+steps, with its gain and level as nuisances, always resampled from the recorded frame. Whether the refined shifts are
+better is decided by projections that were held out of the reconstruction.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .model import FloatArray
+from .agreement import displacement_equations, smooth
+from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
+from .projector import Projector
+from .reconstruction import angular_weights, fbp
+from .recipe import JitterParameters
+from .resample import place
 
-__all__ = ["find_jitter"]
+__all__ = ["JitterResult", "center_of_rotation", "find_jitter", "object_support"]
+
+F32 = npt.NDArray[np.float32]
+FEWEST_ANGLES = 8
+_BLUR_PX = 0.7  # applied to data and reprojection alike before they are compared
+
+
+@dataclass(frozen=True)
+class JitterResult:
+    """What `find_jitter` found.
+
+    Attributes
+    ----------
+    alignment : Alignment
+        Displacement of the content of every projection, pixels of the stack given; x contains the centre of
+        rotation; the centre of mass of the object lies on the axis, at the middle row.
+    center, center_sigma : float
+        Rotation axis relative to the middle column, pixels, and its standard error.
+    moments : (n, 2) array
+        ``[dy, dx]`` as the moments alone give them.
+    method : {"moments", "reprojection"}
+        Which estimate was kept.
+    residual : (n,) array
+        Rms difference between each projection and the reprojection of the others.
+    quality : Quality
+    """
+
+    alignment: Alignment
+    center: float
+    center_sigma: float
+    moments: FloatArray
+    method: str
+    residual: FloatArray
+    quality: Quality
+
+
+def center_of_rotation(
+    shift_x: npt.ArrayLike, theta_deg: npt.ArrayLike, sigma_x: npt.ArrayLike | None = None
+) -> tuple[float, float]:
+    """Return the position of the rotation axis in horizontal shifts, and its standard error.
+
+    The constant of the fit ``c + a cos(theta) + b sin(theta)``: `a` and `b` only say where the object stands.
+
+    Parameters
+    ----------
+    shift_x, theta_deg, sigma_x : (n,) arrays
+        Pixels, degrees, pixels.
+    """
+    x, t = np.asarray(shift_x, dtype=float), np.deg2rad(np.asarray(theta_deg, dtype=float))
+    basis = np.stack([np.ones_like(t), np.cos(t), np.sin(t)], axis=1)
+    weight = np.ones_like(x) if sigma_x is None else 1 / np.maximum(np.asarray(sigma_x, dtype=float), 1e-9) ** 2
+    good = np.isfinite(x) & np.isfinite(weight)
+    if good.sum() < 3:
+        return float("nan"), float("nan")
+    b, w = basis[good], weight[good]
+    inverse = np.linalg.pinv(b.T @ (w[:, None] * b))
+    constant = float((inverse @ (b.T @ (w * x[good])))[0])
+    return constant, float(np.sqrt(inverse[0, 0])) if sigma_x is not None else float("nan")
+
+
+def find_jitter(
+    stack: npt.ArrayLike,
+    theta_deg: npt.ArrayLike,
+    *,
+    variance: npt.ArrayLike | float | None = None,
+    parameters: JitterParameters | None = None,
+    progress: Progress = no_progress,
+) -> JitterResult:
+    """Find the displacement of every projection of a tomogram.
+
+    Parameters
+    ----------
+    stack : (n, y, x) array
+        Absorbance, zero in the air around the object.
+    theta_deg : (n,) array
+        Angle of every projection, degrees.
+    variance : (n,) array or float, optional
+        Noise variance of a pixel; estimated from the residual unless given.
+    parameters : JitterParameters, optional
+    progress : callable
+        See `Progress`; may raise `Cancelled`.
+
+    Raises
+    ------
+    XanesTomoError
+        Fewer than 8 projections, another number of angles, or nothing that absorbs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> theta = np.arange(-90, 90, 6.0)
+    >>> y, x = np.mgrid[-16:16, -16:16]
+    >>> dx = np.where(theta < 0, 1.5, -1.0)
+    >>> stack = np.stack([np.exp(-(y**2 + (x - d) ** 2) / 20) for d in dx])
+    >>> found = find_jitter(stack, theta)
+    >>> bool(abs(np.diff(found.alignment.shift[[0, -1], 1])[0] + 2.5) < 0.1)
+    True
+    """
+    p = JitterParameters() if parameters is None else parameters
+    data = np.ascontiguousarray(stack, dtype=np.float32)
+    theta = np.asarray(theta_deg, dtype=float)
+    _check(data, theta)
+    n, h, w = data.shape
+    noise = _variance(variance, n, data)
+    limit = p.max_shift_px * w / 1024
+    progress("jitter", 0, p.iterations + 2)
+    dy, top, bottom = _vertical(data.sum(axis=2, dtype=np.float64), limit)
+    dx, spread = _horizontal(data, dy, np.deg2rad(theta), top, bottom)
+    moments = np.stack([dy, dx], axis=1)
+    if not np.isfinite(moments).all():
+        raise XanesTomoError("jitter: expected an absorbing object in the field, found none; check flats and the box")
+    progress("jitter", 1, p.iterations + 2)
+
+    held = _Held(data, theta, _BLUR_PX)
+    before = held.residual(moments)
+    best, method, fit_sigma = moments, "moments", None
+    last_step = float("nan")
+    if p.refine and p.iterations:
+        shift = moments.copy()
+        sigma = None
+        for k in range(p.iterations):
+            step, sigma = _reprojection_step(data, theta, shift, noise)
+            step = np.clip(step, -0.05 * w, 0.05 * w)
+            shift = _fix_gauge(shift + step, shift, theta)
+            last_step = float(np.sqrt(np.mean(step**2)))
+            progress("jitter", k + 2, p.iterations + 2)
+            if last_step < 0.1 * float(np.sqrt(np.mean(sigma**2))):
+                break
+        after = held.residual(shift)
+        gain = before - after
+        # Paired by projection: the refined shifts must predict held-out projections better, beyond chance.
+        if gain.mean() > 2.0 * gain.std() / np.sqrt(n):
+            best, method, fit_sigma = shift, "reprojection", sigma
+            before = after
+    if fit_sigma is None:
+        _, fit_sigma = _reprojection_step(data, theta, best, noise)
+        fit_sigma = np.maximum(fit_sigma, np.array([0.0, 1.0])[None, :] * spread)
+    alignment = Alignment(best, fit_sigma)
+    center, center_sigma = center_of_rotation(best[:, 1], theta, fit_sigma[:, 1])
+    residual = np.sqrt(before)
+    moved = np.sqrt(np.mean((best - moments) ** 2, axis=0))
+    outliers = int(np.sum(_robust_z(residual) > 5))
+    scores = (
+        Score("sigma_y", float(np.sqrt(np.mean(fit_sigma[:, 0] ** 2))), "px", 0.1 * w / 256),
+        Score("sigma_x", float(np.sqrt(np.mean(fit_sigma[:, 1] ** 2))), "px", 0.1 * w / 256),
+        Score("held-out residual / noise", float(np.sqrt(np.median(before) / np.median(noise)) / _NOISE_LEFT), "", 3.0),
+        Score("projections that stand out", outliers, "", max(1.0, 0.02 * n)),
+        Score("moved from the moments", float(np.hypot(*moved)), "px"),
+    )
+    note = f"{method} kept" + ("" if method == "reprojection" or not p.refine else "; the refinement was no better")
+    progress("jitter", p.iterations + 2, p.iterations + 2)
+    return JitterResult(alignment, center, center_sigma, moments, method, residual, Quality(scores, (note,)))
+
+
+# White noise of standard deviation 1 keeps this much of it after the blur.
+_NOISE_LEFT = 1 / (2 * np.sqrt(np.pi) * _BLUR_PX)
+
+
+def _check(data: F32, theta: FloatArray) -> None:
+    if data.ndim != 3:
+        raise XanesTomoError(f"stack: expected (projection, y, x), got {data.ndim} dimensions")
+    if theta.shape != data.shape[:1]:
+        raise XanesTomoError(f"theta: expected one angle for each of {len(data)} projections, got {theta.size}")
+    if len(data) < FEWEST_ANGLES:
+        raise XanesTomoError(f"stack: expected at least {FEWEST_ANGLES} usable projections, got {len(data)}")
+    if not np.isfinite(data).all():
+        raise XanesTomoError("stack: expected finite values, got NaN or infinity; exclude those projections")
+    if not np.any(data.std(axis=(1, 2)) > 0):
+        raise XanesTomoError("stack: expected images with contrast, got constant frames")
+
+
+def _variance(variance: npt.ArrayLike | float | None, n: int, data: F32) -> FloatArray:
+    if variance is not None:
+        return np.broadcast_to(np.asarray(variance, dtype=float), (n,)).copy()
+    # The difference of diagonal neighbours (second differences) is noise for a smooth object.
+    d = data[:, 1:-1:2, 1:-1:2] - 0.25 * (
+        data[:, :-2:2, 1:-1:2] + data[:, 2::2, 1:-1:2] + data[:, 1:-1:2, :-2:2] + data[:, 1:-1:2, 2::2]
+    )
+    mad = 1.4826 * np.median(np.abs(d), axis=(1, 2))
+    return np.asarray(np.maximum(mad**2 / 1.25, 1e-12), dtype=float)
+
+
+def _robust_z(values: FloatArray) -> FloatArray:
+    centre = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - centre)) + 1e-12
+    return np.asarray((values - centre) / spread)
+
+
+# ------------------------------------------------------------------------------------------------- moments
 
 
 def _fourier_shift(profiles: FloatArray, shift: FloatArray) -> FloatArray:
     """Move the content of every row of (n, length) by -shift samples (band-limited, edge-padded)."""
-    n, length = profiles.shape
+    length = profiles.shape[1]
     pad = length // 2
     padded = np.pad(profiles, ((0, 0), (pad, pad)), mode="edge")
     k = np.fft.rfftfreq(padded.shape[1])
     spectrum = np.fft.rfft(padded, axis=1) * np.exp(2j * np.pi * k[None, :] * shift[:, None])
-    return np.fft.irfft(spectrum, padded.shape[1], axis=1)[:, pad : pad + length]
+    return np.asarray(np.fft.irfft(spectrum, padded.shape[1], axis=1)[:, pad : pad + length])
 
 
-def _vertical(profiles: FloatArray, limit: float) -> FloatArray:
-    """Displacement of every vertical mass profile (n, rows) against their common template."""
+def _vertical(profiles: FloatArray, limit: float) -> tuple[FloatArray, int, int]:
+    """Displacement in y of every mass profile (n, rows), and the rows seen in all of them once they are aligned.
+
+    The centre of mass of the common profile is put at the middle row.
+    """
     n, rows = profiles.shape
-    smooth = profiles - profiles.mean(axis=1, keepdims=True)
     window = np.hanning(rows + 2)[1:-1]
     size = 2 * rows
-    spectrum = np.fft.rfft(smooth * window, size, axis=1)
-    shift = np.zeros(n)
-    template = spectrum[n // 2]
+    spectrum = np.fft.rfft((profiles - profiles.min(axis=1, keepdims=True)) * window, size, axis=1)
+    frequency = np.fft.rfftfreq(size)
+    spectrum[:, 0] = 0
     lag = np.fft.fftfreq(size, 1 / size)
+    template = spectrum[n // 2]
+    shift = np.zeros(n)
     for _ in range(3):
         cross = np.fft.irfft(spectrum * np.conj(template)[None, :], size, axis=1)
         cross[:, np.abs(lag) > limit] = -np.inf
-        best = np.argmax(cross, axis=1)
-        shift = lag[best]
-        turn = np.exp(2j * np.pi * np.fft.rfftfreq(size)[None, :] * shift[:, None])
-        template = np.mean(spectrum * turn, axis=0)
+        shift = lag[np.argmax(cross, axis=1)]
+        template = np.mean(spectrum * np.exp(2j * np.pi * frequency[None, :] * shift[:, None]), axis=0)
     shift = shift - np.median(shift)
-    for _ in range(8):
-        moved = _fourier_shift(profiles, shift)
-        lo = int(np.ceil(max(0.0, -shift.min()))) + 2
-        hi = rows - int(np.ceil(max(0.0, shift.max()))) - 2
-        if hi - lo < 8:
+    top, bottom = _common_rows(shift, rows)
+    for _ in range(10):
+        moved = _fourier_shift(profiles, shift)[:, top:bottom]
+        if bottom - top < 8:
             break
         t = np.median(moved, axis=0)
-        slope = np.gradient(t)
-        use = slice(lo, hi)
-        design = np.stack([slope[use], t[use], np.ones(hi - lo)], axis=1)
-        fit = np.linalg.lstsq(design, (moved[:, use] - t[None, use]).T, rcond=None)[0]
-        step = -fit[0]
+        design = np.stack([-np.gradient(t), t, np.ones_like(t)], axis=1)
+        step = np.linalg.lstsq(design, (moved - t[None, :]).T, rcond=None)[0][0]
+        step -= np.median(step)
         shift = shift + np.clip(step, -2, 2)
+        top, bottom = _common_rows(shift, rows)
         if np.abs(step).max() < 1e-3:
             break
-    return np.asarray(shift - shift.mean())
+    middle = np.arange(top, bottom) - (rows - 1) / 2
+    profile = np.median(_fourier_shift(profiles, shift)[:, top:bottom], axis=0)
+    offset = float(np.sum(profile * middle) / np.sum(profile)) if bottom > top else 0.0
+    return np.asarray(shift + offset), top, bottom
 
 
-def _horizontal(frames: npt.NDArray[np.float32], dy: FloatArray, theta: FloatArray) -> FloatArray:
-    """Displacement in x from the centre of mass of every row; the object's own centre is put on the axis."""
+def _common_rows(shift: FloatArray, rows: int) -> tuple[int, int]:
+    top = int(np.ceil(max(0.0, -shift.min()))) + 2
+    bottom = rows - int(np.ceil(max(0.0, shift.max()))) - 2
+    return (top, bottom) if bottom > top else (0, 0)
+
+
+def _horizontal(
+    frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom: int
+) -> tuple[FloatArray, float]:
+    """Displacement in x from the centre of mass of every row, and its standard error from two sets of rows.
+
+    Each row's centre moves on its own sinusoid; what all rows do besides is the displacement. The centre of mass of the
+    whole is put on the axis.
+    """
     n, h, w = frames.shape
-    x = np.arange(w) - (w - 1) / 2
-    m0 = frames.sum(axis=2, dtype=np.float64)
-    m1 = frames @ x
-    m0, m1 = _fourier_shift(m0, dy), _fourier_shift(m1, dy)
-    lo = int(np.ceil(max(0.0, -dy.min()))) + 2
-    hi = h - int(np.ceil(max(0.0, dy.max()))) - 2
-    m0, m1 = m0[:, lo:hi], m1[:, lo:hi]
+    if bottom - top < 4:
+        return np.full(n, np.nan), float("nan")
+    x = (np.arange(w) - (w - 1) / 2).astype(np.float32)
+    offset = dy - np.median(dy)
+    m0 = _fourier_shift(frames.sum(axis=2, dtype=np.float64), offset)[:, top:bottom]
+    m1 = _fourier_shift(np.asarray(frames @ x, dtype=np.float64), offset)[:, top:bottom]
     mass = np.median(m0, axis=0)
     rows = mass > 0.05 * mass.max()
+    if mass.max() <= 0 or rows.sum() < 2:
+        return np.full(n, np.nan), float("nan")
     m0, m1, mass = m0[:, rows], m1[:, rows], mass[rows]
-    dx = m1.sum(axis=1) / m0.sum(axis=1)
-    com = m1 / np.maximum(m0, 0.02 * mass.max())
     basis = np.stack([np.cos(theta), np.sin(theta)], axis=1)
-    weight = mass**2
-    for _ in range(4):
-        rest = com - dx[:, None]
-        orbit = np.linalg.lstsq(basis, rest, rcond=None)[0]
-        orbit -= (orbit @ mass / mass.sum())[:, None]
-        rest = com - basis @ orbit
-        centre = np.average(rest, axis=1, weights=weight)
-        spread = 1.4826 * np.median(np.abs(rest - centre[:, None])) + 1e-9
-        robust = weight * np.minimum(1, 1.5 * spread / np.maximum(np.abs(rest - centre[:, None]), 1e-12))
-        dx = np.sum(robust * rest, axis=1) / np.sum(robust, axis=1)
-    return dx
+
+    def estimate(use: slice) -> FloatArray:
+        total = m0[:, use].sum(axis=1)
+        dx = m1[:, use].sum(axis=1) / np.where(total > 0, total, np.nan)
+        com = m1[:, use] / np.maximum(m0[:, use], 0.02 * mass.max())
+        weight = mass[use] ** 2
+        if not np.isfinite(dx).all():
+            return dx
+        for _ in range(4):
+            orbit = np.linalg.lstsq(basis, com - dx[:, None], rcond=None)[0]
+            orbit -= (orbit @ mass[use] / mass[use].sum())[:, None]
+            rest = com - basis @ orbit
+            off = np.abs(rest - np.average(rest, axis=1, weights=weight)[:, None])
+            scale = 1.4826 * np.median(off) + 1e-9
+            robust = weight * np.minimum(1, 1.5 * scale / np.maximum(off, 1e-12))
+            dx = np.sum(robust * rest, axis=1) / np.sum(robust, axis=1)
+        return dx
+
+    dx = estimate(slice(None))
+    even, odd = estimate(slice(0, None, 2)), estimate(slice(1, None, 2))
+    difference = even - odd
+    c, a, b = np.linalg.lstsq(np.column_stack([np.ones(n), basis]), difference, rcond=None)[0]
+    difference = difference - c - basis @ np.array([a, b])
+    return dx, float(np.std(difference) / 2)
+
+
+# -------------------------------------------------------------------------------------------- reprojection
+
+
+def object_support(volume: F32) -> F32:
+    """(y, z, x) 1 where the object may be, 0 in the air: what rises above a fifth of its typical value, widened."""
+    from scipy.ndimage import binary_dilation, gaussian_filter
+
+    step = 2 if min(volume.shape) >= 32 else 1
+    coarse = gaussian_filter(volume[::step, ::step, ::step], 1.5)
+    threshold = 0.15 * float(np.percentile(coarse, 99.5))
+    if threshold <= 0:
+        return np.ones_like(volume)
+    mask = binary_dilation(coarse > threshold, iterations=3)
+    for axis in range(3):
+        mask = np.repeat(mask, step, axis=axis)
+    return mask[: volume.shape[0], : volume.shape[1], : volume.shape[2]].astype(np.float32)
+
+
+def _weight(model: F32, shift: FloatArray) -> F32:
+    """Where data and reprojection are compared: around the object, on rows that every frame recorded."""
+    from scipy.ndimage import binary_dilation
+
+    body = smooth(model.max(axis=0)[None], 2.0)[0]
+    mask = binary_dilation(body > 0.03 * body.max(), iterations=3)
+    weight = np.broadcast_to(mask.astype(np.float32), model.shape).copy()
+    n, h, w = model.shape
+    y = np.arange(h)[None, :] + shift[:, :1]
+    x = np.arange(w)[None, :] + shift[:, 1:]
+    weight *= ((y >= 3) & (y <= h - 4))[:, :, None]
+    weight *= ((x >= 3) & (x <= w - 4))[:, None, :]
+    return weight
+
+
+def _reconstruct(placed: F32, theta: FloatArray) -> F32:
+    volume = fbp(placed, theta, weights=angular_weights(theta))
+    volume *= object_support(volume)
+    return volume
+
+
+def _reprojection_step(
+    data: F32, theta: FloatArray, shift: FloatArray, noise: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """One Gauss-Newton step (n, 2) and the standard errors (n, 2) that go with it."""
+    placed = place(data, Alignment(shift, np.zeros_like(shift)))
+    model = smooth(Projector(data.shape[2], theta).forward(_reconstruct(placed, theta)), _BLUR_PX)
+    fit = displacement_equations(smooth(placed, _BLUR_PX), model, _weight(model, shift))
+    solution, inverse = fit.solve()
+    formal = np.sqrt(np.maximum(inverse[:, (0, 1), (0, 1)], 0) * noise[:, None])
+    # The upper and lower half of the rows answer independently; where they differ by more than their
+    # formal errors allow, the errors are too small.
+    (upper, upper_inverse), (lower, lower_inverse) = fit.solve(0), fit.solve(1)
+    expected = np.sqrt((upper_inverse + lower_inverse)[:, (0, 1), (0, 1)] * noise[:, None])
+    difference = (upper - lower)[:, :2] / np.where(np.isfinite(expected) & (expected > 0), expected, np.inf)
+    scale = np.maximum(1.0, np.sqrt(np.mean(difference**2, axis=0)))
+    sigma = np.where(np.isfinite(formal), formal, np.nan_to_num(np.nanmax(np.where(np.isfinite(formal), formal, 0))))
+    return solution[:, :2], np.asarray(sigma * scale)
+
+
+def _fix_gauge(shift: FloatArray, previous: FloatArray, theta: FloatArray) -> FloatArray:
+    """Take out of the change what cannot be determined: a constant in y, cosine and sine in x."""
+    change = shift - previous
+    t = np.deg2rad(theta)
+    basis = np.stack([np.cos(t), np.sin(t), np.ones_like(t)], axis=1)
+    fit = np.linalg.lstsq(basis, change[:, 1], rcond=None)[0]
+    change[:, 0] -= change[:, 0].mean()
+    change[:, 1] -= basis[:, :2] @ fit[:2]
+    return np.asarray(previous + change)
+
+
+class _Held:
+    """Judge shifts by projections that had no part in the reconstruction they are compared with."""
+
+    def __init__(self, data: F32, theta: FloatArray, blur: float) -> None:
+        self.data, self.theta, self.blur = data, theta, blur
+        self.weight: F32 | None = None
+
+    def residual(self, shift: FloatArray) -> FloatArray:
+        """Return the mean squared difference (n,) after each projection's gain and level are fitted."""
+        n, _, w = self.data.shape
+        placed = place(self.data, Alignment(shift, np.zeros_like(shift)))
+        order = np.argsort(self.theta)
+        model = np.empty_like(placed)
+        for k in (0, 1):
+            known, asked = order[k::2], order[1 - k :: 2]
+            volume = _reconstruct(placed[known], self.theta[known])
+            model[asked] = Projector(w, self.theta[asked]).forward(volume)
+        model = smooth(model, self.blur)
+        if self.weight is None:
+            self.weight = _weight(model, shift)
+        fit = displacement_equations(smooth(placed, self.blur), model, self.weight)
+        normal, rhs = fit.normal.sum(axis=1)[:, 2:, 2:], fit.rhs.sum(axis=1)[:, 2:]
+        from .agreement import solve_normal
+
+        solution, _ = solve_normal(normal, rhs)
+        cost = fit.cost.sum(axis=1) - np.einsum("ni,ni->n", solution, rhs)
+        return np.asarray(np.maximum(cost, 0) / np.maximum(fit.count.sum(axis=1), 1e-9))

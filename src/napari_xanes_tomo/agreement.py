@@ -1,0 +1,233 @@
+"""Comparing stacks of images: band limits, and the displacement of one stack against another by least squares.
+
+All functions take and return arrays; none knows where they come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from .model import FloatArray
+
+__all__ = ["LinearFit", "band_pass", "displacement_equations", "registration_equations", "smooth"]
+
+F32 = npt.NDArray[np.float32]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _parallel(function: _F) -> _F:
+    return cast(_F, nb.njit(cache=True, parallel=True, fastmath={"contract"})(function))
+
+
+@_parallel
+def _blur(frames: F32, taps: F32, out: F32) -> None:
+    n, h, w = frames.shape
+    reach = taps.size // 2
+    for f in nb.prange(n):
+        rows = np.empty((h, w), np.float32)
+        for y in range(h):
+            line = rows[y]
+            line[:] = 0.0
+            for t in range(taps.size):
+                s = min(max(y + t - reach, 0), h - 1)
+                weight = taps[t]
+                source = frames[f, s]
+                for x in range(w):
+                    line[x] += weight * source[x]
+        padded = np.empty(w + 2 * reach, np.float32)
+        for y in range(h):
+            for x in range(reach):
+                padded[x] = rows[y, 0]
+                padded[w + reach + x] = rows[y, w - 1]
+            padded[reach : reach + w] = rows[y]
+            line = out[f, y]
+            line[:] = 0.0
+            for t in range(taps.size):
+                weight = taps[t]
+                for x in range(w):
+                    line[x] += weight * padded[x + t]
+
+
+def smooth(frames: F32, sigma_px: float) -> F32:
+    """Blur every frame of (n, y, x) with a Gaussian of `sigma_px` pixels; the border is continued."""
+    data = np.ascontiguousarray(frames, dtype=np.float32)
+    if sigma_px <= 0:
+        return data
+    reach = max(1, math.ceil(4 * sigma_px))
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
+    out = np.empty_like(data)
+    _blur(data, (taps / taps.sum()).astype(np.float32), out)
+    return out
+
+
+def band_pass(frames: F32, fine_px: float, coarse_px: float) -> F32:
+    """Difference of two Gaussian blurs of (n, y, x): structures between `fine_px` and `coarse_px` pixels."""
+    out = smooth(frames, fine_px)
+    if fine_px <= 0:
+        out = out.copy()
+    out -= smooth(frames, coarse_px)
+    return out
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """Normal equations of n independent least-squares problems, kept in parts so that they can be split.
+
+    Attributes
+    ----------
+    normal : (n, parts, k, k) array
+        Sums of products of the columns.
+    rhs : (n, parts, k) array
+        Sums of columns times residual.
+    cost : (n, parts) array
+        Sums of squared residuals before the fit.
+    count : (n, parts) array
+        Sum of the weights.
+    """
+
+    normal: FloatArray
+    rhs: FloatArray
+    cost: FloatArray
+    count: FloatArray
+
+    def solve(self, part: int | None = None) -> tuple[FloatArray, FloatArray]:
+        """Return the solutions (n, k) and the inverse normal matrices (n, k, k), of all parts together or of one.
+
+        A problem without information has the solution 0 and infinite variances.
+        """
+        normal = self.normal.sum(axis=1) if part is None else self.normal[:, part]
+        rhs = self.rhs.sum(axis=1) if part is None else self.rhs[:, part]
+        return solve_normal(normal, rhs)
+
+
+def solve_normal(normal: FloatArray, rhs: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Solve stacked normal equations (n, k, k), (n, k), scaled to unit diagonal; see `LinearFit.solve`."""
+    k = normal.shape[-1]
+    scale = np.sqrt(np.maximum(np.einsum("nii->ni", normal), 1e-300))
+    scaled = normal / scale[:, :, None] / scale[:, None, :]
+    good = np.linalg.eigvalsh(scaled)[:, 0] > 1e-9
+    inverse = np.full(normal.shape, 0.0)
+    inverse[:] = np.diag(np.full(k, np.inf))
+    inverse[good] = np.linalg.inv(scaled[good]) / scale[good][:, :, None] / scale[good][:, None, :]
+    solution = np.zeros(rhs.shape)
+    solution[good] = np.einsum("nij,nj->ni", inverse[good], rhs[good])
+    return solution, inverse
+
+
+@_parallel
+def _accumulate_shift(
+    data: F32, model: F32, weight: F32, split: int, normal: FloatArray, rhs: FloatArray, cost: FloatArray,
+    count: FloatArray,
+) -> None:  # fmt: skip
+    n, h, w = data.shape
+    for f in nb.prange(n):
+        c = np.empty(4)
+        for y in range(1, h - 1):
+            part = 0 if y < split else 1
+            for x in range(1, w - 1):
+                u = weight[f, y, x]
+                if u == 0.0:
+                    continue
+                m = model[f, y, x]
+                c[0] = -0.5 * (model[f, y + 1, x] - model[f, y - 1, x])
+                c[1] = -0.5 * (model[f, y, x + 1] - model[f, y, x - 1])
+                c[2] = m
+                c[3] = 1.0
+                r = data[f, y, x] - m
+                cost[f, part] += u * r * r
+                count[f, part] += u
+                for i in range(4):
+                    rhs[f, part, i] += u * c[i] * r
+                    for j in range(i + 1):
+                        normal[f, part, i, j] += u * c[i] * c[j]
+        for part in range(2):
+            for i in range(4):
+                for j in range(i):
+                    normal[f, part, j, i] = normal[f, part, i, j]
+
+
+def displacement_equations(data: F32, model: F32, weight: F32, *, split_row: int | None = None) -> LinearFit:
+    """Set up ``data = model(q - d) (1 + gain) + level`` for small displacements d, one problem a frame.
+
+    The columns are ``[dy, dx, gain, level]``; a positive displacement means that the content of `data` lies below /
+    to the right of that of `model`, pixels.
+
+    Parameters
+    ----------
+    data, model, weight : (n, y, x) float32 arrays
+    split_row : int, optional
+        The rows above and below it are kept apart as two parts; the middle one unless given.
+    """
+    n, h, _ = data.shape
+    out = (np.zeros((n, 2, 4, 4)), np.zeros((n, 2, 4)), np.zeros((n, 2)), np.zeros((n, 2)))
+    frames = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
+    _accumulate_shift(*frames, h // 2 if split_row is None else split_row, *out)
+    return LinearFit(*out)
+
+
+@_parallel
+def _accumulate_registration(
+    data: F32, model: F32, weight: F32, cos: FloatArray, sin: FloatArray, pixel: float, normal: FloatArray,
+    rhs: FloatArray, cost: FloatArray, count: FloatArray,
+) -> None:  # fmt: skip
+    n, h, w = data.shape
+    cy, cx = (h - 1) / 2, (w - 1) / 2
+    for f in nb.prange(n):
+        c = np.empty(6)
+        for y in range(1, h - 1):
+            for x in range(1, w - 1):
+                u = weight[f, y, x]
+                if u == 0.0:
+                    continue
+                m = model[f, y, x]
+                gy = 0.5 * (model[f, y + 1, x] - model[f, y - 1, x]) / pixel
+                gx = 0.5 * (model[f, y, x + 1] - model[f, y, x - 1]) / pixel
+                qy, qx = (y - cy) * pixel, (x - cx) * pixel
+                c[0] = -(qy * gy + qx * gx)
+                c[1] = -gy
+                c[2] = -gx * cos[f]
+                c[3] = -gx * sin[f]
+                c[4] = m
+                c[5] = 1.0
+                r = data[f, y, x] - m
+                cost[f, 0] += u * r * r
+                count[f, 0] += u
+                for i in range(6):
+                    rhs[f, 0, i] += u * c[i] * r
+                    for j in range(i + 1):
+                        normal[f, 0, i, j] += u * c[i] * c[j]
+        for i in range(6):
+            for j in range(i):
+                normal[f, 0, j, i] = normal[f, 0, i, j]
+
+
+def registration_equations(
+    data: F32, model: F32, weight: F32, theta_deg: FloatArray, *, pixel: float = 1.0
+) -> LinearFit:
+    """Set up the fit of one tomogram's projections to another's: scale and three translations for all angles.
+
+    The columns are ``[scale, ty, a, b, gain, level]`` of ``data(q) = model(q - scale q - t) (1 + gain) + level`` with
+    ``t = (ty, a cos(theta) + b sin(theta))``, in units of the common grid.
+
+    Parameters
+    ----------
+    data, model, weight : (n, y, x) float32 arrays
+        On the common grid, the rotation axis in the middle column.
+    theta_deg : (n,) array
+        Degrees.
+    pixel : float
+        Width of a pixel of these arrays, pixels of the common grid.
+    """
+    n = len(data)
+    t = np.deg2rad(np.asarray(theta_deg, dtype=float))
+    out = (np.zeros((n, 1, 6, 6)), np.zeros((n, 1, 6)), np.zeros((n, 1)), np.zeros((n, 1)))
+    frames = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
+    _accumulate_registration(*frames, np.cos(t), np.sin(t), float(pixel), *out)
+    return LinearFit(*out)
