@@ -365,13 +365,17 @@ def _fft(x: F32, y: F32, n: int, radices: I64, tw: F32) -> bool:
 
 @_kernel
 def _pack(src: F32, at: int, step: int, n: int, dst: F32, to: int, scale: F32, first: int, factor: np.float32) -> None:
-    """Interleave `n` samples of 16 rows (row j at ``src[at + j step]``) into nodes from ``dst[16 to]`` on."""
+    """Interleave `n` samples of 16 rows (row j at ``src[at + j step]``) into nodes from ``dst[16 to]`` on.
+
+    Eight rows at a time: sixteen, a power of two apart, would throw each other out of the cache.
+    """
     i = 0
-    while i + 8 <= n:
-        o = 16 * (to + i)
-        _transpose_scaled(src, at + i, step, dst, o, 16, scale, first + i, factor)
-        _transpose_scaled(src, at + i + 8 * step, step, dst, o + 8, 16, scale, first + i, factor)
-        i += 8
+    for half in range(2):
+        i = 0
+        while i + 8 <= n:
+            o = 16 * (to + i) + 8 * half
+            _transpose_scaled(src, at + i + 8 * half * step, step, dst, o, 16, scale, first + i, factor)
+            i += 8
     while i < n:
         w = scale[first + i] * factor
         for j in range(16):
@@ -408,16 +412,21 @@ def _copy(src: F32, at: int, dst: F32, to: int) -> None:
 def _forward_x(
     z0: int, z1: int, volume: F32, n: int, m: int, dc: F32, radices: I64, tw: F32, grid: F32, x: F32, y: F32
 ) -> None:
-    """Slices -> spectra along x, for the lines ``z0:z1``; result in ``grid[z, kx + m // 2]``."""
+    """Slices -> spectra along x, for the lines ``z0:z1``; result in ``grid[z, kx + m // 2]``.
+
+    Lines of the grid are one node longer than needed: with a power of two between them a column would fall into the
+    same few sets of the cache.
+    """
     h = n // 2
     half = m // 2
+    wide = m + 1
     for z in range(z0, z1):
         for i in range(16 * (n - h), 16 * (m - h)):
             x[i] = 0.0
         _pack(volume, z * n, n * n, h, x, m - h, dc, 0, dc[z])
         _pack(volume, z * n + h, n * n, n - h, x, 0, dc, h, dc[z])
         res = y if _fft(x, y, m, radices, tw) else x
-        base = 16 * z * m
+        base = 16 * z * wide
         for k in range(m):
             to = k + half
             if to >= m:
@@ -430,6 +439,7 @@ def _forward_z(c0: int, c1: int, n: int, m: int, radices: I64, tw: F32, grid: F3
     """Spectra along x -> 2-D spectra, for the columns ``c0:c1``; in place, ``grid[kz + m // 2, kx + m // 2]``."""
     h = n // 2
     half = m // 2
+    wide = m + 1
     for c in range(c0, c1):
         for i in range(16 * (n - h), 16 * (m - h)):
             x[i] = 0.0
@@ -437,13 +447,13 @@ def _forward_z(c0: int, c1: int, n: int, m: int, radices: I64, tw: F32, grid: F3
             to = z - h
             if to < 0:
                 to += m
-            _copy(grid, 16 * (z * m + c), x, 16 * to)
+            _copy(grid, 16 * (z * wide + c), x, 16 * to)
         res = y if _fft(x, y, m, radices, tw) else x
         for k in range(m):
             to = k + half
             if to >= m:
                 to -= m
-            _copy(res, 16 * k, grid, 16 * (to * m + c))
+            _copy(res, 16 * k, grid, 16 * (to * wide + c))
 
 
 @_kernel
@@ -467,6 +477,7 @@ def _forward_lines(
 ) -> None:
     """2-D spectra -> projections, for the angles ``a0:a1``; `out` is (angle, 16 rows, n_det) flat."""
     k_max = (pad - 1) // 2
+    wide = m + 1
     zero = _splat(np.float32(0.0))
     for a in range(a0, a1):
         for i in range(16 * (k_max + 1), 16 * (pad - k_max)):
@@ -487,7 +498,7 @@ def _forward_lines(
                 line_re = zero
                 line_im = zero
                 if inside:
-                    at = 16 * (r * m + gx)
+                    at = 16 * (r * wide + gx)
                     for c in range(width):
                         w = _splat(weight[a, j, 1, c])
                         line_re = line_re + w * _load(grid, at)
@@ -500,7 +511,7 @@ def _forward_lines(
                             q += m
                         elif q >= m:
                             q -= m
-                        at = 16 * (r * m + q)
+                        at = 16 * (r * wide + q)
                         w = _splat(weight[a, j, 1, c])
                         line_re = line_re + w * _load(grid, at)
                         line_im = line_im + w * _load(grid, at + 8)
@@ -577,7 +588,8 @@ def _adjoint_bands(
     count = 2 * k_max + 1
     half = m // 2
     h = n // 2
-    for i in range(16 * r0 * m, 16 * r1 * m):
+    wide = m + 1
+    for i in range(16 * r0 * wide, 16 * r1 * wide):
         grid[i] = 0.0
     for a in range(slope.size):
         for wrap in range(-1, 2):
@@ -616,7 +628,7 @@ def _adjoint_bands(
                     line_re = re * w
                     line_im = im * w
                     if inside:
-                        to = 16 * (r * m + gx)
+                        to = 16 * (r * wide + gx)
                         for c in range(width):
                             v = _splat(weight[a, j, 1, c])
                             _store(grid, to, _load(grid, to) + v * line_re)
@@ -629,12 +641,12 @@ def _adjoint_bands(
                                 q += m
                             elif q >= m:
                                 q -= m
-                            to = 16 * (r * m + q)
+                            to = 16 * (r * wide + q)
                             v = _splat(weight[a, j, 1, c])
                             _store(grid, to, _load(grid, to) + v * line_re)
                             _store(grid, to + 8, _load(grid, to + 8) + v * line_im)
     for r in range(r0, r1):
-        base = 16 * r * m
+        base = 16 * r * wide
         for c in range(m):
             node = c - half
             if node < 0:
@@ -663,34 +675,38 @@ def _adjoint_z(
     y: F32,
     block: F32,
 ) -> None:
-    """``grid[kz, x]`` -> slices (16, n, n) flat, for the blocks ``b0:b1`` of eight columns."""
+    """``grid[kz, x]`` -> slices (16, n, n) flat, for the blocks ``b0:b1`` of sixteen columns."""
     half = m // 2
     h = n // 2
+    wide = m + 1
     for b in range(b0, b1):
-        x0 = 8 * b
-        many = min(8, n - x0)
+        x0 = 16 * b
+        many = min(16, n - x0)
         for e in range(many):
             c = x0 + e
             for r in range(m):
                 to = r - half
                 if to < 0:
                     to += m
-                _copy(grid, 16 * (r * m + c), x, 16 * to)
+                _copy(grid, 16 * (r * wide + c), x, 16 * to)
             res = y if _fft(x, y, m, radices, tw) else x
             for z in range(n):
                 at = h - z
                 if at < 0:
                     at += m
-                _copy(res, 16 * at, block, 16 * (8 * z + e))
+                _copy(res, 16 * at, block, 16 * (16 * z + e))
         for z in range(n):
             to = z * n + x0
-            if many == 8:
-                _transpose_then_scale(block, 128 * z, 16, volume, to, n * n, dc, x0, dc[z])
-                _transpose_then_scale(block, 128 * z + 8, 16, volume, to + 8 * n * n, n * n, dc, x0, dc[z])
+            if many == 16:
+                for part in range(2):
+                    at = 256 * z + 8 * part
+                    j = to + 8 * part * n * n
+                    _transpose_then_scale(block, at, 16, volume, j, n * n, dc, x0, dc[z])
+                    _transpose_then_scale(block, at + 128, 16, volume, j + 8, n * n, dc, x0 + 8, dc[z])
             else:
                 for e in range(many):
                     for j in range(16):
-                        volume[to + e + j * n * n] = block[16 * (8 * z + e) + j] * (dc[z] * dc[x0 + e])
+                        volume[to + e + j * n * n] = block[16 * (16 * z + e) + j] * (dc[z] * dc[x0 + e])
 
 
 @_kernel
@@ -843,8 +859,9 @@ class Projector:
     n_detector : int, optional
         Detector columns, centred at ``(n_detector - 1) / 2``; `n` unless given.
     pad : float
-        Projections are computed on a line of ``pad * max(n, n_detector)`` columns. 2 makes the ramp filter exact and
-        holds the corners of the square grid too. What falls outside this line wraps around.
+        Projections are computed on a line of ``pad * max(n, n_detector)`` columns. 1.5 holds the
+        corners of the square grid, and makes the ramp filter exact for objects up to half as wide as this line; 2 makes
+        it exact for the whole detector. What falls outside this line wraps around.
     oversampling, width : float, int
         Of the gridding: grid size over `n`, kernel width in nodes.
     threads : int, optional
@@ -862,7 +879,7 @@ class Projector:
         theta_deg: npt.ArrayLike,
         *,
         n_detector: int | None = None,
-        pad: float = 2.0,
+        pad: float = 1.5,
         oversampling: float = 1.25,
         width: int = 5,
         threads: int | None = None,
@@ -988,7 +1005,7 @@ class Projector:
                     )  # fmt: skip
 
             run(bands, band)
-            run(-(-n // 8), lambda a, b, x, y, t: _adjoint_z(a, b, n, m, g.dc, rad_m, tw_m, grid, flat, x, y, t))
+            run(-(-n // 16), lambda a, b, x, y, t: _adjoint_z(a, b, n, m, g.dc, rad_m, tw_m, grid, flat, x, y, t))
             if rows < ROWS:
                 out[start : start + rows] = block[:rows]
             self._free.append(space)
@@ -1052,7 +1069,7 @@ class Projector:
             return self._free.pop()
         except IndexError:
             lines = np.empty(self.theta_deg.size * (2 * g.k_max + 1) * NODE, np.float32)
-            return {"grid": np.empty(g.m * g.m * NODE, np.float32), "lines": lines}
+            return {"grid": np.empty(g.m * (g.m + 1) * NODE, np.float32), "lines": lines}
 
     def _schedule(self, rows: int, g: _Geometry, work: Callable[[int, _Runner], None]) -> None:
         """Run `work` on every group of rows: groups side by side when they are small, else one after the other."""
@@ -1086,7 +1103,7 @@ class _Runner:
                 x, y, t = self.scratch.pop()
             except IndexError:
                 x, y = (np.empty(self.length * NODE, np.float32) for _ in range(2))
-                t = np.empty(self.n * 8 * NODE, np.float32)
+                t = np.empty(self.n * 16 * NODE, np.float32)
             function(bounds[0], bounds[1], x, y, t)
             self.scratch.append((x, y, t))
 

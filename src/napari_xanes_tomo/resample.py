@@ -20,6 +20,10 @@ from typing import Any, Literal, TypeVar, cast, overload
 import numba as nb
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import cgutils, types
+from numba.core.typing.templates import signature
+from numba.extending import intrinsic
 
 from napari_xanes_tomo.model import Alignment
 
@@ -142,6 +146,85 @@ def _axis(
                     weight[i, t] = w * w if square else w
 
 
+_octet = ir.VectorType(ir.FloatType(), 8)
+
+
+def _emit_octet(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Load ``array[index : index + 8]`` into a SIMD register."""
+    data = context.make_array(array_type)(context, builder, array).data
+    value = builder.load(builder.bitcast(builder.gep(data, [index]), _octet.as_pointer()))
+    value.align = 4
+    return value
+
+
+def _emit_splat(builder: Any, value: Any) -> Any:
+    undefined = ir.Constant(_octet, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8))
+
+
+def _emit_sum(builder: Any, value: Any) -> Any:
+    """Add the eight floats of a register, always in the same order."""
+    size = 8
+    while size > 1:
+        size //= 2
+        halves = []
+        for start in (0, size):
+            lanes = ir.Constant(ir.VectorType(ir.IntType(32), size), list(range(start, start + size)))
+            halves.append(builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), lanes))
+        value = builder.fadd(*halves)
+    return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+
+def _intrinsic(function: Any) -> Any:
+    """Make a numba intrinsic; as `Any`, since its Python signature is not the one it is called with."""
+    return intrinsic(function)
+
+
+@_intrinsic
+def _dot(typingctx: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
+    """Return the sum of ``a[i : i + 8] * b[j : j + 8]`` (1-D float32 arrays)."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        left = _emit_octet(context, builder, sig.args[0], args[0], args[1])
+        right = _emit_octet(context, builder, sig.args[2], args[2], args[3])
+        return _emit_sum(builder, builder.fmul(left, right))
+
+    return signature(types.float32, a, types.int64, b, types.int64), codegen
+
+
+@_intrinsic
+def _stencil(
+    typingctx: Any, frame: Any, start: Any, width: Any, wy: Any, taps: Any, table: Any, at: Any, hop: Any, v: Any,
+    square: Any,
+) -> Any:  # fmt: skip
+    """Return the sum over a stencil of 8 columns and `taps` rows of a frame `width` wide, first pixel ``frame[start]``.
+
+    Rows are weighted by `wy`, columns by ``table[at : at + 8]`` and ``table[at + hop : ...]``, mixed in the ratio `v`,
+    squared if `square`.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = dict(zip(("frame", "start", "width", "wy", "taps", "table"), sig.args, strict=False))
+        frame, start, width, wy, taps, table, at, hop, v, square = args
+        total = cgutils.alloca_once_value(builder, ir.Constant(_octet, [0.0] * 8))
+        weights = context.make_array(kind["wy"])(context, builder, wy).data
+        with cgutils.for_range(builder, taps) as loop:
+            index = builder.add(start, builder.mul(loop.index, width))
+            row = _emit_octet(context, builder, kind["frame"], frame, index)
+            weight = _emit_splat(builder, builder.load(builder.gep(weights, [loop.index])))
+            product = builder.fmul(weight, row, flags=("contract",))
+            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        here = _emit_octet(context, builder, kind["table"], table, at)
+        there = _emit_octet(context, builder, kind["table"], table, builder.add(at, hop))
+        columns = builder.fadd(here, builder.fmul(_emit_splat(builder, v), builder.fsub(there, here)))
+        columns = builder.select(square, builder.fmul(columns, columns), columns)
+        return _emit_sum(builder, builder.fmul(builder.load(total), columns))
+
+    n = types.int64
+    return signature(types.float32, frame, n, n, wy, n, table, n, n, types.float32, types.boolean), codegen
+
+
 @_jit
 def _place_straight(
     frames: F32, row_offset: int, height: int, shift: F64, pitch: float, ny: int, nx: int, q0: int, q1: int,
@@ -155,9 +238,11 @@ def _place_straight(
     wy = np.empty((rows, taps), np.float32)
     cy = np.empty(rows)
     sx = np.empty(nx, np.int64)
-    wx = np.empty((nx, taps), np.float32)
+    octets = (taps + 7) // 8
+    wx = np.zeros((nx, 8 * octets), np.float32)
+    flat = wx.reshape(-1)
     cx = np.empty(nx)
-    line = np.zeros(width + 2 * taps, np.float32)
+    line = np.zeros(width + 2 * taps + 8, np.float32)
     for f in range(frames.shape[0]):
         if not (math.isfinite(shift[f, 0]) and math.isfinite(shift[f, 1])):
             out[f] = 0.0
@@ -206,8 +291,8 @@ def _place_straight(
                 value = np.float32(0.0)
                 if cy[i] * cx[x] > 0.5:
                     at = sx[x] + taps
-                    for t in range(taps):
-                        value += wx[x, t] * line[at + t]
+                    for o in range(octets):
+                        value += _dot(flat, 8 * (x * octets + o), line, at + 8 * o)
                 target[x] = value
             if want:
                 for x in range(nx):
@@ -223,10 +308,13 @@ def _place_rolled(
     slab, width = frames.shape[1], frames.shape[2]
     taps = 2 * reach
     phases = table.shape[0] - 1
+    hop = table.shape[1]
+    table_flat = table.reshape(-1)
     wy = np.empty(taps, np.float32)
     wx = np.empty(taps, np.float32)
     for f in range(frames.shape[0]):
         finite = math.isfinite(shift[f, 0]) and math.isfinite(shift[f, 1])
+        flat = frames[f].reshape(-1)
         for i in range(q1 - q0):
             qy = pitch * (q0 + i - (ny - 1) / 2)
             for x in range(nx):
@@ -247,6 +335,19 @@ def _place_rolled(
                         e = (px - bx) * phases
                         j = min(phases - 1, int(e))
                         v = np.float32(e - j)
+                        if ay >= row_offset and ay + taps <= row_offset + slab and ax >= 0 and ax + hop <= width:
+                            for t in range(taps):
+                                w = table[k, t] + u * (table[k + 1, t] - table[k, t])
+                                wy[t] = w * w if square else w
+                            begin = (ay - row_offset) * width + ax
+                            for o in range(0, hop, 8):
+                                value += _stencil(
+                                    flat, begin + o, width, wy, taps, table_flat, j * hop + o, hop, v, square
+                                )
+                            out[f, i, x] = value
+                            if want:
+                                coverage[f, i, x] = 1.0
+                            continue
                         iy = np.float32(0.0)
                         ix = np.float32(0.0)
                         all_y = np.float32(0.0)
@@ -462,7 +563,7 @@ def place(
     matrix = alignment.matrix.astype(np.float64)
     table = np.empty((1, 1), np.float32)
     if not straight:
-        exact = np.empty((_PHASES + 1, 2 * reach))
+        exact = np.zeros((_PHASES + 1, 8 * -(-2 * reach // 8)))  # whole SIMD registers
         for k in range(_PHASES + 1):
             _weights(k / _PHASES, order, stretch, reach, exact[k])
         table = exact.astype(np.float32)
