@@ -280,6 +280,7 @@ def test_no_file_at_all_is_one_problem(scan):
     assert codes(series) == ["missing"]
     assert "no file is there" in series.problems[0].message
     assert len(series.scans) == 3
+    assert series.scans[0].frames.paths[0] == str(folder / frames[10][0])  # it may still come
 
 
 def test_flats(scan):
@@ -353,6 +354,30 @@ def test_files_not_in_the_script(scan):
     series = open_series(folder)
     assert codes(series) == ["not-xrm", "not-in-script"]
     assert series.problems[1].severity == "info"
+
+
+def test_all_energies_at_every_angle(tmp_path):
+    """Angle outermost: the energies recur, and only together their blocks are tomograms."""
+    lines = []
+    for theta in range(12):
+        lines.append(f"moveto t {theta}")
+        for energy in (8178, 8570):
+            lines += [f"sete {energy}", f"collect ref_{theta:05d}_{energy}.xrm", f"collect s_{theta:05d}_{energy}.xrm"]
+            write_xrm(tmp_path / f"s_{theta:05d}_{energy}.xrm", np.ones(SHAPE, "u2"), theta_deg=theta)
+            write_xrm(tmp_path / f"ref_{theta:05d}_{energy}.xrm", np.ones(SHAPE, "u2"), theta_deg=theta)
+    (tmp_path / "s.txt").write_text("\n".join(lines))
+    series = open_series(tmp_path)
+    assert (series.n_expected, series.problems) == ((2, 24, 24), ())
+    assert series.scans[1].theta_deg.tolist() == list(range(12))
+    assert series.scans[1].half.tolist() == list(range(12))
+
+
+def test_an_energy_measured_twice_stays_two(tmp_path):
+    lines, _ = plan(energies=(8178,))
+    (tmp_path / "s.txt").write_text("\n".join([*lines, *lines]).replace("collect rep01", "collect rep02", 44))
+    series = open_series(tmp_path)
+    assert tuple(series.energies_ev) == (8178, 8178)
+    assert series.n_expected == (2, 48, 40)
 
 
 # ------------------------------------------------------------------------------------------------ without a script

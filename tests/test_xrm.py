@@ -469,6 +469,19 @@ def test_two_images_on_the_same_sectors(tmp_path):
         read_header(tmp_path / "a.txrm")
 
 
+def test_storage_inside_itself(tmp_path):
+    """A directory that runs in a circle is refused, not followed."""
+    write_xrm(tmp_path / "a.xrm", counts((61, 97)))
+    raw = bytearray((tmp_path / "a.xrm").read_bytes())
+    start = (struct.unpack_from("<I", raw, 48)[0] + 1) * 4096
+    storage = (raw.index("ImageInfo".encode("utf-16-le")) - start) // 128
+    struct.pack_into("<I", raw, start + 128 * storage + 76, storage)
+    (tmp_path / "a.xrm").write_bytes(raw)
+    with pytest.raises(XrmError) as error:
+        read_header(tmp_path / "a.xrm")
+    assert error.value.reason == "corrupt"
+
+
 def test_mutations(tmp_path):
     """Any bytes of the tables changed: the right pixels, XrmError, or (a changed size) a plain refusal."""
     rng = np.random.default_rng(1)

@@ -438,6 +438,7 @@ def _open_script(
         for frame in block.frames:
             if frame.theta != frame.theta:
                 frame.theta = _facts(frame.name).theta if frame.kind == "projection" else NAN
+    blocks = _by_energy(blocks)
     problems = _Problems()
     _locate(blocks, folder, problems, script.name, verify)
     if by_folder and folder.files and not any(f.path for b in blocks for f in b.frames):
@@ -449,6 +450,24 @@ def _open_script(
             text = f"{script.name} names none of the {len(folder.files)} files here: they are opened by their own names"
             return replace(series, problems=(Problem("warning", "other-script", text), *series.problems))
     return _finish(script.stem, blocks, folder, params, verify, problems, script.name)
+
+
+def _by_energy(blocks: list[_Block]) -> list[_Block]:
+    """Join the blocks of an energy when only together they turn: a scan of all energies at every angle.
+
+    Blocks that are tomograms, or repeats of one picture, stay apart.
+    """
+    members: dict[float, list[_Block]] = {}
+    for block in blocks:
+        members.setdefault(block.energy, []).append(block)
+    joined: list[_Block] = []
+    for energy, own in members.items():
+        angles = [_distinct(f.theta for f in b.frames if f.kind == "projection") for b in own]
+        together = _distinct(f.theta for b in own for f in b.frames if f.kind == "projection")
+        if len(own) == 1 or max(angles) >= FEW_ANGLES or together < FEW_ANGLES:
+            return blocks
+        joined.append(_Block(energy, [f for b in own for f in b.frames]))
+    return joined
 
 
 def _locate(blocks: Sequence[_Block], folder: _Folder, problems: _Problems, script: str, verify: bool) -> None:
@@ -595,7 +614,9 @@ def _finish(
             )
         _report_bad([b for b in blocks if any(f.path for f in b.frames)], problems)
 
-    scans = tuple(_scan(b, params, tomography, problems, quiet=not any(f.path for f in b.frames)) for b in kept)
+    scans = tuple(
+        _scan(b, folder.path, params, tomography, problems, quiet=not any(f.path for f in b.frames)) for b in kept
+    )
     if not scans:
         problems.add("error", "no-projections", f"{name} has flats but no projection")
     return Series(name, scans, tuple(problems.all), expected)
@@ -652,12 +673,12 @@ def _report_bad(blocks: Sequence[_Block], problems: _Problems) -> None:
                 problems.add("error", reason, text, "", energy)
 
 
-def _source(frames: Sequence[_Frame], folder_shape: tuple[int, int], params: ScanParameters) -> XrmFrames:
+def _source(frames: Sequence[_Frame], folder: Path, params: ScanParameters) -> XrmFrames:
     good = next((f for f in frames if f.status == "ok"), None) or next((f for f in frames if f.dtype is not None), None)
     dtype = good.dtype if good is not None and good.dtype is not None else np.dtype("<u2")
-    shape = good.shape if good is not None else folder_shape
+    shape = good.shape if good is not None else (0, 0)
     return XrmFrames(
-        tuple(f.path or f.name for f in frames),
+        tuple(f.path or os.path.join(folder, f.name) for f in frames),  # noqa: PTH118 - thousands of them
         tuple(f.number for f in frames),
         shape,
         dtype,
@@ -698,7 +719,9 @@ def _angles(block: _Block, projections: Sequence[_Frame], problems: _Problems) -
     return theta
 
 
-def _scan(block: _Block, params: ScanParameters, tomography: bool, problems: _Problems, quiet: bool) -> EnergyScan:
+def _scan(
+    block: _Block, folder: Path, params: ScanParameters, tomography: bool, problems: _Problems, quiet: bool
+) -> EnergyScan:
     projections = [f for f in block.frames if f.kind == "projection"]
     groups: list[list[_Frame]] = []
     before: list[int] = []  # number of groups begun before every projection
@@ -738,7 +761,7 @@ def _scan(block: _Block, params: ScanParameters, tomography: bool, problems: _Pr
             text = f"no usable flat at {block.energy:g} eV (of {n} expected); its absorbance cannot be made"
             # one file opened by itself is a picture, not a measurement
             problems.add("error" if groups or len(block.frames) > 1 else "info", "no-flats", text, energy=energy)
-        usable = _distinct(t for t, s in zip(theta, status, strict=True) if s == "ok")
+        usable = _distinct(t for t, s in zip(theta.tolist(), status, strict=True) if s == "ok")
         if tomography and usable < FEW_ANGLES:
             text = f"expected at least {FEW_ANGLES} usable angles at {block.energy:g} eV, got {usable}"
             problems.add("error", "few-angles", text, energy=energy)
@@ -749,7 +772,7 @@ def _scan(block: _Block, params: ScanParameters, tomography: bool, problems: _Pr
     law = params.pixel_law_slope_nm_per_ev * block.energy + params.pixel_law_offset_nm
     flats = tuple(
         FlatSet(
-            _source(group, (0, 0), params),
+            _source(group, folder, params),
             np.array([f.exposure for f in group]),
             tuple(f.status for f in group),
             tuple(f.name for f in group),
@@ -759,7 +782,7 @@ def _scan(block: _Block, params: ScanParameters, tomography: bool, problems: _Pr
     return EnergyScan(
         block.energy,
         theta,
-        _source(projections, (0, 0), params),
+        _source(projections, folder, params),
         np.array([f.exposure for f in projections]),
         tuple(status),
         flats,

@@ -15,11 +15,11 @@ import struct
 import time
 from calendar import timegm
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,14 @@ _WANTED = (
     "referencedata/imageinfo/imagewidth",
     *(f"imageinfo/{name.lower()}" for name in _INFO),
 )
+# Those whose values differ from frame to frame.
+_EACH = frozenset(
+    f"imageinfo/{name}"
+    for name in (
+        *("angles", "date", "energy", "exptime", "exptimes", "ionchambercurrent"),
+        *("xposition", "yposition", "zposition"),
+    )
+) | {"acquisitionsettings/acqfilename"}
 _LARGEST_VALUE = 4 << 20  # bytes; no metadata stream of a real file comes near
 
 # What olefile may raise on a damaged container besides its own OSError.
@@ -208,6 +216,7 @@ class _Layout:
     reference: Runs
     reference_bytes: int
     modified: tuple[int, int]  # where the root entry keeps its time: (read, start)
+    same: dict[tuple[bytes, ...], _Same] = field(default_factory=dict)  # remembered between files
 
 
 def _merge(pieces: Iterable[tuple[int, int]], gap: int = 0) -> list[tuple[int, int]]:
@@ -309,9 +318,14 @@ class _Container:
         """Path in lower case -> (first sector, bytes) of every stream."""
         found: dict[str, tuple[int, int]] = {}
         todo = [("", kid) for kid in self.ole.root.kids]
+        seen: set[int] = set()
         while todo:
             prefix, entry = todo.pop()
             path = prefix + entry.name.lower()
+            # olefile lets an entry stand in two places: a storage inside itself would never end
+            if entry.sid in seen or path in found or len(path) > 2000:
+                raise _Bad("corrupt", "an entry of its directory stands in two places")
+            seen.add(entry.sid)
             if entry.entry_type == olefile.STGTY_STREAM:
                 found[path] = (int(entry.isectStart), int(entry.size))
             else:
@@ -520,15 +534,26 @@ def _floats(values: Mapping[str, bytes], name: str, n: int, planned: int) -> tup
     return (*found[:n], *(float("nan"),) * (n - m))
 
 
-def _header(layout: _Layout, buffers: Sequence[bytes], path: str) -> XrmHeader:
-    values: dict[str, bytes] = {}
-    for name, pieces in layout.values.items():
-        if len(pieces) == 1:
-            k, i, j = pieces[0]
-            values[name] = buffers[k][i:j]
-        else:
-            values[name] = b"".join(buffers[k][i:j] for k, i, j in pieces)
+class _Same(NamedTuple):
+    """The part of a header that is the same in all frames of a scan."""
 
+    version: float
+    exe_version: str
+    n_planned: int
+    n_images: int
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    pixel_size_um: float
+    binning: int | None
+    mosaic: tuple[int, int]
+    images: tuple[Runs, ...]
+    reference: Runs
+    reference_dtype: np.dtype[Any] | None
+    reference_exposure_s: float
+    defect: tuple[str, str]
+
+
+def _same(layout: _Layout, values: Mapping[str, bytes]) -> _Same:
     planned = _integer(values, "imageinfo/noofimages")
     taken = _integer(values, "imageinfo/imagestaken")
     there = len(layout.images)
@@ -562,54 +587,87 @@ def _header(layout: _Layout, buffers: Sequence[bytes], path: str) -> XrmHeader:
         wrong = [b for b in layout.image_bytes[:n] if b != expected]
         if wrong:
             defect = ("corrupt", f"expected images of {height} x {width} {dtype} = {expected} bytes, got {wrong[0]}")
-    m = max(n, 1)
-    total = planned if planned is not None and planned > 0 else m
-    dates = values.get("imageinfo/date", b"")
-    stride = len(dates) // total if dates and len(dates) % total == 0 else 40
-    starts = tuple(_seconds(dates[i * stride : (i + 1) * stride].split(b"\0", 1)[0]) for i in range(m))
-    exposure = "imageinfo/exptimes" if values.get("imageinfo/exptimes") else "imageinfo/exptime"
-    binning = _integer(values, "imageinfo/horizontalbin") or _integer(values, "imageinfo/camerabinning")
-
     reference: Runs = ()
     reference_dtype: np.dtype[Any] | None = None
     if layout.reference:
         reference_dtype = np.dtype(_CODES.get(_integer(values, "referencedata/datatype") or code or 0, "<u2"))
         if shape[0] * shape[1] * reference_dtype.itemsize == layout.reference_bytes:
             reference = layout.reference
-
-    k, start = layout.modified
-    filetime = int.from_bytes(buffers[k][start : start + 8], "little")
+    binning = _integer(values, "imageinfo/horizontalbin") or _integer(values, "imageinfo/camerabinning")
     version = values.get("version", b"")
-    header = XrmHeader(
-        path=path,
-        size=layout.size,
+    return _Same(
         version=struct.unpack_from("<f", version)[0] if len(version) >= 4 else float("nan"),
         exe_version=_text(values.get("exeversion", b"")),
-        n_planned=total,
+        n_planned=planned if planned is not None and planned > 0 else max(n, 1),
         n_images=n,
         shape=shape,
         dtype=dtype,
-        angles_deg=_floats(values, "imageinfo/angles", m, total),
-        energies_ev=_floats(values, "imageinfo/energy", m, total),
-        exposures_s=_floats(values, exposure, m, total),
-        times_s=starts,
-        x_um=_floats(values, "imageinfo/xposition", m, total),
-        y_um=_floats(values, "imageinfo/yposition", m, total),
-        z_um=_floats(values, "imageinfo/zposition", m, total),
-        ion_chamber=_floats(values, "imageinfo/ionchambercurrent", m, total),
-        modified_s=filetime / 1e7 - _EPOCH_1601 if filetime else float("nan"),
         pixel_size_um=_floats(values, "imageinfo/pixelsize", 1, 1)[0],
         binning=binning if binning is not None and 0 < binning <= 64 else None,
-        acq_file_name=_text(values.get("acquisitionsettings/acqfilename", b"")),
         mosaic=mosaic,
         images=layout.images[:n],
         reference=reference,
         reference_dtype=reference_dtype if reference else None,
         reference_exposure_s=_floats(values, "referencedata/exptime", 1, 1)[0],
+        defect=defect,
     )
-    if defect[0]:
+
+
+def _header(layout: _Layout, buffers: Sequence[bytes], path: str) -> XrmHeader:
+    values: dict[str, bytes] = {}
+    for name, pieces in layout.values.items():
+        if len(pieces) == 1:
+            k, i, j = pieces[0]
+            values[name] = buffers[k][i:j]
+        else:
+            values[name] = b"".join(buffers[k][i:j] for k, i, j in pieces)
+    key = tuple([raw for name, raw in values.items() if name not in _EACH])
+    same = layout.same.get(key)
+    if same is None:
+        same = _same(layout, values)
+        if len(layout.same) >= 16:
+            layout.same.clear()
+        layout.same[key] = same
+    m, total = max(same.n_images, 1), same.n_planned
+    dates = values.get("imageinfo/date", b"")
+    if m == 1:
+        starts: tuple[float, ...] = (_seconds(dates[:40].partition(b"\0")[0]),)
+    else:
+        stride = len(dates) // total if dates and len(dates) % total == 0 else 40
+        starts = tuple(_seconds(dates[i * stride : (i + 1) * stride].partition(b"\0")[0]) for i in range(m))
+    exposure = "imageinfo/exptimes" if values.get("imageinfo/exptimes") else "imageinfo/exptime"
+    k, start = layout.modified
+    filetime = int.from_bytes(buffers[k][start : start + 8], "little")
+    header = XrmHeader(
+        path,
+        layout.size,
+        same.version,
+        same.exe_version,
+        total,
+        same.n_images,
+        same.shape,
+        same.dtype,
+        _floats(values, "imageinfo/angles", m, total),
+        _floats(values, "imageinfo/energy", m, total),
+        _floats(values, exposure, m, total),
+        starts,
+        _floats(values, "imageinfo/xposition", m, total),
+        _floats(values, "imageinfo/yposition", m, total),
+        _floats(values, "imageinfo/zposition", m, total),
+        _floats(values, "imageinfo/ionchambercurrent", m, total),
+        filetime / 1e7 - _EPOCH_1601 if filetime else float("nan"),
+        same.pixel_size_um,
+        same.binning,
+        _text(values.get("acquisitionsettings/acqfilename", b"")),
+        same.mosaic,
+        same.images,
+        same.reference,
+        same.reference_dtype,
+        same.reference_exposure_s,
+    )
+    if same.defect[0]:
         name = Path(path).name
-        raise XrmError(f"{name}: {defect[1]}", defect[0], name, header)
+        raise XrmError(f"{name}: {same.defect[1]}", same.defect[0], name, header)
     return header
 
 
