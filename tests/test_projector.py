@@ -214,3 +214,14 @@ def test_filter_response(name: str, n: int) -> None:
 def test_errors_say_what_was_expected(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("n", "angles"), [(5, 3), (12, 7), (33, 200), (128, 400)])
+def test_adjoint_where_nothing_cancels(n: int, angles: int) -> None:
+    """Positive slices and their own projections: rounding near frequency 0, where all lines cross, would add up."""
+    theta = np.linspace(-90, 89, angles)
+    volume = np.broadcast_to(blobs(n, theta, n)[0].astype(np.float32), (2, n, n))
+    projector = Projector(n, theta)
+    p = projector.forward(volume).astype(float)
+    back = projector.adjoint(p).astype(float)
+    assert np.vdot(p, p) == pytest.approx(np.vdot(volume, back), rel=2e-7)

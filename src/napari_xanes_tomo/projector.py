@@ -44,6 +44,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 LANES = 8  # complex numbers a node
 ROWS = 2 * LANES  # slices that travel together
 NODE = 2 * LANES  # floats a node: 8 real parts, then 8 imaginary parts
+_CENTRE = 6  # samples of a line on either side of frequency 0 that are added in double precision
 
 
 def _kernel(function: _F) -> _F:
@@ -582,13 +583,18 @@ def _adjoint_bands(
 ) -> None:
     """Radial spectra -> grid rows ``r0:r1`` (kz), transformed along x; result in ``grid[kz + m // 2, x]``.
 
-    Every node adds its samples in the order (angle, k) whatever the bands are.
+    Every node adds its samples in the order (angle, k) whatever the bands are. All lines cross near frequency 0, where
+    thousands of samples meet in a few nodes: those are added in double precision.
     """
     k_max = (pad - 1) // 2
     count = 2 * k_max + 1
     half = m // 2
     h = n // 2
     wide = m + 1
+    centre = min(_CENTRE, k_max)
+    reach = int(centre * m / pad) + width + 1
+    if reach > (m - 1) // 2:
+        centre = -1  # a tiny grid, where the ends of the lines wrap around into the middle
     for i in range(16 * r0 * wide, 16 * r1 * wide):
         grid[i] = 0.0
     for a in range(slope.size):
@@ -612,6 +618,8 @@ def _adjoint_bands(
                 kb = min(k_max, math.ceil(eb))
             for k in range(ka, kb + 1):
                 j = k + k_max
+                if abs(k) <= centre:
+                    continue
                 gz = int(first[a, j, 0]) + off
                 if gz <= r0 - width or gz >= r1:
                     continue
@@ -645,6 +653,26 @@ def _adjoint_bands(
                             v = _splat(weight[a, j, 1, c])
                             _store(grid, to, _load(grid, to) + v * line_re)
                             _store(grid, to + 8, _load(grid, to + 8) + v * line_im)
+    if centre >= 0 and r0 <= half + reach and r1 > half - reach:
+        side = 2 * reach + 1
+        patch = np.zeros((side, side, 16))
+        for a in range(slope.size):
+            for k in range(-centre, centre + 1):
+                j = k + k_max
+                for b in range(width):
+                    row = int(first[a, j, 0]) + b
+                    if row < r0 or row >= r1:
+                        continue
+                    for c in range(width):
+                        column = int(first[a, j, 1]) + c
+                        both = np.float64(weight[a, j, 0, b]) * np.float64(weight[a, j, 1, c])
+                        target = patch[row - half + reach, column - half + reach]
+                        for e in range(16):
+                            target[e] += both * lines[16 * (a * count + j) + e]
+        for row in range(max(r0, half - reach), min(r1, half + reach + 1)):
+            for column in range(half - reach, half + reach + 1):
+                for e in range(16):
+                    grid[16 * (row * wide + column) + e] += patch[row - half + reach, column - half + reach, e]
     for r in range(r0, r1):
         base = 16 * r * wide
         for c in range(m):
