@@ -174,6 +174,18 @@ def test_same_result_whatever_the_threads() -> None:
         np.testing.assert_allclose(few, back[:5], atol=1e-5 * np.abs(few).max())
 
 
+def test_out_is_written_into() -> None:
+    v = np.random.default_rng(0).normal(size=(18, 16, 16)).astype(np.float32)
+    projector = Projector(16, [0.0, 30.0, 60.0])
+    p, back = np.empty((3, 18, 16), np.float32), np.empty_like(v)
+    assert projector.forward(v, out=p) is p
+    assert np.array_equal(p, projector.forward(v))
+    assert projector.adjoint(p, out=back) is back
+    assert np.array_equal(back, projector.adjoint(p))
+    with pytest.raises(ValueError, match="out: expected"):
+        projector.forward(v, out=np.empty((3, 18, 16)))  # type: ignore[arg-type]
+
+
 def test_pickle() -> None:
     projector = Projector(16, [0.0, 30.0, 60.0])
     v = np.ones((2, 16, 16), np.float32)

@@ -76,7 +76,7 @@ def angular_weights(theta_deg: npt.ArrayLike, *, usable: npt.ArrayLike | None = 
 def _projector(
     projections: npt.ArrayLike, theta_deg: npt.ArrayLike, n: int | None, pad: float, threads: int | None
 ) -> tuple[F32, Projector]:
-    data = np.asarray(projections, dtype=np.float32)
+    data = np.ascontiguousarray(projections, dtype=np.float32)
     theta = np.asarray(theta_deg, dtype=float)
     if data.ndim != 3 or theta.shape != data.shape[:1]:
         raise ValueError(
@@ -229,10 +229,12 @@ def sirt(
     if start is not None:
         x += np.asarray(start, dtype=np.float32) * mask
     inverse = (1 / chord).astype(np.float32)
+    residual, step = np.empty_like(data), np.empty_like(x)
     for _ in range(iterations):
-        residual = data - projector.forward(x, shift=shift)
+        projector.forward(x, shift=shift, out=residual)
+        np.subtract(data, residual, out=residual)
         residual *= inverse
-        x += projector.adjoint(residual, shift=shift, weight=w / w.sum())
+        x += projector.adjoint(residual, shift=shift, weight=w / w.sum(), out=step)
         x *= mask
         if positivity:
             np.maximum(x, 0.0, out=x)
