@@ -213,9 +213,7 @@ def plane(coefficients: npt.ArrayLike, shape: tuple[int, int], rows: tuple[int, 
     return np.asarray(c[:, 0, None, None] + c[:, 1, None, None] * y[:, None] + c[:, 2, None, None] * x[None, :])
 
 
-def fit_air(
-    frames: npt.NDArray[np.float32], margin_px: float
-) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+def fit_air(frames: npt.NDArray[np.float32], margin_px: float) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
     """Fit a plane to the air around the object in every projection.
 
     What counts as air is found from the frame itself: everything that does not rise above its noise, kept

@@ -6,7 +6,9 @@ All functions take and return arrays; none knows where they come from.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -16,21 +18,43 @@ import numpy.typing as npt
 
 from .model import FloatArray
 
-__all__ = ["LinearFit", "band_pass", "displacement_equations", "registration_equations", "smooth"]
+__all__ = [
+    "LinearFit",
+    "band_pass",
+    "center_of_rotation",
+    "displacement_equations",
+    "object_support",
+    "registration_equations",
+    "smooth",
+    "solve_normal",
+]
 
 F32 = npt.NDArray[np.float32]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _parallel(function: _F) -> _F:
-    return cast(_F, nb.njit(cache=True, parallel=True, fastmath={"contract"})(function))
+def _kernel(function: _F) -> _F:
+    """Compile for the machine at first use, kept on disk, without the GIL."""
+    return cast(_F, nb.njit(cache=True, nogil=True, fastmath={"contract"})(function))
 
 
-@_parallel
-def _blur(frames: F32, taps: F32, out: F32) -> None:
-    n, h, w = frames.shape
+def _over_frames(n: int, work: Callable[[int, int], None]) -> None:
+    """Run ``work(first, end)`` over n frames in plain threads; who works on a frame does not change its result."""
+    threads = min(n, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if threads <= 1:
+        work(0, n)
+        return
+    piece = max(1, -(-n // (4 * threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda a: work(a, min(a + piece, n)), range(0, n, piece)):
+            pass
+
+
+@_kernel
+def _blur(first: int, end: int, frames: F32, taps: F32, out: F32) -> None:
+    _, h, w = frames.shape
     reach = taps.size // 2
-    for f in nb.prange(n):
+    for f in range(first, end):
         rows = np.empty((h, w), np.float32)
         for y in range(h):
             line = rows[y]
@@ -63,7 +87,8 @@ def smooth(frames: F32, sigma_px: float) -> F32:
     reach = max(1, math.ceil(4 * sigma_px))
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
     out = np.empty_like(data)
-    _blur(data, (taps / taps.sum()).astype(np.float32), out)
+    weights = (taps / taps.sum()).astype(np.float32)
+    _over_frames(len(data), lambda a, b: _blur(a, b, data, weights, out))
     return out
 
 
@@ -121,13 +146,13 @@ def solve_normal(normal: FloatArray, rhs: FloatArray) -> tuple[FloatArray, Float
     return solution, inverse
 
 
-@_parallel
+@_kernel
 def _accumulate_shift(
-    data: F32, model: F32, weight: F32, split: int, normal: FloatArray, rhs: FloatArray, cost: FloatArray,
+    first: int, end: int, data: F32, model: F32, weight: F32, split: int, normal: FloatArray, rhs: FloatArray, cost: FloatArray,
     count: FloatArray,
 ) -> None:  # fmt: skip
-    n, h, w = data.shape
-    for f in nb.prange(n):
+    _, h, w = data.shape
+    for f in range(first, end):
         c = np.empty(4)
         for y in range(1, h - 1):
             part = 0 if y < split else 1
@@ -167,19 +192,20 @@ def displacement_equations(data: F32, model: F32, weight: F32, *, split_row: int
     """
     n, h, _ = data.shape
     out = (np.zeros((n, 2, 4, 4)), np.zeros((n, 2, 4)), np.zeros((n, 2)), np.zeros((n, 2)))
-    frames = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
-    _accumulate_shift(*frames, h // 2 if split_row is None else split_row, *out)
+    frames = tuple(np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
+    split = h // 2 if split_row is None else split_row
+    _over_frames(n, lambda a, b: _accumulate_shift(a, b, *frames, split, *out))
     return LinearFit(*out)
 
 
-@_parallel
+@_kernel
 def _accumulate_registration(
-    data: F32, model: F32, weight: F32, cos: FloatArray, sin: FloatArray, pixel: float, normal: FloatArray,
+    first: int, end: int, data: F32, model: F32, weight: F32, cos: FloatArray, sin: FloatArray, pixel: float, normal: FloatArray,
     rhs: FloatArray, cost: FloatArray, count: FloatArray,
 ) -> None:  # fmt: skip
-    n, h, w = data.shape
+    _, h, w = data.shape
     cy, cx = (h - 1) / 2, (w - 1) / 2
-    for f in nb.prange(n):
+    for f in range(first, end):
         c = np.empty(6)
         for y in range(1, h - 1):
             for x in range(1, w - 1):
@@ -228,6 +254,46 @@ def registration_equations(
     n = len(data)
     t = np.deg2rad(np.asarray(theta_deg, dtype=float))
     out = (np.zeros((n, 1, 6, 6)), np.zeros((n, 1, 6)), np.zeros((n, 1)), np.zeros((n, 1)))
-    frames = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
-    _accumulate_registration(*frames, np.cos(t), np.sin(t), float(pixel), *out)
+    frames = tuple(np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
+    cos, sin = np.cos(t), np.sin(t)
+    _over_frames(n, lambda a, b: _accumulate_registration(a, b, *frames, cos, sin, float(pixel), *out))
     return LinearFit(*out)
+
+
+def center_of_rotation(
+    shift_x: npt.ArrayLike, theta_deg: npt.ArrayLike, sigma_x: npt.ArrayLike | None = None
+) -> tuple[float, float]:
+    """Return the position of the rotation axis in horizontal shifts, and its standard error.
+
+    The constant of the fit ``c + a cos(theta) + b sin(theta)``: `a` and `b` only say where the object stands.
+
+    Parameters
+    ----------
+    shift_x, theta_deg, sigma_x : (n,) arrays
+        Pixels, degrees, pixels.
+    """
+    x, t = np.asarray(shift_x, dtype=float), np.deg2rad(np.asarray(theta_deg, dtype=float))
+    basis = np.stack([np.ones_like(t), np.cos(t), np.sin(t)], axis=1)
+    weight = np.ones_like(x) if sigma_x is None else 1 / np.maximum(np.asarray(sigma_x, dtype=float), 1e-9) ** 2
+    good = np.isfinite(x) & np.isfinite(weight)
+    if good.sum() < 3:
+        return float("nan"), float("nan")
+    b, w = basis[good], weight[good]
+    inverse = np.linalg.pinv(b.T @ (w[:, None] * b))
+    constant = float((inverse @ (b.T @ (w * x[good])))[0])
+    return constant, float(np.sqrt(inverse[0, 0])) if sigma_x is not None else float("nan")
+
+
+def object_support(volume: F32) -> F32:
+    """(y, z, x) 1 where the object may be, 0 in the air: what rises above a fifth of its typical value, widened."""
+    from scipy.ndimage import binary_dilation, gaussian_filter
+
+    step = 2 if min(volume.shape) >= 32 else 1
+    coarse = gaussian_filter(volume[::step, ::step, ::step], 1.5)
+    threshold = 0.15 * float(np.percentile(coarse, 99.5))
+    if threshold <= 0:
+        return np.ones_like(volume)
+    mask = binary_dilation(coarse > threshold, iterations=3)
+    for axis in range(3):
+        mask = np.repeat(mask, step, axis=axis)
+    return mask[: volume.shape[0], : volume.shape[1], : volume.shape[2]].astype(np.float32)

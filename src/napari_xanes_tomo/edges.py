@@ -12,7 +12,31 @@ from .model import FloatArray, XanesTomoError
 __all__ = ["ELEMENT_RANGE", "bracketed_elements", "edge_energy_ev", "mass_attenuation", "scanned_element"]
 
 ELEMENT_RANGE = tuple(
-    "Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo".split()  # K edges 4.0 to 20 keV
+    [
+        "Ca",
+        "Sc",
+        "Ti",
+        "V",
+        "Cr",
+        "Mn",
+        "Fe",
+        "Co",
+        "Ni",
+        "Cu",
+        "Zn",
+        "Ga",
+        "Ge",
+        "As",
+        "Se",
+        "Br",
+        "Kr",
+        "Rb",
+        "Sr",
+        "Y",
+        "Zr",
+        "Nb",
+        "Mo",
+    ]  # K edges 4.0 to 20 keV
 )
 # Two neighbouring energies bracket an edge when they are no further apart than this part of its energy: the
 # wide Ni pair 8178/8570 does (4.7 %), the gap between two pairs, with Fe in it, does not (16 %).

@@ -12,19 +12,18 @@ better is decided by projections that were held out of the reconstruction.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .agreement import displacement_equations, smooth
+from .agreement import center_of_rotation, displacement_equations, object_support, smooth, solve_normal
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .projector import Projector
-from .reconstruction import angular_weights, fbp
 from .recipe import JitterParameters
+from .reconstruction import angular_weights, fbp
 from .resample import place
 
-__all__ = ["JitterResult", "center_of_rotation", "find_jitter", "object_support"]
+__all__ = ["JitterResult", "find_jitter"]
 
 F32 = npt.NDArray[np.float32]
 FEWEST_ANGLES = 8
@@ -58,30 +57,6 @@ class JitterResult:
     method: str
     residual: FloatArray
     quality: Quality
-
-
-def center_of_rotation(
-    shift_x: npt.ArrayLike, theta_deg: npt.ArrayLike, sigma_x: npt.ArrayLike | None = None
-) -> tuple[float, float]:
-    """Return the position of the rotation axis in horizontal shifts, and its standard error.
-
-    The constant of the fit ``c + a cos(theta) + b sin(theta)``: `a` and `b` only say where the object stands.
-
-    Parameters
-    ----------
-    shift_x, theta_deg, sigma_x : (n,) arrays
-        Pixels, degrees, pixels.
-    """
-    x, t = np.asarray(shift_x, dtype=float), np.deg2rad(np.asarray(theta_deg, dtype=float))
-    basis = np.stack([np.ones_like(t), np.cos(t), np.sin(t)], axis=1)
-    weight = np.ones_like(x) if sigma_x is None else 1 / np.maximum(np.asarray(sigma_x, dtype=float), 1e-9) ** 2
-    good = np.isfinite(x) & np.isfinite(weight)
-    if good.sum() < 3:
-        return float("nan"), float("nan")
-    b, w = basis[good], weight[good]
-    inverse = np.linalg.pinv(b.T @ (w[:, None] * b))
-    constant = float((inverse @ (b.T @ (w * x[good])))[0])
-    return constant, float(np.sqrt(inverse[0, 0])) if sigma_x is not None else float("nan")
 
 
 def find_jitter(
@@ -270,9 +245,7 @@ def _common_rows(shift: FloatArray, rows: int) -> tuple[int, int]:
     return (top, bottom) if bottom > top else (0, 0)
 
 
-def _horizontal(
-    frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom: int
-) -> tuple[FloatArray, float]:
+def _horizontal(frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom: int) -> tuple[FloatArray, float]:
     """Displacement in x from the centre of mass of every row, and its standard error from two sets of rows.
 
     Each row's centre moves on its own sinusoid; what all rows do besides is the displacement. The centre of mass of the
@@ -318,21 +291,6 @@ def _horizontal(
 
 
 # -------------------------------------------------------------------------------------------- reprojection
-
-
-def object_support(volume: F32) -> F32:
-    """(y, z, x) 1 where the object may be, 0 in the air: what rises above a fifth of its typical value, widened."""
-    from scipy.ndimage import binary_dilation, gaussian_filter
-
-    step = 2 if min(volume.shape) >= 32 else 1
-    coarse = gaussian_filter(volume[::step, ::step, ::step], 1.5)
-    threshold = 0.15 * float(np.percentile(coarse, 99.5))
-    if threshold <= 0:
-        return np.ones_like(volume)
-    mask = binary_dilation(coarse > threshold, iterations=3)
-    for axis in range(3):
-        mask = np.repeat(mask, step, axis=axis)
-    return mask[: volume.shape[0], : volume.shape[1], : volume.shape[2]].astype(np.float32)
 
 
 def _weight(model: F32, shift: FloatArray) -> F32:
@@ -408,8 +366,6 @@ class _Held:
             self.weight = _weight(model, shift)
         fit = displacement_equations(smooth(placed, self.blur), model, self.weight)
         normal, rhs = fit.normal.sum(axis=1)[:, 2:, 2:], fit.rhs.sum(axis=1)[:, 2:]
-        from .agreement import solve_normal
-
         solution, _ = solve_normal(normal, rhs)
         cost = fit.cost.sum(axis=1) - np.einsum("ni,ni->n", solution, rhs)
         return np.asarray(np.maximum(cost, 0) / np.maximum(fit.count.sum(axis=1), 1e-9))

@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from .agreement import center_of_rotation
 from .edges import edge_energy_ev, mass_attenuation
 from .io.store import EnergyRow, MapSpec, MapStore, ShiftRow, write_energies, write_shifts
 from .io.xrm import write_xrm
@@ -33,6 +35,7 @@ SIX_EV = (6534.0, 6558.0, 7704.0, 7728.0, 8178.0, 8570.0)
 _EDGE_SCAN_EV = (8336.0, 8340.0, 8343.0, 8346.0, 8349.0, 8354.0, 8365.0)
 _FINE = 1.5  # grid points of the particle per reference pixel
 _ATOMIC_MASS = {"Mn": 54.938, "Co": 58.933, "Ni": 58.693}
+_F = TypeVar("_F", bound=Callable[..., Any])
 _METALS = ("Mn", "Co", "Ni")
 _EDGE_AT_HALF_EV = 9.5  # E(0.5) of the oxide above the tabulated edge of the metal
 
@@ -96,6 +99,20 @@ class Truth:
     theta_deg: FloatArray
 
 
+def _kernel(function: _F) -> _F:
+    """Compile for the machine at first use, kept on disk, without the GIL."""
+    return cast(_F, nb.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})(function))
+
+
+def _in_threads(n: int, work: Callable[[int, int], None]) -> None:
+    """Run ``work(first, end)`` over n jobs in plain threads."""
+    threads = os.cpu_count() or 1
+    piece = max(1, -(-n // (8 * threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda a: work(a, min(a + piece, n)), range(0, n, piece)):
+            pass
+
+
 def ni_xanes(energy_ev: npt.ArrayLike, edge_shift_ev: npt.ArrayLike = 0.0) -> FloatArray:
     """Return the normalised Ni K edge of a layered oxide: an error-function step and a white line.
 
@@ -122,42 +139,32 @@ class _Particle:
     edge_shift_ev: npt.NDArray[np.float32]
 
 
-def _numba() -> Any:
-    import numba
-
-    return numba
-
-
-def _grain_kernel() -> Any:
-    numba = _numba()
-
-    @numba.njit(parallel=True, cache=True, fastmath=False)
-    def label(inside: Any, seeds: Any, first: Any, second: Any, gap: Any) -> None:  # pragma: no cover - compiled
-        ny, nz, nx = inside.shape
-        for i in numba.prange(ny):
-            for j in range(nz):
-                for k in range(nx):
-                    if not inside[i, j, k]:
-                        continue
-                    best = 1e30
-                    runner_up = 1e30
-                    b = 0
-                    r = 0
-                    for s in range(seeds.shape[0]):
-                        d = (seeds[s, 0] - i) ** 2 + (seeds[s, 1] - j) ** 2 + (seeds[s, 2] - k) ** 2
-                        if d < best:
-                            runner_up = best
-                            r = b
-                            best = d
-                            b = s
-                        elif d < runner_up:
-                            runner_up = d
-                            r = s
-                    first[i, j, k] = b
-                    second[i, j, k] = r
-                    gap[i, j, k] = math.sqrt(runner_up) - math.sqrt(best)
-
-    return label
+@_kernel
+def _label(first_row: int, end: int, inside: Any, seeds: Any, first: Any, second: Any, gap: Any) -> None:
+    """Nearest and second nearest seed of every voxel inside, and how much further the second is."""
+    _, nz, nx = inside.shape
+    for i in range(first_row, end):
+        for j in range(nz):
+            for k in range(nx):
+                if not inside[i, j, k]:
+                    continue
+                best = 1e30
+                runner_up = 1e30
+                b = 0
+                r = 0
+                for s in range(seeds.shape[0]):
+                    d = (seeds[s, 0] - i) ** 2 + (seeds[s, 1] - j) ** 2 + (seeds[s, 2] - k) ** 2
+                    if d < best:
+                        runner_up = best
+                        r = b
+                        best = d
+                        b = s
+                    elif d < runner_up:
+                        runner_up = d
+                        r = s
+                first[i, j, k] = b
+                second[i, j, k] = r
+                gap[i, j, k] = math.sqrt(runner_up) - math.sqrt(best)
 
 
 def _draw_particle(p: TwinParameters, rng: np.random.Generator) -> _Particle:
@@ -186,7 +193,7 @@ def _draw_particle(p: TwinParameters, rng: np.random.Generator) -> _Particle:
     first = np.zeros(inside.shape, dtype=np.int16)
     second = np.zeros(inside.shape, dtype=np.int16)
     gap = np.zeros(inside.shape, dtype=np.float32)
-    _grain_kernel()(inside, seeds, first, second, gap)
+    _in_threads(len(inside), lambda a, b: _label(a, b, inside, seeds, first, second, gap))
 
     # Cracks follow some of the grain boundaries, wider towards the core; pores are small spheres.
     cracked = rng.random((p.grains, p.grains)) < 0.18
@@ -231,9 +238,7 @@ def _draw_particle(p: TwinParameters, rng: np.random.Generator) -> _Particle:
     nickel_trend = fraction["Ni"] / total - p.composition[2]
     molar = 4.7 / (6.94 + 32.0 + sum(p.composition[i] * _ATOMIC_MASS[m] for i, m in enumerate(_METALS)))  # mol/cm3
     solid = inside | satellites
-    metals = {
-        m: np.where(solid, molar * _ATOMIC_MASS[m] * fraction[m] / total, 0).astype(np.float32) for m in _METALS
-    }
+    metals = {m: np.where(solid, molar * _ATOMIC_MASS[m] * fraction[m] / total, 0).astype(np.float32) for m in _METALS}
     oxygen = np.where(solid, molar * 32.0, 0).astype(np.float32)
     valence = p.valence_range_ev * trend(directions[3]) * (1 - abs(p.valence_composition_coupling))
     valence += p.valence_range_ev * p.valence_composition_coupling * nickel_trend / (p.gradient * p.composition[2])
@@ -241,49 +246,44 @@ def _draw_particle(p: TwinParameters, rng: np.random.Generator) -> _Particle:
     return _Particle(metals, oxygen, np.where(solid, valence, 0).astype(np.float32))
 
 
-def _project_kernel() -> Any:
-    numba = _numba()
-
-    @numba.njit(parallel=True, cache=True, fastmath=True)
-    def project(volume: Any, support: Any, cos: Any, sin: Any, out: Any) -> None:  # pragma: no cover - compiled
-        """Joseph's projector: volume (blocks, z, x, rows), out (blocks, angles, u, rows), one u per voxel."""
-        blocks, nz, nx, rows = volume.shape
-        nu = out.shape[2]
-        cz, cx, cu = (nz - 1) / 2, (nx - 1) / 2, (nu - 1) / 2
-        for job in numba.prange(blocks * cos.size):
-            b = job // cos.size
-            a = job % cos.size
-            c, s = cos[a], sin[a]
-            along_z = abs(c) >= abs(s)  # step along z, interpolate in x, where the ray is steeper that way
-            step = 1.0 / max(abs(c), abs(s))
-            for u in range(nu):
-                line = out[b, a, u]
-                if along_z:
-                    for j in range(nz):
-                        at = ((u - cu) - (j - cz) * s) / c + cx
-                        k = int(math.floor(at))
-                        if k < 0 or k + 1 >= nx or not (support[j, k] or support[j, k + 1]):
-                            continue
-                        f1 = np.float32((at - k) * step)
-                        f0 = np.float32((1.0 - at + k) * step)
-                        v0 = volume[b, j, k]
-                        v1 = volume[b, j, k + 1]
-                        for r in range(rows):
-                            line[r] += f0 * v0[r] + f1 * v1[r]
-                else:
-                    for k in range(nx):
-                        at = ((u - cu) - (k - cx) * c) / s + cz
-                        j = int(math.floor(at))
-                        if j < 0 or j + 1 >= nz or not (support[j, k] or support[j + 1, k]):
-                            continue
-                        f1 = np.float32((at - j) * step)
-                        f0 = np.float32((1.0 - at + j) * step)
-                        v0 = volume[b, j, k]
-                        v1 = volume[b, j + 1, k]
-                        for r in range(rows):
-                            line[r] += f0 * v0[r] + f1 * v1[r]
-
-    return project
+@_kernel
+def _joseph(first: int, end: int, volume: Any, support: Any, cos: Any, sin: Any, out: Any) -> None:
+    """Joseph's projector: volume (blocks, z, x, rows), out (blocks, angles, u, rows), one u per voxel."""
+    _, nz, nx, rows = volume.shape
+    nu = out.shape[2]
+    cz, cx, cu = (nz - 1) / 2, (nx - 1) / 2, (nu - 1) / 2
+    for job in range(first, end):
+        b = job // cos.size
+        a = job % cos.size
+        c, s = cos[a], sin[a]
+        along_z = abs(c) >= abs(s)  # step along z, interpolate in x, where the ray is steeper that way
+        step = 1.0 / max(abs(c), abs(s))
+        for u in range(nu):
+            line = out[b, a, u]
+            if along_z:
+                for j in range(nz):
+                    at = ((u - cu) - (j - cz) * s) / c + cx
+                    k = int(math.floor(at))
+                    if k < 0 or k + 1 >= nx or not (support[j, k] or support[j, k + 1]):
+                        continue
+                    f1 = np.float32((at - k) * step)
+                    f0 = np.float32((1.0 - at + k) * step)
+                    v0 = volume[b, j, k]
+                    v1 = volume[b, j, k + 1]
+                    for r in range(rows):
+                        line[r] += f0 * v0[r] + f1 * v1[r]
+            else:
+                for k in range(nx):
+                    at = ((u - cu) - (k - cx) * c) / s + cz
+                    j = int(math.floor(at))
+                    if j < 0 or j + 1 >= nz or not (support[j, k] or support[j + 1, k]):
+                        continue
+                    f1 = np.float32((at - j) * step)
+                    f0 = np.float32((1.0 - at + j) * step)
+                    v0 = volume[b, j, k]
+                    v1 = volume[b, j + 1, k]
+                    for r in range(rows):
+                        line[r] += f0 * v0[r] + f1 * v1[r]
 
 
 def _project(volumes: list[npt.NDArray[np.float32]], theta_deg: FloatArray) -> npt.NDArray[np.float32]:
@@ -292,14 +292,19 @@ def _project(volumes: list[npt.NDArray[np.float32]], theta_deg: FloatArray) -> n
     rows = 32
     blocks = math.ceil(ny / rows)
     t = np.deg2rad(theta_deg)
-    kernel = _project_kernel()
+    cos, sin = np.cos(t), np.sin(t)
     out = np.empty((len(volumes), len(t), ny, nx), dtype=np.float32)
     for n, volume in enumerate(volumes):
         padded = np.zeros((blocks * rows, nz, nx), dtype=np.float32)
         padded[:ny] = volume
         blocked = np.ascontiguousarray(padded.reshape(blocks, rows, nz, nx).transpose(0, 2, 3, 1))
         lines = np.zeros((blocks, len(t), nx, rows), dtype=np.float32)
-        kernel(blocked, np.any(volume != 0, axis=0), np.cos(t), np.sin(t), lines)
+        support = np.any(volume != 0, axis=0)
+
+        def work(a: int, b: int, v: Any = blocked, s: Any = support, o: Any = lines) -> None:
+            _joseph(a, b, v, s, cos, sin, o)
+
+        _in_threads(blocks * len(t), work)
         out[n] = lines.transpose(1, 0, 3, 2).reshape(len(t), blocks * rows, nx)[:, :ny]
     return out
 
@@ -439,9 +444,7 @@ class _Energy:
     flats: npt.NDArray[np.uint16]
 
 
-def simulate(
-    parameters: TwinParameters, *, progress: Progress = no_progress
-) -> tuple[Truth, Iterator[_Energy]]:
+def simulate(parameters: TwinParameters, *, progress: Progress = no_progress) -> tuple[Truth, Iterator[_Energy]]:
     """Draw a particle and measure it.
 
     Returns
@@ -483,8 +486,15 @@ def simulate(
                 weights = (coefficients[e] * to_cm).astype(np.float32)
                 level, drift = 1 + 0.01 * math.sin(e), drifts[e]
 
-                def one(i: int, e: int = e, a: Alignment = alignment, w: Any = weights, d: Any = drift,
-                        g: float = level, s: Any = seeds) -> npt.NDArray[np.uint16]:
+                def one(
+                    i: int,
+                    e: int = e,
+                    a: Alignment = alignment,
+                    w: Any = weights,
+                    d: Any = drift,
+                    g: float = level,
+                    s: Any = seeds,
+                ) -> npt.NDArray[np.uint16]:
                     line = np.tensordot(w, lines[:, i], 1)
                     absorbed = -np.expm1(-line)
                     rows = _sampling(p.n, fine, ny, a.magnification, float(a.shift[i, 0]), p.psf_px)
@@ -694,7 +704,7 @@ def _write_truth(folder: Path, p: TwinParameters, truth: Truth) -> None:
                 magnification=a.magnification,
                 magnification_sigma=0.0,
                 roll_deg=a.roll_deg,
-                center_px=float(a.shift[:, 1].mean()),
+                center_px=center_of_rotation(a.shift[:, 1], truth.theta_deg)[0],
                 pixel_size_nm=size,
                 reference=energy == truth.reference_ev,
                 status="ok",

@@ -776,10 +776,12 @@ def _taps(
 def _phases(alpha: F64, gain: F64, response: F64, k_max: int, phase: F32) -> None:
     """``phase[a, k + k_max] = gain[a] response[|k|] exp(i alpha[a] k)`` as (re, im)."""
     for a in range(alpha.size):
+        c, s = math.cos(alpha[a]), math.sin(alpha[a])
+        turn_re, turn_im = gain[a], 0.0  # turned step by step: the error after thousands of steps is about 1e-13
         for k in range(k_max + 1):
-            amplitude = gain[a] * response[k]
-            re = amplitude * math.cos(alpha[a] * k)
-            im = amplitude * math.sin(alpha[a] * k)
+            re = response[k] * turn_re
+            im = response[k] * turn_im
+            turn_re, turn_im = turn_re * c - turn_im * s, turn_re * s + turn_im * c
             phase[a, k_max + k, 0] = re
             phase[a, k_max + k, 1] = im
             phase[a, k_max - k, 0] = re
