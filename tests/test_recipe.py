@@ -148,7 +148,6 @@ def test_a_yaml_bomb_is_refused_quickly() -> None:
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.xfail(strict=True, reason="the error message writes out the whole value before it is cut")
 def test_a_bomb_as_a_value_is_refused_without_writing_it_out() -> None:
     lines = ["x: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"y{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 6)]

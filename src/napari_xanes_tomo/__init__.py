@@ -1,13 +1,56 @@
 """Full-field XANES tomography: from raw ``.xrm`` files to elemental and edge-energy maps.
 
-The names exported here are the public interface; see ``docs/`` for the conventions.
+The names exported here are the public interface; they are imported on first use, so that the command line starts
+quickly. See ``docs/`` for the conventions.
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .io.scan import open_series
+    from .io.store import read_maps
+    from .jitter import find_jitter
+    from .model import Alignment, EnergyScan, Series, XanesTomoError
+    from .phantom import write_twin
+    from .recipe import Recipe
+    from .workflow import Workflow
 
 try:
     __version__ = version("napari-xanes-tomo")
 except PackageNotFoundError:  # running from a source tree that was never installed
     __version__ = "0.0.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "Alignment",
+    "EnergyScan",
+    "Recipe",
+    "Series",
+    "Workflow",
+    "XanesTomoError",
+    "__version__",
+    "find_jitter",
+    "open_series",
+    "read_maps",
+    "write_twin",
+]
+
+_HOME = {
+    "Alignment": "model",
+    "EnergyScan": "model",
+    "Series": "model",
+    "XanesTomoError": "model",
+    "Recipe": "recipe",
+    "find_jitter": "jitter",
+    "open_series": "io.scan",
+    "read_maps": "io.store",
+    "write_twin": "phantom",
+    "Workflow": "workflow",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

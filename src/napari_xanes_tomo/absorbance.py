@@ -141,7 +141,7 @@ def absorbance(
     exposure = np.asarray(exposure_s, dtype=np.float32).reshape(-1, 1, 1)
     lit = np.asarray(rate) > 0
     expected = np.where(lit, rate, 1).astype(np.float32)[None] * exposure
-    out = np.maximum(counts, np.float32(0.5), dtype=np.float32)
+    out: npt.NDArray[np.float32] = np.maximum(counts, np.float32(0.5), dtype=np.float32)
     np.divide(out, expected, out=out)
     np.log(out, out=out)
     np.negative(out, out=out)
@@ -242,7 +242,8 @@ def fit_air(frames: npt.NDArray[np.float32], margin_px: float) -> tuple[FloatArr
     y = ((np.arange(h) - (h - 1) / 2) / (w / 2))[:, None] * np.ones((1, w))
     x = ((np.arange(w) - (w - 1) / 2) / (w / 2))[None, :] * np.ones((h, 1))
     design = np.stack([np.ones(h * w), y.ravel(), x.ravel()], axis=1)
-    grid = np.ogrid[tuple(slice(-math_ceil(margin_px), math_ceil(margin_px) + 1) for _ in range(2))]
+    reach = max(1, int(np.ceil(margin_px)))
+    grid = np.ogrid[tuple(slice(-reach, reach + 1) for _ in range(2))]
     disk = grid[0] ** 2 + grid[1] ** 2 <= max(margin_px, 1.0) ** 2
     border = np.zeros((h, w), dtype=bool)
     edge = max(1, round(0.04 * min(h, w)))
@@ -280,11 +281,6 @@ def fit_air(frames: npt.NDArray[np.float32], margin_px: float) -> tuple[FloatArr
     return coefficients, residual, masks
 
 
-def math_ceil(value: float) -> int:
-    """Round up to at least 1."""
-    return max(1, int(np.ceil(value)))
-
-
 def _without_specks(body: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Drop single pixels: noise that crossed the threshold."""
     from scipy.ndimage import label
@@ -317,6 +313,7 @@ def normalise(
     parameters: AbsorbanceParameters,
     *,
     bin: int = 1,
+    air: FloatArray | None = None,
     progress: Progress = no_progress,
 ) -> Normalised:
     """Read one energy and turn it into binned absorbance.
@@ -330,6 +327,8 @@ def normalise(
     parameters : AbsorbanceParameters
     bin : int
         Recorded pixels per binned pixel, in both directions.
+    air : (all projections, 3) array, optional
+        Air planes found before; fitted unless given.
     progress : callable
         See `Progress`.
 
@@ -350,7 +349,7 @@ def normalise(
     detector = scan_detector(scan)
     hb, wb = h // bin, w // bin
     data = np.empty((len(index), hb, wb), dtype=np.float32)
-    variance = np.empty(len(index))
+    variance: FloatArray = np.empty(len(index))
     for start in range(0, len(index), _CHUNK):
         part = index[start : start + _CHUNK]
         for half in sorted({int(v) for v in scan.half[part]}):
@@ -366,17 +365,20 @@ def normalise(
                 + (detector.read_variance + detector.gain * beam) / beam**2 / flat.shots
             ) / bin**2
         progress("absorbance", min(start + _CHUNK, len(index)), len(index))
-    air = np.zeros((len(index), 3))
-    residual = np.full(len(index), np.nan)
-    fraction = np.ones(len(index))
-    if parameters.remove_air:
+    planes: FloatArray = np.zeros((len(index), 3))
+    residual: FloatArray = np.full(len(index), np.nan)
+    fraction: FloatArray = np.ones(len(index))
+    if air is not None:
+        planes = np.asarray(air, dtype=float)[index]
+        data -= plane(planes, (hb, wb))
+    elif parameters.remove_air:
         coarse = max(1, wb // 64)
         small = bin_frames(data, coarse)
         margin = parameters.air_margin_px * small.shape[2] / 256
-        air, residual, masks = fit_air(small, margin)
+        planes, residual, masks = fit_air(small, margin)
         fraction = masks.mean(axis=(1, 2))
-        data -= plane(air, (hb, wb))
-    return Normalised(data, variance, air, residual, fraction, index, bin, (h, w))
+        data -= plane(planes, (hb, wb))
+    return Normalised(data, variance, planes, residual, fraction, index, bin, (h, w))
 
 
 def scan_detector(scan: EnergyScan) -> Detector:

@@ -148,8 +148,8 @@ def solve_normal(normal: FloatArray, rhs: FloatArray) -> tuple[FloatArray, Float
 
 @_kernel
 def _accumulate_shift(
-    first: int, end: int, data: F32, model: F32, weight: F32, split: int, normal: FloatArray, rhs: FloatArray, cost: FloatArray,
-    count: FloatArray,
+    first: int, end: int, data: F32, model: F32, weight: F32, split: int, normal: FloatArray, rhs: FloatArray,
+    cost: FloatArray, count: FloatArray,
 ) -> None:  # fmt: skip
     _, h, w = data.shape
     for f in range(first, end):
@@ -192,16 +192,16 @@ def displacement_equations(data: F32, model: F32, weight: F32, *, split_row: int
     """
     n, h, _ = data.shape
     out = (np.zeros((n, 2, 4, 4)), np.zeros((n, 2, 4)), np.zeros((n, 2)), np.zeros((n, 2)))
-    frames = tuple(np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
+    d, m, u = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
     split = h // 2 if split_row is None else split_row
-    _over_frames(n, lambda a, b: _accumulate_shift(a, b, *frames, split, *out))
+    _over_frames(n, lambda a, b: _accumulate_shift(a, b, d, m, u, split, *out))
     return LinearFit(*out)
 
 
 @_kernel
 def _accumulate_registration(
-    first: int, end: int, data: F32, model: F32, weight: F32, cos: FloatArray, sin: FloatArray, pixel: float, normal: FloatArray,
-    rhs: FloatArray, cost: FloatArray, count: FloatArray,
+    first: int, end: int, data: F32, model: F32, weight: F32, cos: FloatArray, sin: FloatArray, pixel: float,
+    normal: FloatArray, rhs: FloatArray, cost: FloatArray, count: FloatArray,
 ) -> None:  # fmt: skip
     _, h, w = data.shape
     cy, cx = (h - 1) / 2, (w - 1) / 2
@@ -254,9 +254,9 @@ def registration_equations(
     n = len(data)
     t = np.deg2rad(np.asarray(theta_deg, dtype=float))
     out = (np.zeros((n, 1, 6, 6)), np.zeros((n, 1, 6)), np.zeros((n, 1)), np.zeros((n, 1)))
-    frames = tuple(np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
+    d, m, u = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
     cos, sin = np.cos(t), np.sin(t)
-    _over_frames(n, lambda a, b: _accumulate_registration(a, b, *frames, cos, sin, float(pixel), *out))
+    _over_frames(n, lambda a, b: _accumulate_registration(a, b, d, m, u, cos, sin, float(pixel), *out))
     return LinearFit(*out)
 
 
@@ -296,4 +296,5 @@ def object_support(volume: F32) -> F32:
     mask = binary_dilation(coarse > threshold, iterations=3)
     for axis in range(3):
         mask = np.repeat(mask, step, axis=axis)
-    return mask[: volume.shape[0], : volume.shape[1], : volume.shape[2]].astype(np.float32)
+    cut = mask[: volume.shape[0], : volume.shape[1], : volume.shape[2]]
+    return np.asarray(cut, dtype=np.float32)

@@ -11,32 +11,10 @@ from .model import FloatArray, XanesTomoError
 
 __all__ = ["ELEMENT_RANGE", "bracketed_elements", "edge_energy_ev", "mass_attenuation", "scanned_element"]
 
-ELEMENT_RANGE = tuple(
-    [
-        "Ca",
-        "Sc",
-        "Ti",
-        "V",
-        "Cr",
-        "Mn",
-        "Fe",
-        "Co",
-        "Ni",
-        "Cu",
-        "Zn",
-        "Ga",
-        "Ge",
-        "As",
-        "Se",
-        "Br",
-        "Kr",
-        "Rb",
-        "Sr",
-        "Y",
-        "Zr",
-        "Nb",
-        "Mo",
-    ]  # K edges 4.0 to 20 keV
+# K edges from 4.0 to 20 keV.
+ELEMENT_RANGE = (
+    *("Ca", "Sc", "Ti", "V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga"),
+    *("Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo"),
 )
 # Two neighbouring energies bracket an edge when they are no further apart than this part of its energy: the
 # wide Ni pair 8178/8570 does (4.7 %), the gap between two pairs, with Fe in it, does not (16 %).
@@ -90,11 +68,16 @@ def bracketed_elements(energies_ev: npt.ArrayLike) -> tuple[str, ...]:
 
 
 def scanned_element(energies_ev: npt.ArrayLike, elements: tuple[str, ...]) -> str | None:
-    """Return the one of `elements` whose K edge was scanned: three or more energies in E0-15..E0+60 eV.
+    """Return the one of `elements` whose K edge was scanned, None where there is none.
 
-    None where no edge has that many.
+    Scanned means two or more energies from 15 eV below to 60 eV above the edge, and some before (-200..-20 eV) and
+    behind it (+60..+300 eV) to measure the rise against.
     """
     energies = np.unique(np.asarray(energies_ev, dtype=float))
-    counts = [int(np.sum(np.abs(energies - edge_energy_ev(e) - 22.5) <= 37.5)) for e in elements]
+    counts = []
+    for element in elements:
+        x = energies - edge_energy_ev(element)
+        before, behind = np.any((x >= -200) & (x <= -20)), np.any((x > 60) & (x <= 300))
+        counts.append(int(np.sum((x >= -15) & (x <= 60))) if before and behind else 0)
     best = int(np.argmax(counts)) if counts else 0
-    return elements[best] if counts and counts[best] >= 3 else None
+    return elements[best] if counts and counts[best] >= 2 else None

@@ -101,7 +101,7 @@ def find_jitter(
     data = np.ascontiguousarray(stack, dtype=np.float32)
     theta = np.asarray(theta_deg, dtype=float)
     _check(data, theta)
-    n, h, w = data.shape
+    n, _, w = data.shape
     noise = _variance(variance, n, data)
     limit = p.max_shift_px * w / 1024
     progress("jitter", 0, p.iterations + 2)
@@ -251,7 +251,7 @@ def _horizontal(frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom
     Each row's centre moves on its own sinusoid; what all rows do besides is the displacement. The centre of mass of the
     whole is put on the axis.
     """
-    n, h, w = frames.shape
+    n, _, w = frames.shape
     if bottom - top < 4:
         return np.full(n, np.nan), float("nan")
     x = (np.arange(w) - (w - 1) / 2).astype(np.float32)
@@ -267,7 +267,7 @@ def _horizontal(frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom
 
     def estimate(use: slice) -> FloatArray:
         total = m0[:, use].sum(axis=1)
-        dx = m1[:, use].sum(axis=1) / np.where(total > 0, total, np.nan)
+        dx: FloatArray = m1[:, use].sum(axis=1) / np.where(total > 0, total, np.nan)
         com = m1[:, use] / np.maximum(m0[:, use], 0.02 * mass.max())
         weight = mass[use] ** 2
         if not np.isfinite(dx).all():
@@ -279,7 +279,7 @@ def _horizontal(frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom
             off = np.abs(rest - np.average(rest, axis=1, weights=weight)[:, None])
             scale = 1.4826 * np.median(off) + 1e-9
             robust = weight * np.minimum(1, 1.5 * scale / np.maximum(off, 1e-12))
-            dx = np.sum(robust * rest, axis=1) / np.sum(robust, axis=1)
+            dx = np.asarray(np.sum(robust * rest, axis=1) / np.sum(robust, axis=1))
         return dx
 
     dx = estimate(slice(None))
@@ -300,7 +300,7 @@ def _weight(model: F32, shift: FloatArray) -> F32:
     body = smooth(model.max(axis=0)[None], 2.0)[0]
     mask = binary_dilation(body > 0.03 * body.max(), iterations=3)
     weight = np.broadcast_to(mask.astype(np.float32), model.shape).copy()
-    n, h, w = model.shape
+    _, h, w = model.shape
     y = np.arange(h)[None, :] + shift[:, :1]
     x = np.arange(w)[None, :] + shift[:, 1:]
     weight *= ((y >= 3) & (y <= h - 4))[:, :, None]
@@ -353,7 +353,7 @@ class _Held:
 
     def residual(self, shift: FloatArray) -> FloatArray:
         """Return the mean squared difference (n,) after each projection's gain and level are fitted."""
-        n, _, w = self.data.shape
+        w = self.data.shape[2]
         placed = place(self.data, Alignment(shift, np.zeros_like(shift)))
         order = np.argsort(self.theta)
         model = np.empty_like(placed)

@@ -262,7 +262,7 @@ class Alignment:
 
     def __call__(self, q: FloatArray, index: int) -> FloatArray:
         """Map points `q` (..., 2) ``[y, x]`` of the common grid to the detector for projection `index`."""
-        return np.asarray(q) @ self.matrix.T + self.shift[index]
+        return np.asarray(np.asarray(q) @ self.matrix.T + self.shift[index])
 
     def then(self, other: Alignment) -> Alignment:
         """Return the alignment that applies self first: ``(A.then(B))(q) = B(A(q))``."""
@@ -277,6 +277,16 @@ class Alignment:
             status,
         )
 
+    def binned(self, bin: int, frame_shape: tuple[int, int]) -> Alignment:
+        """Return the alignment in pixels of frames binned `bin` x `bin` from raw frames of `frame_shape`."""
+        offset = _bin_offset(bin, frame_shape)
+        return replace(self, shift=(self.shift - offset) / bin, sigma=self.sigma / bin)
+
+    def unbinned(self, bin: int, frame_shape: tuple[int, int]) -> Alignment:
+        """Return the alignment in raw pixels of one found on frames binned `bin` x `bin`: the inverse of `binned`."""
+        offset = _bin_offset(bin, frame_shape)
+        return replace(self, shift=self.shift * bin + offset, sigma=self.sigma * bin)
+
     def gauge(self, theta_deg: FloatArray, ty: float, a: float, b: float) -> Alignment:
         """Return the same alignment for an object moved by the undetermined global shift.
 
@@ -285,6 +295,11 @@ class Alignment:
         t = np.deg2rad(np.asarray(theta_deg, dtype=float))
         move = np.stack([np.full(t.shape, ty), a * np.cos(t) + b * np.sin(t)], axis=1)
         return replace(self, shift=self.shift + move @ self.matrix.T)
+
+
+def _bin_offset(bin: int, frame_shape: tuple[int, int]) -> FloatArray:
+    """Where the centre of a binned frame lies in the raw one: rows and columns left over are cut off at the end."""
+    return np.array([(n // bin * bin - n) / 2 for n in frame_shape])
 
 
 @dataclass(frozen=True)

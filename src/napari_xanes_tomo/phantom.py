@@ -477,7 +477,7 @@ def simulate(parameters: TwinParameters, *, progress: Progress = no_progress) ->
     fine = round(p.n * _FINE)
     to_cm = pixel_nm * 1e-7 * p.n / fine
     c = ((np.arange(p.n) - (p.n - 1) / 2) / p.n * 2).astype(float)
-    components, n_angles, ny, nu = lines.shape
+    _, n_angles, ny, nu = lines.shape
 
     def measure() -> Iterator[_Energy]:
         with _one_blas_thread(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

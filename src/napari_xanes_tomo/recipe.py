@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -211,6 +212,12 @@ def parameter_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 4
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
     for key in location:
         info = model.model_fields.get(str(key))
@@ -234,6 +241,6 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             hint = f"; the nearest known key is {near[0]!r}" if near else ""
             lines.append(f"unknown key {where!r}{hint}")
         else:
-            got = repr(item["input"])
-            lines.append(f"{where}: {item['msg']}, got {got[:60]}")
+            # Not `repr`: YAML aliases make values that are small in the file and endless when written out.
+            lines.append(f"{where}: {item['msg']}, got {_SHORT.repr(item['input'])}")
     return "; ".join(lines)

@@ -10,6 +10,7 @@ across an absorption edge does not pull.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +50,8 @@ class Template:
         Degrees.
     bin : int
         Reference pixels per pixel.
+    frame_shape : (int, int)
+        Shape of a raw frame.
     level : float
         Mean attenuation inside the particle, 1/pixel of `frames`.
     """
@@ -56,6 +59,7 @@ class Template:
     frames: F32
     theta_deg: FloatArray
     bin: int
+    frame_shape: tuple[int, int]
     level: float
 
 
@@ -113,7 +117,14 @@ def reference_energy(energies_ev: npt.ArrayLike, wanted_ev: float | None = None)
     return int(candidates[np.argmax(energies[candidates])])
 
 
-def make_template(stack: F32, theta_deg: FloatArray, alignment: Alignment, *, bin: int = 1) -> Template:
+def make_template(
+    stack: F32,
+    theta_deg: FloatArray,
+    alignment: Alignment,
+    *,
+    bin: int = 1,
+    frame_shape: tuple[int, int] | None = None,
+) -> Template:
     """Reconstruct the reference and project it again: its projections without their noise.
 
     Parameters
@@ -125,14 +136,17 @@ def make_template(stack: F32, theta_deg: FloatArray, alignment: Alignment, *, bi
         Of these projections, raw px, magnification 1.
     bin : int
         Recorded pixels per pixel of `stack`.
+    frame_shape : (int, int), optional
+        Shape of a raw frame; `bin` times that of `stack` unless given.
     """
-    placed = place(stack, binned_alignment(alignment, bin))
+    shape = (stack.shape[1] * bin, stack.shape[2] * bin) if frame_shape is None else frame_shape
+    placed = place(stack, alignment.binned(bin, shape))
     volume = fbp(placed, theta_deg, weights=angular_weights(theta_deg))
     volume *= object_support(volume)
     frames = Projector(stack.shape[2], theta_deg).forward(volume)
     calm = smooth(volume, 1.0)
     body = calm > 0.5 * np.percentile(calm[calm > 0.2 * calm.max()], 50)
-    return Template(frames, np.asarray(theta_deg, dtype=float), bin, float(volume[body].mean()))
+    return Template(frames, np.asarray(theta_deg, dtype=float), bin, shape, float(volume[body].mean()))
 
 
 def object_mass(stack: F32, theta_deg: FloatArray, alignment: Alignment, template: Template) -> float:
@@ -149,16 +163,9 @@ def object_mass(stack: F32, theta_deg: FloatArray, alignment: Alignment, templat
     """
     mine, theirs = match_angles(theta_deg, template.theta_deg)
     part = replace(alignment, shift=alignment.shift[mine], sigma=alignment.sigma[mine], status=())
-    placed, coverage = place(stack[mine], binned_alignment(part, template.bin), return_coverage=True)
+    placed, coverage = place(stack[mine], part.binned(template.bin, template.frame_shape), return_coverage=True)
     weight = _object_weight(template.frames[theirs]) * (coverage > 0.99)
     return float((placed * weight).sum(dtype=np.float64) / max(1.0, float(weight.sum(dtype=np.float64))))
-
-
-def binned_alignment(alignment: Alignment, bin: int) -> Alignment:
-    """Return the alignment in pixels of frames binned by `bin` (columns and rows a multiple of it)."""
-    if bin == 1:
-        return alignment
-    return replace(alignment, shift=alignment.shift / bin, sigma=alignment.sigma / bin)
 
 
 def match_angles(theta_deg: FloatArray, template_deg: FloatArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -221,7 +228,7 @@ def register(
     unit = w / 256
 
     def at(m: float, t: FloatArray) -> Alignment:
-        return binned_alignment(at_alignment(base, m, theta, t), scale)
+        return at_alignment(base, m, theta, t).binned(scale, template.frame_shape)
 
     translation = _coarse_translation(data, model, theta, at, magnification, scale)
     m = float(magnification)
@@ -328,12 +335,16 @@ def _joint(
 
 
 def _coarse_translation(
-    data: F32, model: F32, theta_deg: FloatArray, at: object, magnification: float, scale: int
+    data: F32,
+    model: F32,
+    theta_deg: FloatArray,
+    at: Callable[[float, FloatArray], Alignment],
+    magnification: float,
+    scale: int,
 ) -> FloatArray:
     """First guess of ``[ty, a, b]`` from a cross-correlation at every angle, common-grid px."""
     from scipy.fft import irfft2, rfft2
 
-    assert callable(at)
     step = max(1, data.shape[2] // 64)
     placed = place(data, at(magnification, np.zeros(3)))
     n, h, w = placed.shape

@@ -142,20 +142,21 @@ def edge_shift(
     Returns
     -------
     EdgeShift or None
-        None where the energies do not determine it: fewer than five, or no rise in the mean spectrum.
+        None where the energies do not determine it: fewer than four, or no rise in the mean spectrum. With four, the
+        slope c1 is left out.
     """
     from scipy.interpolate import PchipInterpolator
 
     e, m = np.asarray(energy_ev, dtype=float), np.asarray(mean, dtype=float)
     use = (e >= edge_ev + PRE_EV[0]) & (e <= edge_ev + POST_EV[1])
     unique = np.unique(e[use])
-    if len(unique) < 5:
+    if len(unique) < 4:
         return None
     level = np.array([m[use & (e == u)].mean() for u in unique])
     curve = PchipInterpolator(unique, level)
     slope = curve.derivative()
     x = (e - edge_ev) / 100.0
-    design = np.stack([np.ones_like(e), x, m, -slope(e)], axis=1)
+    design = np.stack([m, -slope(e), np.ones_like(e), x], axis=1)[:, : 4 if len(unique) > 4 else 3]
     weight = np.where(use, 1.0 if variance is None else 1.0 / np.asarray(variance, dtype=float), 0.0)
     normal = design.T @ (weight[:, None] * design)
     size = np.sqrt(np.diag(normal))
@@ -169,7 +170,7 @@ def edge_shift(
         slope(unique[0]) * (e[:, None] - shift - unique[0]),
         np.where(e[:, None] - shift > unique[-1], slope(unique[-1]) * (e[:, None] - shift - unique[-1]), 0.0),
     )
-    ratio = (solve[3] @ seen) / (solve[2] @ seen)
+    ratio = (solve[1] @ seen) / (solve[0] @ seen)
     middle = len(shift) // 2
     low = high = middle
     while high + 1 < len(shift) and ratio[high + 1] > ratio[high]:
@@ -178,4 +179,4 @@ def edge_shift(
         low -= 1
     if high - low < 4:
         return None
-    return EdgeShift(solve[3], solve[2], ratio[low : high + 1], shift[low : high + 1])
+    return EdgeShift(solve[1], solve[0], ratio[low : high + 1], shift[low : high + 1])

@@ -1,0 +1,1 @@
+"""Files in and out: raw frames, scan scripts, what a run leaves behind."""

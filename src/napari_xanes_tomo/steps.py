@@ -1,0 +1,237 @@
+"""The steps of a run: their order, their parameters, and the functions behind them.
+
+This is the only place where order is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .absorbance import Normalised, normalise, scan_detector
+from .jitter import find_jitter
+from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
+from .recipe import Recipe
+from .registration import Template, object_mass, register
+
+__all__ = ["STEPS", "Step", "StepResult", "estimation_bin", "run_flats", "run_jitter", "run_registration", "step"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run.
+
+    Attributes
+    ----------
+    name, title : str
+        For programs and for people.
+    per_energy : bool
+        Whether every energy has a result of its own.
+    upstream : tuple of str
+        Steps whose results it uses, of the same energy.
+    needs_reference : bool
+        Whether it also uses the reference energy's results of those steps.
+    parameters : tuple of str
+        Sections of the recipe it depends on.
+    """
+
+    name: str
+    title: str
+    per_energy: bool
+    upstream: tuple[str, ...]
+    needs_reference: bool
+    parameters: tuple[str, ...]
+
+
+STEPS = (
+    Step("flats", "Scan and flats", True, (), False, ("scan", "absorbance")),
+    Step("jitter", "Jitter correction", True, ("flats",), False, ("jitter",)),
+    Step("registration", "Energy registration", True, ("flats", "jitter"), True, ("registration",)),
+    Step("maps", "Elemental maps", False, ("registration",), False, ("maps",)),
+)
+
+
+def step(name: str) -> Step:
+    """Return the step called `name`."""
+    for s in STEPS:
+        if s.name == name:
+            return s
+    raise XanesTomoError(f"step: expected one of {', '.join(s.name for s in STEPS)}, got {name!r}")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step found: arrays over all planned projections (NaN where there is nothing), numbers and scores."""
+
+    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    quality: Quality = Quality()
+
+
+def estimation_bin(columns: int) -> int:
+    """Return the binning at which displacements are estimated: a power of two that leaves at most 256 columns.
+
+    A tomogram of 180 angles carries no horizontal information that its projections share at finer scales.
+    """
+    bin = 1
+    while columns // bin > 256:
+        bin *= 2
+    return bin
+
+
+def _spread(values: FloatArray, index: npt.NDArray[np.intp], n: int) -> FloatArray:
+    """Lay `values` of the used projections out over all n planned ones, NaN elsewhere."""
+    out = np.full((n, *np.shape(values)[1:]), np.nan)
+    out[index] = values
+    return out
+
+
+def run_flats(
+    scan: EnergyScan, recipe: Recipe, *, progress: Progress = no_progress
+) -> tuple[StepResult, Normalised]:
+    """Normalise one energy by its flats and fit the air: arrays ``air`` (n, 3), ``air_residual``, ``variance`` (n,)."""
+    bin = estimation_bin(scan.frames.frame_shape[1])
+    found = normalise(scan, recipe.absorbance, bin=bin, progress=progress)
+    n = len(scan)
+    detector = scan_detector(scan)
+    residual = float(np.nanmedian(found.air_residual)) if np.isfinite(found.air_residual).any() else float("nan")
+    without = float(np.mean(~np.isfinite(found.air_residual))) if recipe.absorbance.remove_air else 0.0
+    mass = found.data.sum(axis=(1, 2), dtype=np.float64)
+    spread = float(np.std(mass) / np.mean(mass)) if np.mean(mass) > 0 else float("inf")
+    scores = (
+        Score("air residual", residual, "OD", 0.02),
+        Score("projections without air to fit", without, "", 0.1),
+        Score("scatter of the mass", spread, "", 0.05),
+        Score("gain", detector.gain, "counts/quantum"),
+        Score("read noise", float(np.sqrt(detector.read_variance)), "counts"),
+    )
+    arrays = {
+        "air": _spread(found.air, found.index, n),
+        "air_residual": _spread(found.air_residual, found.index, n),
+        "variance": _spread(found.variance, found.index, n),
+    }
+    numbers = {"gain": detector.gain, "read_variance": detector.read_variance, "bin": bin}
+    return StepResult(arrays, numbers, Quality(scores)), found
+
+
+def renormalise(scan: EnergyScan, recipe: Recipe, flats: StepResult) -> Normalised:
+    """Read one energy again with the air planes that were found."""
+    air = np.nan_to_num(flats.arrays["air"])
+    return normalise(scan, recipe.absorbance, bin=int(flats.numbers["bin"]), air=air)
+
+
+def run_jitter(
+    scan: EnergyScan,
+    recipe: Recipe,
+    flats: StepResult,
+    data: Normalised,
+    *,
+    progress: Progress = no_progress,
+) -> StepResult:
+    """Find the jitter of one energy: arrays ``shift``, ``sigma``, ``moments`` (n, 2) raw px, ``residual`` (n,)."""
+    index, n = data.index, len(scan)
+    theta = np.asarray(scan.theta_deg, dtype=float)[index]
+    try:
+        found = find_jitter(
+            data.data,
+            theta,
+            variance=flats.arrays["variance"][index],
+            parameters=recipe.jitter,
+            progress=progress,
+        )
+    except XanesTomoError as error:
+        raise XanesTomoError(f"{scan.energy_ev:g} eV: {error}") from None
+    raw = found.alignment.unbinned(data.bin, data.frame_shape)
+    moments = Alignment(found.moments, np.zeros_like(found.moments)).unbinned(data.bin, data.frame_shape)
+    center = found.center * data.bin + (raw.shift[0, 1] - found.alignment.shift[0, 1] * data.bin)
+    arrays = {
+        "shift": _spread(raw.shift, index, n),
+        "sigma": _spread(raw.sigma, index, n),
+        "moments": _spread(moments.shift, index, n),
+        "residual": _spread(found.residual, index, n),
+    }
+    numbers = {
+        "center": center,
+        "center_sigma": found.center_sigma * data.bin,
+        "method": found.method,
+    }
+    return StepResult(arrays, numbers, found.quality)
+
+
+def alignment_of(result: StepResult, scan: EnergyScan) -> Alignment:
+    """Return the alignment a result holds, over all planned projections of its energy."""
+    status = tuple(
+        s if s != "ok" or np.isfinite(row).all() else "excluded:no shift was found"
+        for s, row in zip(scan.status, result.arrays["shift"], strict=True)
+    )
+    return Alignment(
+        result.arrays["shift"],
+        result.arrays["sigma"],
+        float(result.numbers.get("magnification", 1.0)),
+        float(result.numbers.get("roll_deg", 0.0)),
+        status,
+    )
+
+
+def run_registration(
+    scan: EnergyScan,
+    recipe: Recipe,
+    jitter: StepResult,
+    data: Normalised,
+    template: Template,
+    *,
+    magnification: float,
+    reference: bool,
+    progress: Progress = no_progress,
+) -> StepResult:
+    """Register one energy: ``shift``, ``sigma`` (n, 2) raw px and ``residual`` (n,), with M and the translation.
+
+    The reference itself is not moved.
+    """
+    index, n = data.index, len(scan)
+    theta = np.asarray(scan.theta_deg, dtype=float)[index]
+    whole = alignment_of(jitter, scan)
+    part = Alignment(whole.shift[index], whole.sigma[index])
+    if reference:
+        numbers = {
+            "magnification": 1.0,
+            "magnification_sigma": 0.0,
+            "law": 1.0,
+            "translation": [0.0, 0.0, 0.0],
+            "translation_sigma": [0.0, 0.0, 0.0],
+            "mass": object_mass(data.data, theta, part, template),
+            "template_level": template.level / template.bin,
+            "variance": float(np.median(data.variance) * data.bin**2),
+        }
+        arrays = {"shift": whole.shift, "sigma": whole.sigma, "residual": np.full(n, np.nan)}
+        return StepResult(arrays, numbers, Quality((), ("reference",)))
+    found = register(
+        data.data,
+        theta,
+        part,
+        template,
+        magnification=magnification,
+        parameters=recipe.registration,
+        progress=progress,
+        what=f"{scan.energy_ev:g} eV",
+    )
+    arrays = {
+        "shift": _spread(found.alignment.shift, index, n),
+        "sigma": _spread(found.alignment.sigma, index, n),
+        "residual": _spread(found.residual, index, n),
+    }
+    numbers = {
+        "magnification": found.alignment.magnification,
+        "magnification_sigma": found.magnification_sigma,
+        "law": magnification,
+        "translation": [float(v) for v in found.translation],
+        "translation_sigma": [float(v) for v in found.translation_sigma],
+        "mass": found.mass,
+        "variance": float(np.median(data.variance) * data.bin**2),
+        "correlation": found.correlation,
+    }
+    return StepResult(arrays, numbers, found.quality)
