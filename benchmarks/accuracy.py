@@ -68,37 +68,56 @@ def alignment_errors(twin: Path, out: Path):
     return np.array(rows)
 
 
+def global_shift(twin: Path, out: Path):
+    """Displacement (y, z, x) of the found object against the true one, voxels: it cannot be known to a run."""
+    truth = {e: (theta, a) for e, theta, a in rows_alignments(read_shifts(twin / "truth" / "tables" / "shifts.csv"))}
+    y, x, thetas = [], [], []
+    for energy, theta, a in rows_alignments(read_shifts(out / "tables" / "shifts.csv")):
+        true = truth[energy][1]
+        ok = np.isfinite(a.shift).all(axis=1) & np.isfinite(a.magnification)
+        y.append((a.shift - true.shift)[ok, 0] / true.magnification)
+        x.append((a.shift - true.shift)[ok, 1] / true.magnification)
+        thetas.append(theta[ok])
+    t = np.deg2rad(np.concatenate(thetas))
+    fit = np.linalg.lstsq(np.stack([np.cos(t), np.sin(t)], axis=1), np.concatenate(x), rcond=None)[0]
+    return -np.array([np.concatenate(y).mean(), fit[1], fit[0]])
+
+
 def map_errors(twin: Path, out: Path):
     """{map: (correlation, slope, bias of the mean in %)} inside the particle."""
-    from scipy.ndimage import binary_erosion
+    from scipy.ndimage import binary_erosion, shift
 
     truth = read_maps(twin / "truth" / "maps.ome.zarr").data
     found = read_maps(out / "maps.ome.zarr").data
     density = np.asarray(truth["density"])
     typical = np.percentile(density[density > 0.2 * density.max()], 75)
     inside = binary_erosion(density > 0.6 * typical, iterations=2)
+    offset = global_shift(twin, out)
     result = {}
     for name in ("Mn", "Co", "Ni", "density", "edge_energy_relative"):
         if name not in found:
             continue
-        a, b = np.asarray(truth[name])[inside], np.asarray(found[name])[inside]
+        there = np.asarray(found[name])
+        moved = shift(np.nan_to_num(there), -offset, order=3)
+        moved[shift(np.isnan(there).astype(np.float32), -offset, order=1) > 0.01] = np.nan
+        a, b = np.asarray(truth[name])[inside], moved[inside]
         body = {"inside": (a, b)}
         if name != "edge_energy_relative":
             # The correlation of a density also sees pores and surfaces: everything in the particle's hull.
             hull = binary_erosion(density > 0.02 * typical, iterations=1)
-            body["hull"] = (np.asarray(truth[name])[hull], np.asarray(found[name])[hull])
+            body["hull"] = (np.asarray(truth[name])[hull], moved[hull])
         for where, (p, q) in body.items():
             good = np.isfinite(q)
-            slope = np.polyfit(p[good], q[good], 1)[0]
+            slope = np.cov(p[good], q[good])[0, 1] / np.var(p[good])
             bias = q[good].mean() / p[good].mean() - 1 if name != "edge_energy_relative" else np.nan
             result[name, where] = (np.corrcoef(p[good], q[good])[0, 1], slope, 100 * bias, good.mean())
-    return result
+    return result, offset
 
 
 def main(twin: str, out: str, as_json: bool = False) -> int:
     try:
         rows = alignment_errors(Path(twin), Path(out))
-        maps = map_errors(Path(twin), Path(out)) if (Path(out) / "maps.ome.zarr").exists() else {}
+        maps, offset = map_errors(Path(twin), Path(out)) if (Path(out) / "maps.ome.zarr").exists() else ({}, None)
     except (XanesTomoError, OSError) as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 1
@@ -112,6 +131,7 @@ def main(twin: str, out: str, as_json: bool = False) -> int:
     worst = np.nanmax(np.abs(rows[:, 1:7]), axis=0)
     print(f"   worst   {worst[0]:8.4f} {worst[1]:6.4f}   {worst[2]:8.4f}   {worst[3]:14.4f} {worst[4]:6.4f}   {worst[5]:13.1e}")
     if maps:
+        print(f"Undetermined shift of the whole, taken out (y, z, x): {np.round(offset, 3)} voxels")
         print("Maps against the unsmoothed truth: where the density exceeds 60 %, two voxels inside / the whole particle")
         for (name, where), (r, slope, bias, part) in maps.items():
             extra = "" if np.isnan(bias) else f"   mean {bias:+5.1f} %"

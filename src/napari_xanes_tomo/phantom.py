@@ -51,8 +51,8 @@ class TwinParameters:
     grains: int = 200
     width: float = 0.6
     composition: tuple[float, float, float] = (0.3, 0.2, 0.5)  # atomic fractions of Mn, Co, Ni
-    gradient: float = 0.10  # relative change of a composition across the particle
-    grain_scatter: float = 0.03
+    gradient: float = 0.10  # relative change of an element's share from the middle to the surface
+    grain_scatter: float = 0.08  # standard deviation of an element's share from grain to grain, relative
     valence_range_ev: float = 2.0
     valence_composition_coupling: float = 0.0
     quanta: float = 9000.0  # per pixel of a flat
@@ -167,29 +167,47 @@ def _label(first_row: int, end: int, inside: Any, seeds: Any, first: Any, second
                 gap[i, j, k] = math.sqrt(runner_up) - math.sqrt(best)
 
 
-def _draw_particle(p: TwinParameters, rng: np.random.Generator) -> _Particle:
+def _draw_particle(p: TwinParameters, seed: np.random.SeedSequence) -> _Particle:
+    """Draw the particle with its centre of mass in the middle of the grid.
+
+    Where an object stands cannot be told from its projections; this is the place a run puts it to as well.
+    """
     fine = round(p.n * _FINE)
+    rough_size = max(48, fine // 3)
+    middle = np.zeros(3)
+    for _ in range(2):
+        rough = _draw(p, np.random.default_rng(seed), rough_size, middle)
+        mass = sum(rough.metals.values())
+        axes = [(np.arange(n) - (n - 1) / 2) / rough_size for n in mass.shape]
+        middle = middle - [
+            float(np.sum(mass.sum(axis=tuple(k for k in range(3) if k != i)) * axes[i]) / mass.sum()) for i in range(3)
+        ]
+    return _draw(p, np.random.default_rng(seed), fine, middle)
+
+
+def _draw(p: TwinParameters, rng: np.random.Generator, fine: int, middle: FloatArray) -> _Particle:
+    """Draw the particle on `fine` points across the field, moved by `middle` (y, z, x), parts of the field."""
     crop = min(fine, 2 * math.ceil(0.37 * fine))
-    y = ((np.arange(fine) - (fine - 1) / 2) / fine).astype(np.float32)[:, None, None]
-    w = ((np.arange(crop) - (crop - 1) / 2) / fine).astype(np.float32)
-    z, x = w[None, :, None], w[None, None, :]
+    y = ((np.arange(fine) - (fine - 1) / 2) / fine - middle[0]).astype(np.float32)[:, None, None]
+    w = (np.arange(crop) - (crop - 1) / 2) / fine
+    z, x = (w - middle[1]).astype(np.float32)[None, :, None], (w - middle[2]).astype(np.float32)[None, None, :]
     radius = p.width / 2
 
     # A sphere with a bumpy surface: a few smooth waves on the direction cosines.
-    cy, cz, cx = (float(c) for c in rng.uniform(-0.02, 0.02, 3))
-    dy, dz, dx = y - cy, z - cz, x - cx
-    r = np.sqrt(dy**2 + dz**2 + dx**2) + np.float32(1e-6)
-    surface = np.full(r.shape, radius * 0.93, dtype=np.float32)
-    for _ in range(6):
-        wave = rng.normal(size=3) * 3.0
-        phase = float(rng.uniform(0, 2 * math.pi))
-        surface += np.float32(radius * 0.02) * np.sin((wave[0] * dy + wave[1] * dz + wave[2] * dx) / r + phase)
-    inside = r < np.minimum(surface, radius)
+    waves = [(rng.normal(size=3) * 3.0, float(rng.uniform(0, 2 * math.pi))) for _ in range(6)]
 
-    index = np.argwhere(inside[::2, ::2, ::2]) * 2
-    seeds = index[rng.choice(len(index), p.grains, replace=len(index) < p.grains)] + rng.uniform(
-        -0.5, 0.5, (p.grains, 3)
-    )
+    def surface(uy: Any, uz: Any, ux: Any) -> Any:
+        bumps = sum(np.sin(k[0] * uy + k[1] * uz + k[2] * ux + phase) for k, phase in waves)
+        return np.minimum(np.float32(radius * 0.93) + np.float32(radius * 0.02) * bumps, radius)
+
+    r = np.sqrt(y**2 + z**2 + x**2) + np.float32(1e-6)
+    inside = r < surface(y / r, z / r, x / r)
+
+    points = rng.uniform(-radius, radius, (20 * p.grains, 3))
+    length = np.linalg.norm(points, axis=1)
+    points = points[length < surface(*(points / length[:, None]).T)][: p.grains]
+    grid_middle = np.array([(fine - 1) / 2, (crop - 1) / 2, (crop - 1) / 2])
+    seeds = (points + middle) * fine + grid_middle
     first = np.zeros(inside.shape, dtype=np.int16)
     second = np.zeros(inside.shape, dtype=np.int16)
     gap = np.zeros(inside.shape, dtype=np.float32)
@@ -217,10 +235,10 @@ def _draw_particle(p: TwinParameters, rng: np.random.Generator) -> _Particle:
         satellites |= (y - sy) ** 2 + (z - sz) ** 2 + (x - sx) ** 2 < size**2
 
     # Composition: a linear trend along its own direction for each metal, and a scatter from grain to grain.
-    position = {"y": dy / radius, "z": dz / radius, "x": dx / radius}
+    position = {"y": y / radius, "z": z / radius, "x": x / radius}
 
     def trend(d: FloatArray) -> npt.NDArray[np.float32]:
-        return np.asarray(0.5 * (d[0] * position["y"] + d[1] * position["z"] + d[2] * position["x"]), np.float32)
+        return np.asarray((d[0] * position["y"] + d[1] * position["z"] + d[2] * position["x"]), np.float32)
 
     directions = rng.normal(size=(4, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
@@ -240,8 +258,8 @@ def _draw_particle(p: TwinParameters, rng: np.random.Generator) -> _Particle:
     solid = inside | satellites
     metals = {m: np.where(solid, molar * _ATOMIC_MASS[m] * fraction[m] / total, 0).astype(np.float32) for m in _METALS}
     oxygen = np.where(solid, molar * 32.0, 0).astype(np.float32)
-    valence = p.valence_range_ev * trend(directions[3]) * (1 - abs(p.valence_composition_coupling))
-    valence += p.valence_range_ev * p.valence_composition_coupling * nickel_trend / (p.gradient * p.composition[2])
+    valence = 0.5 * p.valence_range_ev * trend(directions[3]) * (1 - abs(p.valence_composition_coupling))
+    valence += 0.5 * p.valence_range_ev * p.valence_composition_coupling * nickel_trend / (p.gradient * p.composition[2])
     valence = np.clip(valence, -0.75 * p.valence_range_ev, 0.75 * p.valence_range_ev)
     return _Particle(metals, oxygen, np.where(solid, valence, 0).astype(np.float32))
 
@@ -459,7 +477,7 @@ def simulate(parameters: TwinParameters, *, progress: Progress = no_progress) ->
     root = np.random.SeedSequence(p.seed)
     particle_seed, motion_seed, beam_seed, *noise_seeds = root.spawn(3 + len(p.energies_ev))
     theta = -90.0 + np.arange(p.n_angles) * (180.0 / p.n_angles)
-    particle = _draw_particle(p, np.random.default_rng(particle_seed))
+    particle = _draw_particle(p, particle_seed)
     progress("particle", 1, 3)
     alignments = _true_alignments(p, theta, np.random.default_rng(motion_seed))
     volumes, coefficients = _attenuation(p, particle)

@@ -136,7 +136,7 @@ class MapsParameters(_Parameters):
         "ramp", description="Window on the ramp filter of the filtered back-projection."
     )
     smoothing_voxel: float = Field(
-        0.7,
+        1.0,
         ge=0,
         le=10,
         description="Sigma of the Gaussian applied to the maps.",
