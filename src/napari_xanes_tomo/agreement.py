@@ -200,11 +200,11 @@ def displacement_equations(data: F32, model: F32, weight: F32, *, split_row: int
 
 @_kernel
 def _accumulate_registration(
-    first: int, end: int, data: F32, model: F32, weight: F32, cos: FloatArray, sin: FloatArray, pixel: float,
+    first: int, end: int, data: F32, model: F32, weight: F32, cos: FloatArray, sin: FloatArray, pixel: float, cy: float,
     normal: FloatArray, rhs: FloatArray, cost: FloatArray, count: FloatArray,
 ) -> None:  # fmt: skip
     _, h, w = data.shape
-    cy, cx = (h - 1) / 2, (w - 1) / 2
+    cx = (w - 1) / 2
     for f in range(first, end):
         c = np.empty(6)
         for y in range(1, h - 1):
@@ -235,7 +235,7 @@ def _accumulate_registration(
 
 
 def registration_equations(
-    data: F32, model: F32, weight: F32, theta_deg: FloatArray, *, pixel: float = 1.0
+    data: F32, model: F32, weight: F32, theta_deg: FloatArray, *, pixel: float = 1.0, middle_row: float | None = None
 ) -> LinearFit:
     """Set up the fit of one tomogram's projections to another's: scale and three translations for all angles.
 
@@ -250,13 +250,16 @@ def registration_equations(
         Degrees.
     pixel : float
         Width of a pixel of these arrays, pixels of the common grid.
+    middle_row : float, optional
+        Row of these arrays that is the middle of the common grid; their own middle unless given.
     """
     n = len(data)
+    middle = (data.shape[1] - 1) / 2 if middle_row is None else float(middle_row)
     t = np.deg2rad(np.asarray(theta_deg, dtype=float))
     out = (np.zeros((n, 1, 6, 6)), np.zeros((n, 1, 6)), np.zeros((n, 1)), np.zeros((n, 1)))
     d, m, u = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
     cos, sin = np.cos(t), np.sin(t)
-    _over_frames(n, lambda a, b: _accumulate_registration(a, b, d, m, u, cos, sin, float(pixel), *out))
+    _over_frames(n, lambda a, b: _accumulate_registration(a, b, d, m, u, cos, sin, float(pixel), middle, *out))
     return LinearFit(*out)
 
 
@@ -288,13 +291,16 @@ def object_support(volume: F32) -> F32:
     """(y, z, x) 1 where the object may be, 0 in the air: what rises above a fifth of its typical value, widened."""
     from scipy.ndimage import binary_dilation, gaussian_filter
 
-    step = 2 if min(volume.shape) >= 32 else 1
-    coarse = gaussian_filter(volume[::step, ::step, ::step], 1.5)
+    step = max(1, min(4, min(volume.shape) // 24))
+    nz, ny, nx = (n // step for n in volume.shape)
+    cut = volume[: nz * step, : ny * step, : nx * step]
+    coarse = gaussian_filter(cut.reshape(nz, step, ny, step, nx, step).mean(axis=(1, 3, 5)), 2.0 / step)
     threshold = 0.15 * float(np.percentile(coarse, 99.5))
     if threshold <= 0:
         return np.ones_like(volume)
-    mask = binary_dilation(coarse > threshold, iterations=3)
+    mask = np.pad(binary_dilation(coarse > threshold, iterations=max(1, round(6 / step))), ((0, 1),) * 3, mode="edge")
     for axis in range(3):
         mask = np.repeat(mask, step, axis=axis)
-    cut = mask[: volume.shape[0], : volume.shape[1], : volume.shape[2]]
-    return np.asarray(cut, dtype=np.float32)
+    out = np.zeros_like(volume)
+    out[:] = mask[: volume.shape[0], : volume.shape[1], : volume.shape[2]]
+    return out

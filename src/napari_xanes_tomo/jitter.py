@@ -20,7 +20,7 @@ from .agreement import center_of_rotation, displacement_equations, object_suppor
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .projector import Projector
 from .recipe import JitterParameters
-from .reconstruction import angular_weights, fbp
+from .reconstruction import angular_weights
 from .resample import place
 
 __all__ = ["JitterResult", "find_jitter"]
@@ -112,29 +112,29 @@ def find_jitter(
         raise XanesTomoError("jitter: expected an absorbing object in the field, found none; check flats and the box")
     progress("jitter", 1, p.iterations + 2)
 
-    held = _Held(data, theta, _BLUR_PX)
-    before = held.residual(moments)
+    scene = _Scene(data, theta, moments)
+    before = scene.held_out(moments)
     best, method, fit_sigma = moments, "moments", None
     last_step = float("nan")
     if p.refine and p.iterations:
         shift = moments.copy()
         sigma = None
         for k in range(p.iterations):
-            step, sigma = _reprojection_step(data, theta, shift, noise)
+            step, sigma = scene.step(shift, noise)
             step = np.clip(step, -0.05 * w, 0.05 * w)
             shift = _fix_gauge(shift + step, shift, theta)
             last_step = float(np.sqrt(np.mean(step**2)))
             progress("jitter", k + 2, p.iterations + 2)
-            if last_step < 0.1 * float(np.sqrt(np.mean(sigma**2))):
+            if last_step < 0.3 * float(np.sqrt(np.mean(sigma**2))):
                 break
-        after = held.residual(shift)
+        after = scene.held_out(shift)
         gain = before - after
         # Paired by projection: the refined shifts must predict held-out projections better, beyond chance.
         if gain.mean() > 2.0 * gain.std() / np.sqrt(n):
             best, method, fit_sigma = shift, "reprojection", sigma
             before = after
     if fit_sigma is None:
-        _, fit_sigma = _reprojection_step(data, theta, best, noise)
+        _, fit_sigma = scene.step(best, noise)
         fit_sigma = np.maximum(fit_sigma, np.array([0.0, 1.0])[None, :] * spread)
     alignment = Alignment(best, fit_sigma)
     center, center_sigma = center_of_rotation(best[:, 1], theta, fit_sigma[:, 1])
@@ -293,44 +293,84 @@ def _horizontal(frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom
 # -------------------------------------------------------------------------------------------- reprojection
 
 
-def _weight(model: F32, shift: FloatArray) -> F32:
-    """Where data and reprojection are compared: around the object, on rows that every frame recorded."""
-    from scipy.ndimage import binary_dilation
+class _Scene:
+    """One tomogram's projections, compared with reprojections of volumes made from them.
 
-    body = smooth(model.max(axis=0)[None], 2.0)[0]
-    mask = binary_dilation(body > 0.03 * body.max(), iterations=3)
-    weight = np.broadcast_to(mask.astype(np.float32), model.shape).copy()
-    _, h, w = model.shape
-    y = np.arange(h)[None, :] + shift[:, :1]
-    x = np.arange(w)[None, :] + shift[:, 1:]
-    weight *= ((y >= 3) & (y <= h - 4))[:, :, None]
-    weight *= ((x >= 3) & (x <= w - 4))[:, None, :]
-    return weight
+    Work is confined to the rows the object covers. Where the object may be is settled once, from the first estimate.
+    """
 
+    def __init__(self, data: F32, theta: FloatArray, shift: FloatArray) -> None:
+        n, h, w = data.shape
+        self.data, self.theta = data, theta
+        placed = place(data, Alignment(shift, np.zeros_like(shift)))
+        mass = np.median(placed.sum(axis=2), axis=0)
+        rows = np.flatnonzero(mass > 0.02 * mass.max())
+        margin = max(4, round(0.04 * h))
+        self.rows = (max(0, int(rows[0]) - margin), min(h, int(rows[-1]) + 1 + margin))
+        self.projector = Projector(w, theta)
+        self.halves = (np.argsort(theta)[0::2], np.argsort(theta)[1::2])
+        self.half_projectors = tuple(Projector(w, theta[k]) for k in self.halves)
+        self.weights = angular_weights(theta)
+        self.half_weights = tuple(angular_weights(theta[k]) for k in self.halves)
+        first = placed[:, self.rows[0] : self.rows[1]]
+        volume = self.projector.filtered(first, angular_weight=self.weights)
+        self.support = object_support(volume)
+        model = self.projector.forward(volume * self.support)
+        self.weight = self._compared(model, shift, h)
 
-def _reconstruct(placed: F32, theta: FloatArray) -> F32:
-    volume = fbp(placed, theta, weights=angular_weights(theta))
-    volume *= object_support(volume)
-    return volume
+    def _compared(self, model: F32, shift: FloatArray, height: int) -> F32:
+        """Where data and reprojection are compared: around the object, on what every frame recorded."""
+        from scipy.ndimage import binary_dilation
 
+        body = smooth(model.max(axis=0)[None], 2.0)[0]
+        mask = binary_dilation(body > 0.03 * body.max(), iterations=3)
+        weight = np.broadcast_to(mask.astype(np.float32), model.shape).copy()
+        width = model.shape[2]
+        y = np.arange(*self.rows)[None, :] + shift[:, :1]
+        x = np.arange(width)[None, :] + shift[:, 1:]
+        weight *= ((y >= 3) & (y <= height - 4))[:, :, None]
+        weight *= ((x >= 3) & (x <= width - 4))[:, None, :]
+        return weight
 
-def _reprojection_step(
-    data: F32, theta: FloatArray, shift: FloatArray, noise: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """One Gauss-Newton step (n, 2) and the standard errors (n, 2) that go with it."""
-    placed = place(data, Alignment(shift, np.zeros_like(shift)))
-    model = smooth(Projector(data.shape[2], theta).forward(_reconstruct(placed, theta)), _BLUR_PX)
-    fit = displacement_equations(smooth(placed, _BLUR_PX), model, _weight(model, shift))
-    solution, inverse = fit.solve()
-    formal = np.sqrt(np.maximum(inverse[:, (0, 1), (0, 1)], 0) * noise[:, None])
-    # The upper and lower half of the rows answer independently; where they differ by more than their
-    # formal errors allow, the errors are too small.
-    (upper, upper_inverse), (lower, lower_inverse) = fit.solve(0), fit.solve(1)
-    expected = np.sqrt((upper_inverse + lower_inverse)[:, (0, 1), (0, 1)] * noise[:, None])
-    difference = (upper - lower)[:, :2] / np.where(np.isfinite(expected) & (expected > 0), expected, np.inf)
-    scale = np.maximum(1.0, np.sqrt(np.mean(difference**2, axis=0)))
-    sigma = np.where(np.isfinite(formal), formal, np.nan_to_num(np.nanmax(np.where(np.isfinite(formal), formal, 0))))
-    return solution[:, :2], np.asarray(sigma * scale)
+    def _placed(self, shift: FloatArray) -> F32:
+        shape = (self.data.shape[1], self.data.shape[2])
+        return place(self.data, Alignment(shift, np.zeros_like(shift)), rows=self.rows, grid_shape=shape)
+
+    def step(self, shift: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """One Gauss-Newton step (n, 2) and the standard errors (n, 2) that go with it."""
+        placed = self._placed(shift)
+        volume = self.projector.filtered(placed, angular_weight=self.weights)
+        volume *= self.support
+        model = smooth(self.projector.forward(volume), _BLUR_PX)
+        fit = displacement_equations(smooth(placed, _BLUR_PX), model, self.weight)
+        solution, inverse = fit.solve()
+        formal = np.sqrt(np.maximum(inverse[:, (0, 1), (0, 1)], 0) * noise[:, None])
+        # The upper and lower half of the rows answer independently; where they differ by more than their
+        # formal errors allow, the errors are too small.
+        (upper, upper_inverse), (lower, lower_inverse) = fit.solve(0), fit.solve(1)
+        expected = np.sqrt((upper_inverse + lower_inverse)[:, (0, 1), (0, 1)] * noise[:, None])
+        difference = (upper - lower)[:, :2] / np.where(np.isfinite(expected) & (expected > 0), expected, np.inf)
+        scale = np.maximum(1.0, np.sqrt(np.mean(difference**2, axis=0)))
+        finite = np.where(np.isfinite(formal), formal, 0)
+        sigma = np.where(np.isfinite(formal), formal, finite.max(axis=0))
+        return solution[:, :2], np.asarray(sigma * scale)
+
+    def held_out(self, shift: FloatArray) -> FloatArray:
+        """Return the mean squared difference (n,) from the reprojection of the other half of the angles.
+
+        Each projection's gain and level are fitted first: a projection is judged by a volume it had no part in.
+        """
+        placed = self._placed(shift)
+        model = np.empty_like(placed)
+        for k in (0, 1):
+            known, asked = self.halves[k], self.halves[1 - k]
+            volume = self.half_projectors[k].filtered(placed[known], angular_weight=self.half_weights[k])
+            volume *= self.support
+            model[asked] = self.half_projectors[1 - k].forward(volume)
+        fit = displacement_equations(smooth(placed, _BLUR_PX), smooth(model, _BLUR_PX), self.weight)
+        solution, _ = solve_normal(fit.normal.sum(axis=1)[:, 2:, 2:], fit.rhs.sum(axis=1)[:, 2:])
+        cost = fit.cost.sum(axis=1) - np.einsum("ni,ni->n", solution, fit.rhs.sum(axis=1)[:, 2:])
+        return np.asarray(np.maximum(cost, 0) / np.maximum(fit.count.sum(axis=1), 1e-9))
 
 
 def _fix_gauge(shift: FloatArray, previous: FloatArray, theta: FloatArray) -> FloatArray:
@@ -342,30 +382,3 @@ def _fix_gauge(shift: FloatArray, previous: FloatArray, theta: FloatArray) -> Fl
     change[:, 0] -= change[:, 0].mean()
     change[:, 1] -= basis[:, :2] @ fit[:2]
     return np.asarray(previous + change)
-
-
-class _Held:
-    """Judge shifts by projections that had no part in the reconstruction they are compared with."""
-
-    def __init__(self, data: F32, theta: FloatArray, blur: float) -> None:
-        self.data, self.theta, self.blur = data, theta, blur
-        self.weight: F32 | None = None
-
-    def residual(self, shift: FloatArray) -> FloatArray:
-        """Return the mean squared difference (n,) after each projection's gain and level are fitted."""
-        w = self.data.shape[2]
-        placed = place(self.data, Alignment(shift, np.zeros_like(shift)))
-        order = np.argsort(self.theta)
-        model = np.empty_like(placed)
-        for k in (0, 1):
-            known, asked = order[k::2], order[1 - k :: 2]
-            volume = _reconstruct(placed[known], self.theta[known])
-            model[asked] = Projector(w, self.theta[asked]).forward(volume)
-        model = smooth(model, self.blur)
-        if self.weight is None:
-            self.weight = _weight(model, shift)
-        fit = displacement_equations(smooth(placed, self.blur), model, self.weight)
-        normal, rhs = fit.normal.sum(axis=1)[:, 2:, 2:], fit.rhs.sum(axis=1)[:, 2:]
-        solution, _ = solve_normal(normal, rhs)
-        cost = fit.cost.sum(axis=1) - np.einsum("ni,ni->n", solution, rhs)
-        return np.asarray(np.maximum(cost, 0) / np.maximum(fit.count.sum(axis=1), 1e-9))

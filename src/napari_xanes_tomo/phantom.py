@@ -259,7 +259,13 @@ def _draw(p: TwinParameters, rng: np.random.Generator, fine: int, middle: FloatA
     metals = {m: np.where(solid, molar * _ATOMIC_MASS[m] * fraction[m] / total, 0).astype(np.float32) for m in _METALS}
     oxygen = np.where(solid, molar * 32.0, 0).astype(np.float32)
     valence = 0.5 * p.valence_range_ev * trend(directions[3]) * (1 - abs(p.valence_composition_coupling))
-    valence += 0.5 * p.valence_range_ev * p.valence_composition_coupling * nickel_trend / (p.gradient * p.composition[2])
+    valence += (
+        0.5
+        * p.valence_range_ev
+        * p.valence_composition_coupling
+        * nickel_trend
+        / (max(p.gradient, 1e-3) * p.composition[2])
+    )
     valence = np.clip(valence, -0.75 * p.valence_range_ev, 0.75 * p.valence_range_ev)
     return _Particle(metals, oxygen, np.where(solid, valence, 0).astype(np.float32))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from .absorbance import bin_frames
 from .agreement import band_pass, object_support, registration_equations, smooth, solve_normal
 from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
@@ -233,15 +234,26 @@ def register(
     translation = _coarse_translation(data, model, theta, at, magnification, scale)
     m = float(magnification)
     covariance = np.full((4, 4), np.inf)
+    height = data.shape[1]
     # Coarse to fine: a wide band takes in large errors, the fine band is least fooled by contrast.
-    for fine, coarse in ((3.0 * p.fine_px, 4.0 * p.coarse_px), (p.fine_px, p.coarse_px)):
-        reference = band_pass(model, fine * unit, coarse * unit)
-        weight = _object_weight(model)
+    for fine, coarse, extra in (
+        (3.0 * p.fine_px, 4.0 * p.coarse_px, 2 if w >= 128 else 1),
+        (p.fine_px, p.coarse_px, 1),
+    ):
+        small = bin_frames(model, extra)
+        weight = _object_weight(small, 1.0 / extra)
+        rows = np.flatnonzero(weight.any(axis=(0, 2)))
+        reach = int(np.ceil(4 * coarse * unit / extra)) + 2
+        top, bottom = max(0, int(rows[0]) - reach), min(small.shape[1], int(rows[-1]) + 1 + reach)
+        reference = band_pass(small[:, top:bottom], fine * unit / extra, coarse * unit / extra)
+        weight = weight[:, top:bottom]
+        middle = (small.shape[1] - 1) / 2 - top
         for k in range(p.iterations):
-            placed, coverage = place(data, at(m, translation), return_coverage=True)
-            seen = band_pass(placed, fine * unit, coarse * unit)
-            inside = weight * (_shrunk(coverage) > 0.99)
-            fit = registration_equations(seen, reference, inside.astype(np.float32), theta, pixel=scale)
+            now = at(m, translation)
+            placed = place(data, now, grid_shape=(height // extra, w // extra), rows=(top, bottom), bin=extra)
+            seen = band_pass(placed, fine * unit / extra, coarse * unit / extra)
+            inside = weight * _recorded(now, placed.shape, middle, extra, (height, w), 2.0 * coarse * unit)
+            fit = registration_equations(seen, reference, inside, theta, pixel=scale * extra, middle_row=middle)
             solution, covariance, angle_fit = _joint(fit.normal[:, 0], fit.rhs[:, 0], fit.cost[:, 0], fit.count[:, 0])
             change = solution[:4]
             change[0] = np.clip(change[0], -0.02, 0.02)
@@ -250,7 +262,7 @@ def register(
             translation = translation + change[1:4] + change[0] * translation
             m *= 1 + change[0]
             progress(what, k + 1, p.iterations)
-            if abs(change[0]) < 1e-6 and np.abs(change[1:]).max() < 2e-4 * scale:
+            if max(abs(change[0]) * w * scale / 2, np.abs(change[1:]).max()) < 2e-3 * scale * extra:
                 break
     sigma = np.sqrt(np.maximum(np.diag(covariance), 0))
     moved = replace(jitter, magnification=m).gauge(np.asarray(theta_deg, dtype=float), *translation)
@@ -280,16 +292,23 @@ def at_alignment(base: Alignment, magnification: float, theta_deg: FloatArray, t
     return replace(base, magnification=magnification).gauge(theta_deg, *translation)
 
 
-def _shrunk(coverage: F32) -> F32:
-    """Coverage that is lower near the border of what was recorded, where the band-pass sees the edge."""
-    return smooth(coverage, 2.0)
+def _recorded(
+    alignment: Alignment, shape: tuple[int, ...], middle: float, bin: int, frame_shape: tuple[int, int], margin: float
+) -> F32:
+    """(n, y, x) 1 where a placed pixel lies inside the recorded frame, `margin` recorded px from its border."""
+    _, rows, columns = shape
+    height, width = frame_shape
+    y = alignment.magnification * bin * (np.arange(rows) - middle)[None, :] + alignment.shift[:, :1]
+    x = alignment.magnification * bin * (np.arange(columns) - (columns - 1) / 2)[None, :] + alignment.shift[:, 1:]
+    inside_y = np.abs(y) <= (height - 1) / 2 - margin
+    inside_x = np.abs(x) <= (width - 1) / 2 - margin
+    return (inside_y[:, :, None] & inside_x[:, None, :]).astype(np.float32)
 
 
-def _object_weight(model: F32) -> F32:
-    """(n, y, x) 1 on and around the object in the template."""
-    body = smooth(model, 2.0)
-    peak = np.percentile(body, 99.5)
-    return (smooth((body > 0.05 * peak).astype(np.float32), 2.0) > 0.02).astype(np.float32)
+def _object_weight(model: F32, per_pixel: float = 1.0) -> F32:
+    """(n, y, x) 1 on and around the object in the template; `per_pixel` scales the width of the margin."""
+    body = smooth(model, 2.0 * per_pixel)
+    return (smooth((body > 0.05 * float(body.max())).astype(np.float32), 2.0 * per_pixel) > 0.02).astype(np.float32)
 
 
 def _joint(
