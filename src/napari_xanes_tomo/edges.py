@@ -48,7 +48,7 @@ def mass_attenuation(element: str, energy_ev: npt.ArrayLike) -> FloatArray:
 
     if element not in _symbols():
         raise XanesTomoError(f"element: expected a chemical symbol, got {element!r}")
-    energy = np.atleast_1d(np.asarray(energy_ev, dtype=float))
+    energy = np.asarray(energy_ev, dtype=float).ravel()
     return np.asarray(xraydb.mu_elam(element, energy, kind="total"), dtype=float).reshape(np.shape(energy_ev))
 
 
