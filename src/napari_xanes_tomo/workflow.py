@@ -175,7 +175,7 @@ def resolve(
     -----
     A unit is *stale* when the candidate that counts was made from other inputs than it would be made from now. One that
     was merely computed (not accepted) is stale as well when the recipe has other parameters by now; one that was
-    accepted was accepted with its own parameters.
+    accepted was accepted with its own parameters. Once it was made again from the present inputs, the newest counts.
     """
     made: dict[Unit, list[Candidate]] = {}
     chosen: dict[Unit, int] = {}
@@ -214,6 +214,9 @@ def resolve(
         best = accepted or (candidates[-1] if candidates else None)
         reason = ""
         key = parameter_key(s.name, parameters, input_key)
+        if best is not None and best.input_key != input_key and candidates[-1].input_key == input_key:
+            # What was accepted came from other inputs; it has been made again since.
+            best, accepted = candidates[-1], None
         if unit in failed and failed[unit][0] == key and (best is None or best.key != key):
             status, reason, best = "failed", failed[unit][1], None
         elif best is None:
@@ -236,6 +239,10 @@ def resolve(
             keys.append(state.candidate.key)
         return keys
 
+    def hopeless(name: str, e: int) -> bool:
+        """Whether energy `e` cannot get through this step, because it or one before it failed."""
+        return units[(name, e)].status == "failed" or any(hopeless(u, e) for u in step(name).upstream)
+
     reference: int | None = None
     for s in STEPS:
         if s.needs_reference:
@@ -253,7 +260,9 @@ def resolve(
             whole = [(e, upstream(s, e)) for e in range(n)]
             present = [[e, k] for e, k in whole if k is not None]
             open_ones = any(
-                units[(name, e)].status in ("idle", "stale") for e in range(n) for name in s.upstream
+                units[(name, e)].status in ("idle", "stale") and not hopeless(name, e)
+                for e in range(n)
+                for name in s.upstream
             )
             settle(s, None, parameter_key(present) if present and not open_ones else "")
     return State(units, reference, excluded)
@@ -505,7 +514,8 @@ class Workflow:
         scan = self.scan(energy)
         if name == "flats":
             result, data = run_flats(scan, self.recipe, progress=progress)
-            self._data = (self._data_key(energy, state), data)
+            unit = state[(name, energy)]
+            self._data = (parameter_key(name, unit.parameter_key, unit.input_key), data)
             return result
         flats = self._chosen(state, "flats", energy)
         data = self._normalised(energy, state, flats)
@@ -536,8 +546,9 @@ class Workflow:
         return self.result(candidate)
 
     def _data_key(self, energy: int, state: State) -> str:
-        unit = state[("flats", energy)]
-        return parameter_key(energy, unit.parameter_key, unit.input_key)
+        candidate = state[("flats", energy)].candidate
+        assert candidate is not None
+        return candidate.key
 
     def _normalised(self, energy: int, state: State, flats: StepResult) -> Normalised:
         """One energy as absorbance; the last one asked for is kept."""
