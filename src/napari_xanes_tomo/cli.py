@@ -1,0 +1,635 @@
+"""The command line: ``xanes-tomo inspect | demo | run | report | view``.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by a threshold, 130 stopped by Ctrl-C. An error is one line on
+stderr. What is heavy to import (numba, zarr, napari) is imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from . import __version__
+from .model import Cancelled, EnergyScan, Problem, Series, XanesTomoError, no_progress
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.progress import TaskID
+
+    from .recipe import Recipe
+    from .workflow import State, Workflow
+
+__all__ = ["app", "main"]
+
+FAILED, STOPPED_BY_USER = 1, 130
+_FEW_ANGLES = 8
+_PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_SHOWN = 8  # problems or flags listed before the rest is only counted
+
+app = typer.Typer(
+    name="xanes-tomo",
+    help="Full-field XANES tomography: from raw .xrm files to maps of elements and of the edge energy.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StepName = Literal["flats", "jitter", "registration", "maps"]
+
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more, and show the traceback of an error.")]
+_Script = Annotated[
+    Path | None, typer.Option("--script", help="A scan script that lies elsewhere; PATH is then the frames' folder.")
+]
+
+
+# ------------------------------------------------------------------------------------------------------- errors
+
+
+def _complain(message: str) -> None:
+    """Write one line on stderr."""
+    typer.echo(f"xanes-tomo: {' '.join(message.split())}", err=True)
+
+
+def _explain(error: BaseException, verbose: bool) -> str:
+    """Return the one line that says what went wrong; with `verbose` the traceback goes before it."""
+    if verbose:
+        typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+    if isinstance(error, XanesTomoError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory; try a smaller --memory, or --bin 2"
+    if isinstance(error, OSError):
+        name = Path(os.fsdecode(error.filename)).name + ": " if isinstance(error.filename, (str, bytes)) else ""
+        return f"{name}{error.strerror or error}"
+    hint = "" if verbose else "; -v shows where"
+    return f"unexpected {type(error).__name__}: {error}{hint}"
+
+
+@contextlib.contextmanager
+def _one_line(verbose: bool = False, interrupted: str = "stopped") -> Iterator[None]:
+    """Turn whatever ends a command early into one line on stderr and an exit code."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except (KeyboardInterrupt, Cancelled):
+        _complain(interrupted)
+        raise typer.Exit(STOPPED_BY_USER) from None
+    except BrokenPipeError:  # `... | head`: nobody listens any more
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(FAILED) from None
+    except Exception as error:  # noqa: BLE001 - the last one on the way out; nothing is hidden, -v shows all of it
+        _complain(_explain(error, verbose))
+        raise typer.Exit(FAILED) from None
+
+
+# ----------------------------------------------------------------------------------------------------- progress
+
+
+def _duration(seconds: float) -> str:
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+_DOING = {
+    "reading headers": "reading headers",
+    "flats": "scan and flats",
+    "jitter": "jitter correction",
+    "registration": "energy registration",
+    "maps": "elemental maps",
+    "twin": "digital twin",
+}
+
+
+class _Show:
+    """Progress with the time left: bars on a terminal, else one plain line every ten seconds. Safe for threads."""
+
+    def __init__(self, interval: float = _PLAIN_SECONDS) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+        self.interval = interval
+        self._lock = threading.Lock()
+        self._tasks: dict[str, TaskID] = {}
+        self._bars: Any = None
+        self._begun: dict[str, tuple[float, float]] = {}
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Show:
+        if self.console.is_terminal:
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            self._bars = Progress(
+                TextColumn("{task.description:20s}", markup=False),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=self.console,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def line(self, text: str) -> None:
+        """Write one line above the bars."""
+        with self._lock:
+            if self._bars is not None:
+                self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            else:
+                typer.echo(text, err=True)
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """See `model.Progress`."""
+        name = _DOING.get(what, what)
+        with self._lock:
+            if self._bars is not None:
+                if what not in self._tasks:
+                    self._tasks[what] = self._bars.add_task(name, total=total)
+                self._bars.update(self._tasks[what], completed=done, total=total)
+                return
+            now = time.monotonic()
+            since, first = self._begun.setdefault(what, (now, done / max(total, 1)))
+            if now - self._last < self.interval:
+                return
+            self._last = now
+            part = done / max(total, 1)
+            text = f"{name}: {100 * part:.0f} %"
+            if part > first and part < 1:
+                text += f", about {_duration((now - since) * (1 - part) / (part - first))} left"
+            typer.echo(text, err=True)
+
+
+class _Notes(logging.Handler):
+    """The package's own warnings as lines between the progress."""
+
+    def __init__(self, show: _Show) -> None:
+        super().__init__()
+        self.show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.show.line(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def _showing(verbose: bool) -> Iterator[_Show]:
+    """Show progress, and what the package logs from warnings on (from debugging on with `verbose`)."""
+    logger = logging.getLogger(__package__)
+    level, propagate = logger.level, logger.propagate
+    with _Show() as show:
+        handler = _Notes(show)
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+        logger.propagate = False
+        try:
+            yield show
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+
+
+# ------------------------------------------------------------------------------------------------------ inspect
+
+
+def _facts(scan: EnergyScan) -> dict[str, Any]:
+    """Return what `inspect` says about one energy, as JSON data."""
+    usable = scan.usable
+    theta = [round(float(t), 6) for t in scan.theta_deg if math.isfinite(t)]
+    flats = [s for group in scan.flats for s in group.status]
+    angles = len({round(float(t), 2) for t, ok in zip(scan.theta_deg, usable, strict=True) if ok})
+    n_flats = sum(s == "ok" for s in flats)
+    if not usable.any():
+        status = "no files" if all(s == "unreadable:missing" for s in scan.status) else "no usable projection"
+    elif not n_flats:
+        status = "no usable flat"
+    elif angles < _FEW_ANGLES:
+        status = "few angles"
+    else:
+        status = "ok" if usable.all() and n_flats == len(flats) else "incomplete"
+    return {
+        "energy_ev": _finite(scan.energy_ev),
+        "pixel_size_nm": _finite(scan.pixel_size_nm),
+        "binning": int(scan.binning),
+        "projections": {"usable": int(usable.sum()), "planned": len(scan)},
+        "flats": {"usable": n_flats, "planned": len(flats)},
+        "angles_usable": angles,
+        "theta_deg": [min(theta), max(theta)] if theta else None,
+        "status": status,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _inspection(series: Series) -> dict[str, Any]:
+    energies = [_facts(s) for s in series.scans]
+    rows, columns = series.frame_shape if series.scans else (0, 0)
+    totals = {
+        "energies": {"usable": sum(e["projections"]["usable"] > 0 for e in energies), "planned": series.n_expected[0]},
+        "projections": {
+            "usable": sum(e["projections"]["usable"] for e in energies),
+            "planned": series.n_expected[1],
+        },
+        "flats": {"usable": sum(e["flats"]["usable"] for e in energies), "planned": series.n_expected[2]},
+    }
+    return {
+        "name": series.name,
+        "frame_shape": [rows, columns] if rows and columns else None,
+        "totals": totals,
+        "energies": energies,
+        "problems": [
+            {
+                "severity": p.severity,
+                "code": p.code,
+                "message": p.message,
+                "file": p.file,
+                "energy_ev": p.energy_ev,
+                "frame": p.frame,
+            }
+            for p in series.problems
+        ],
+    }
+
+
+def _problem_line(p: Problem) -> str:
+    # A file's name tells its energy; a message about a whole energy names it.
+    where = f"{p.file}: " if p.file else ""
+    return f"{p.severity}: {where}{p.message}"
+
+
+def _print_inspection(series: Series, facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shape = facts["frame_shape"]
+    typer.echo(f"{series.name}{f', frames of {shape[0]} x {shape[1]}' if shape else ''}")
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for name in ("energy / eV", "nm / px", "projections", "flats", "angles / deg"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    for e in facts["energies"]:
+        theta = e["theta_deg"]
+        table.add_row(
+            "?" if e["energy_ev"] is None else f"{e['energy_ev']:.2f}",
+            "?" if e["pixel_size_nm"] is None else f"{e['pixel_size_nm']:.2f}",
+            f"{e['projections']['usable']} / {e['projections']['planned']}",
+            f"{e['flats']['usable']} / {e['flats']['planned']}",
+            "?" if theta is None else f"{theta[0]:g} .. {theta[1]:g}",
+            e["status"],
+        )
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console = Console(markup=False, highlight=False, width=120)
+    console.print(table)
+    t = facts["totals"]
+    typer.echo(
+        "in all: "
+        + ", ".join(
+            f"{t[k]['planned']:,} {k} ({t[k]['usable']:,} usable)" for k in ("energies", "projections", "flats")
+        )
+    )
+    for p in series.problems:
+        typer.echo(_problem_line(p))
+    if not series.problems:
+        typer.echo("no problems found")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A scan script, a folder, one .xrm or .txrm.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
+    script: _Script = None,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Read the header of every file.")] = True,
+    verbose: _Verbose = False,
+) -> None:
+    """List what a scan holds, and what is missing or damaged. Exit code 1 when nothing of it can be used."""
+    from .io.scan import open_series
+
+    with _one_line(verbose):
+        with contextlib.nullcontext(no_progress) if as_json else _showing(verbose) as progress:
+            series = open_series(path, script=script, verify=verify, progress=progress)
+        facts = _inspection(series)
+        if as_json:
+            typer.echo(json.dumps(facts, indent=1, allow_nan=False))
+        else:
+            _print_inspection(series, facts)
+        if not facts["totals"]["projections"]["usable"]:
+            raise typer.Exit(FAILED)
+
+
+# --------------------------------------------------------------------------------------------------------- demo
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    preset: Annotated[
+        Literal["tiny", "demo"], typer.Option(help="64 px, 8 energies; or 256 px, 16 energies.")
+    ] = "demo",
+    seed: Annotated[int, typer.Option(min=0, help="Another particle, motion and noise.")] = 0,
+    verbose: _Verbose = False,
+) -> None:
+    """Write a digital twin: the .xrm files and the script of a measurement, with the truth beside them."""
+    again = "stopped; the same command writes the twin anew"
+    with _one_line(verbose, again):
+        from .phantom import write_twin
+
+        started = time.monotonic()
+        with _showing(verbose) as show:
+            write_twin(folder, preset, seed=seed, progress=show)
+        files = sum(1 for p in folder.iterdir() if p.suffix == ".xrm")
+        typer.echo(f"{folder}: {files} .xrm files and their script, the truth in {folder / 'truth'} "
+                   f"({_duration(time.monotonic() - started)})")  # fmt: skip
+        typer.echo(f"next: xanes-tomo run {folder} --out {folder}-out")
+
+
+# ---------------------------------------------------------------------------------------------------------- run
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
+
+
+def _bytes(text: str) -> int:
+    found = _SIZE.fullmatch(text)
+    size = float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " ") if found else 0.0
+    if size < 1 << 20:
+        raise typer.BadParameter(f"expected a size of at least 1M, such as 4G or 800M, got {text!r}")
+    return int(size)
+
+
+def _own_recipe(out: Path) -> Recipe | None:
+    """Return the recipe of the run that `out` holds; None when it holds none."""
+    if not (out / "journal.jsonl").is_file():
+        return None
+    from .io.journal import Journal
+    from .recipe import Recipe
+
+    for event in reversed(Journal(out).events):
+        if event.kind in ("run", "recipe"):
+            return Recipe.from_text(str(event.payload.get("recipe", "")), f"the recipe in {out.name}")
+    return None
+
+
+def _recipe_for(out: Path, recipe: Recipe | None, bin: int | None) -> tuple[Recipe, Recipe | None]:
+    """Return the recipe of a run, and what is to be asked of the folder (None: go on with its own)."""
+    from .recipe import Recipe
+
+    own = _own_recipe(out)
+    wanted = recipe or own or Recipe()
+    if bin is not None and bin != wanted.scan.bin:
+        wanted = wanted.model_copy(update={"scan": wanted.scan.model_copy(update={"bin": bin})})
+    return wanted, None if own is not None and wanted == own else wanted
+
+
+@app.command()
+def run(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Scan scripts, folders, .xrm or .txrm files.")],
+    out: Annotated[Path, typer.Option(help="Output folder; for several scans one folder for each in it.")],
+    recipe: Annotated[Path | None, typer.Option(help="Parameters of every step, YAML.")] = None,
+    script: _Script = None,
+    bin: Annotated[int | None, typer.Option(min=1, max=16, help="Sum n x n pixels; goes before the recipe's.")] = None,
+    memory: Annotated[str, typer.Option(help="What the maps may take.", metavar="SIZE")] = "4G",
+    until: Annotated[StepName, typer.Option(help="The last step to do.")] = "maps",
+    verbose: _Verbose = False,
+) -> None:
+    """Do the whole chain. Again on the same output folder, it goes on where it stopped."""
+    memory_bytes = _bytes(memory)
+    if script is not None and len(paths) > 1:
+        raise typer.BadParameter("--script goes with one PATH; give the scripts themselves as PATHs")
+    again = "stopped; what is finished is kept, the same command goes on from there"
+    with _one_line(verbose, again):
+        from .recipe import Recipe
+
+        asked = None if recipe is None else Recipe.from_yaml(recipe)
+        if len(paths) == 1:
+            _run_one(paths[0], out, None, asked, script, bin, memory_bytes, until, verbose)
+            return
+        if (out / "journal.jsonl").exists():
+            raise XanesTomoError(f"{out}: expected a folder for several runs, it holds one itself; choose another")
+        names: set[str] = set()
+        failures = 0
+        for path in paths:
+            try:
+                _run_one(path, out, names, asked, None, bin, memory_bytes, until, verbose)
+            except (KeyboardInterrupt, Cancelled):
+                raise
+            except Exception as error:  # noqa: BLE001 - one scan must not cost the others the night; reported here
+                failures += 1
+                _complain(f"{path}: {_explain(error, verbose)}")
+        if failures:
+            _complain(f"{failures} of {len(paths)} scans failed; the others are done")
+            raise typer.Exit(FAILED)
+
+
+def _run_one(
+    path: Path,
+    out: Path,
+    names: set[str] | None,
+    asked: Recipe | None,
+    script: Path | None,
+    bin: int | None,
+    memory_bytes: int,
+    until: StepName,
+    verbose: bool,
+) -> None:
+    """Run one scan into `out`, or into a subfolder of its own name when `names` (those taken so far) is given."""
+    from .io.scan import open_series
+
+    started = time.monotonic()
+    with _showing(verbose) as show:
+        if names is not None:
+            # Its name tells the folder, the folder its recipe, and that how the files are read.
+            out = out / _free_name(open_series(path, verify=False).name, names)
+        recipe, of_folder = _recipe_for(out, asked, bin)
+        series = open_series(path, recipe.scan, script=script, progress=show)
+        _introduce(series)
+        from .workflow import Workflow
+
+        with Workflow(series, out, of_folder, memory_bytes=memory_bytes) as workflow:
+            try:
+                state = workflow.run(until=until, progress=show)
+            except XanesTomoError:
+                with contextlib.suppress(XanesTomoError):
+                    _report(out)
+                raise
+            report = _report(out)
+            _conclude(workflow, state, report, until, time.monotonic() - started)
+
+
+def _report(out: Path) -> Path:
+    from .report import write_report
+
+    return write_report(out)
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    folder = re.sub(r"[^\w.+-]+", "_", name).strip(".") or "scan"
+    if folder in taken:
+        raise XanesTomoError(f"expected scans of different names, this is the second {name}; run it by itself")
+    taken.add(folder)
+    return folder
+
+
+def _introduce(series: Series) -> None:
+    """Say what there is to work on; what is odd about it, unless nothing can be used."""
+    t = _inspection(series)["totals"]
+    if not t["projections"]["usable"]:
+        why = [p.message for p in series.problems if p.severity == "error"]
+        raise XanesTomoError(f"{series.name}: {why[-1] if why else 'expected projections that can be read, got none'}")
+    text = ", ".join(f"{t[k]['usable']:,} of {t[k]['planned']:,} {k}" for k in ("energies", "projections", "flats"))
+    typer.echo(f"{series.name}: {text}")
+    odd = [p for p in series.problems if p.severity != "info"]
+    for p in odd[:_SHOWN]:
+        typer.echo(f"  {_problem_line(p)}")
+    if len(odd) > _SHOWN:
+        typer.echo(f"  and {len(odd) - _SHOWN} more problems: see the report, or xanes-tomo inspect")
+
+
+def _conclude(workflow: Workflow, state: State, report: Path, until: str, seconds: float) -> None:
+    """Say what was done, what was not, and where it lies."""
+    from .steps import STEPS
+
+    energies = workflow.series.energies_ev
+    out: list[tuple[float, str]] = []
+    check: list[str] = []
+    counts = []
+    for s in STEPS:
+        units = [(e, u) for (name, e), u in state.units.items() if name == s.name]
+        done = sum(u.status in ("candidate", "accepted") for _, u in units)
+        counts.append(f"{s.name} {done}/{len(units)}" if s.per_energy else f"{s.name} {'done' if done else 'not done'}")
+        for e, u in units:
+            if u.status == "failed" and e is not None:
+                out.append((float(energies[e]), u.reason))
+            elif u.candidate is not None and u.status != "stale":
+                check += [
+                    f"{s.name}{'' if e is None else f' {energies[e]:g} eV'}: {x.name} {x.value:.3g} {x.unit}".rstrip()
+                    + f", expected at {'most' if x.better == 'lower' else 'least'} {x.threshold:g}"
+                    for x in u.candidate.quality.scores
+                    if not x.passed
+                ]
+        if s.name == until:
+            break
+    typer.echo(f"done in {_duration(seconds)}: {', '.join(counts)}")
+    if state.reference is not None and until in ("registration", "maps"):
+        typer.echo(f"  reference energy: {energies[state.reference]:g} eV")
+    _list("energies left out", [_with_energy(e, why) for e, why in out])
+    _list("to be looked at", check)
+    maps = state[("maps", None)].candidate
+    if until == "maps" and maps is not None:
+        from .io.store import read_map_attributes
+
+        whole, each = read_map_attributes(workflow.output.maps)
+        typer.echo(f"  maps:   {', '.join(each)}")
+        _list("maps that could not be made", [f"{name}: {why}" for name, why in whole["absent"].items()])
+        typer.echo(f"          {workflow.output.maps}")
+    typer.echo(f"  tables: {workflow.output.shifts.parent}")
+    typer.echo(f"  report: {report}")
+
+
+def _with_energy(energy_ev: float, reason: str) -> str:
+    name = f"{energy_ev:g} eV"
+    return reason if reason.startswith(name) else f"{name}: {reason}"
+
+
+def _list(title: str, lines: list[str]) -> None:
+    if lines:
+        typer.echo(f"  {title}:")
+    for line in lines[:_SHOWN]:
+        typer.echo(f"    {line}")
+    if len(lines) > _SHOWN:
+        typer.echo(f"    and {len(lines) - _SHOWN} more, see the report")
+
+
+# ------------------------------------------------------------------------------------------------- report, view
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="The output folder of a run.")],
+    verbose: _Verbose = False,
+) -> None:
+    """Write the report of a run again, from its journal, tables and maps."""
+    with _one_line(verbose):
+        typer.echo(str(_report(out)))
+
+
+@app.command()
+def view(
+    path: Annotated[Path, typer.Argument(metavar="PATH|OUT", help="A measurement, or the output folder of a run.")],
+    verbose: _Verbose = False,
+) -> None:
+    """Open a measurement or an output folder in napari."""
+    with _one_line(verbose):
+        if not path.exists():
+            raise XanesTomoError(
+                f"{path}: expected a scan script, a folder, a file or an output folder, got no such path"
+            )
+        try:
+            show = import_module("._napari.view", __package__).main
+        except ImportError as error:  # qtpy's own error where there is no binding is one as well
+            if verbose:
+                traceback.print_exc()
+            raise XanesTomoError(
+                f"view: expected napari and a Qt binding ({error}); pip install 'napari-xanes-tomo[all]'"
+            ) from None
+        show(path)
+
+
+# --------------------------------------------------------------------------------------------------------- main
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"xanes-tomo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Full-field XANES tomography: from raw .xrm files to maps of elements and of the edge energy."""
+
+
+def main() -> None:
+    """Run the command line; the entry point ``xanes-tomo``."""
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == STOPPED_BY_USER and threading.active_count() > 1:
+            # A slab that is still being made would hold the process for minutes; what counts is on disk already.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(STOPPED_BY_USER)
+        raise
+
+
+if __name__ == "__main__":
+    main()

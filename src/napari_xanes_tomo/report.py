@@ -1,0 +1,718 @@
+"""The report of a run: one HTML file that can be read on its own, made from what lies in the output folder.
+
+Pictures are part of the file (SVG, and PNG as data URIs); every text that comes from a file is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import __version__
+from .io.atomic import atomic_write
+from .io.store import (
+    EnergyRow,
+    Event,
+    Journal,
+    QualityTable,
+    ShiftRow,
+    read_energies,
+    read_map_attributes,
+    read_maps,
+    read_quality,
+    read_shifts,
+)
+from .model import XanesTomoError
+from .steps import STEPS
+
+__all__ = ["png", "write_report"]
+
+F64 = npt.NDArray[np.float64]
+
+_LARGEST_SLICE = 512  # pixels of a slice shown
+_LISTED = 60  # projections listed by name before the rest is only counted
+_SHOWN_MAPS = ("Mn", "Co", "Ni", "edge_energy_relative")
+
+# Nine points of matplotlib's "viridis" (CC0), between which the palette is linear.
+_VIRIDIS = (
+    (68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141),
+    (39, 173, 129), (92, 200, 99), (170, 220, 50), (253, 231, 37),
+)  # fmt: skip
+_NOTHING = (215, 215, 215)  # where there is no value
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 68rem; margin: 2rem auto;
+       padding: 0 1.2rem; }
+h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc; }
+p.sub { color: #555; margin: .2rem 0 1rem; } p.note { color: #555; font-size: .88rem; margin: .3rem 0 .8rem; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .18rem .65rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
+th { border-bottom: 1px solid #888; font-weight: 600; vertical-align: bottom; }
+th.t, td.t { text-align: left; white-space: normal; }
+.wide { overflow-x: auto; } .bad { color: #a3200d; } .good { color: #1d6b2f; } .check { color: #8a5a00; }
+.box { background: #f5f3ec; border-left: 4px solid #c9a227; padding: .5rem .9rem; margin: 1rem 0; }
+.box ul { margin: .2rem 0; } .row { display: flex; flex-wrap: wrap; gap: 1.2rem; }
+figure { margin: 0; } figcaption { font-size: .84rem; color: #333; max-width: 250px; }
+svg text { font: 11px system-ui, sans-serif; fill: #333; } svg .title { font-weight: 600; }
+svg image { image-rendering: pixelated; }
+pre { background: #f6f6f6; padding: .7rem; font-size: .82rem; overflow-x: auto; }
+@media print { body { max-width: none; margin: 0; } h2 { break-after: avoid; } figure, tr { break-inside: avoid; } }
+"""
+
+_METHODS = """
+<p>Counts become absorbance, -ln(I/I<sub>0</sub>), by the flats taken with each projection, scaled by exposure; the
+plane through the air around the object is subtracted. <b>Jitter</b>: the mass in every detector row does not depend on
+the angle, the centre of mass moves on a sinusoid (Helgason-Ludwig conditions, {10.1002/cpa.3160190207}); these moments
+are refined by reprojection (Dengler 1989, {10.1016/0304-3991(89)90065-9}; Yu et al. 2018,
+{10.1107/S1600577518013929}), and projections held out of the reconstruction decide whether the refinement is kept.
+<b>Registration</b>: magnification and translation of every energy against the reprojected reference volume, from all
+angles at once (inverse compositional Gauss-Newton; Baker &amp; Matthews 2004,
+{10.1023/B:VISI.0000011205.11775.fd}); the
+approach it stands for angle by angle is TXM-Wizard's (Liu et al. 2012, {10.1107/S0909049511049144}). <b>One
+interpolation</b> places the recorded pixels on the common grid (Keys' cubic convolution 1981,
+{10.1109/TASSP.1981.1163711}). <b>Reconstruction</b>: filtered back-projection by gridding (Kak &amp; Slaney,
+{10.1137/1.9780898719277}; Fessler &amp; Sutton 2003, {10.1109/TSP.2002.807005}). <b>Maps</b>: least squares on
+tabulated mass attenuation (Elam et al. 2002, {10.1016/S0969-806X(01)00227-4}) and a remainder that falls with
+the third power of the energy; energies around the scanned edge are left out of it. The relative edge energy is the
+linear shift of a voxel's spectrum against the particle's mean.</p>
+<p class="note">Sigma is the random part, from the noise of the detector. On measured data no truth is known: what is
+left over is a residual, not an error.</p>
+"""
+
+
+# ----------------------------------------------------------------------------------------------------- pictures
+
+
+def _palette() -> npt.NDArray[np.uint8]:
+    """(256, 3): entry 0 for no value, 1 .. 255 from low to high."""
+    points = np.array(_VIRIDIS, dtype=float)
+    at = np.linspace(0, len(points) - 1, 255)
+    colours = np.stack([np.interp(at, np.arange(len(points)), points[:, c]) for c in range(3)], axis=1)
+    return np.concatenate([[_NOTHING], np.round(colours)]).astype(np.uint8)
+
+
+def png(values: npt.ArrayLike, low: float, high: float) -> bytes:
+    """Return `values` (rows, columns) as a PNG with 255 colours from `low` to `high`; NaN is light grey."""
+    a = np.atleast_2d(np.asarray(values, dtype=float))
+    with np.errstate(invalid="ignore", over="ignore"):
+        part = np.clip((a - low) / (high - low if high > low else 1.0), 0, 1)
+    index = np.where(np.isfinite(a), 1 + np.round(254 * np.nan_to_num(part)), 0).astype(np.uint8)
+    rows, columns = index.shape
+    lines = np.concatenate([np.zeros((rows, 1), dtype=np.uint8), index], axis=1)  # filter 0 before each row
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"PLTE", _palette().tobytes())
+        + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+def _data_uri(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+
+
+def _ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers between `low` and `high`."""
+    span = high - low
+    if not math.isfinite(span) or span <= 0:
+        return [low]
+    raw = span / about
+    scale = 10.0 ** math.floor(math.log10(raw))
+    step = next(scale * m for m in (1, 2, 5, 10) if scale * m >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [(first + i) * step for i in range(int(math.floor(high / step + 1e-9)) - first + 1)]
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    if value is None or not math.isfinite(value):
+        return ""
+    return "0" if abs(value) < 1e-12 else f"{value:.{digits}g}"
+
+
+class _Plot:
+    """Axes of one plot in pixels; y grows upward."""
+
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], width: int, height: int, left: int = 46, below: int = 32
+    ) -> None:
+        self.x, self.y = _padded(*x, 0.02), _padded(*y, 0.06)
+        self.width, self.height = width, height
+        self.left, self.top, self.right, self.below = left, 20, 8, below
+        self.parts: list[str] = []
+
+    def px(self, x: float) -> float:
+        return self.left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.width - self.left - self.right)
+
+    def py(self, y: float) -> float:
+        return (
+            self.height - self.below - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.height - self.below - self.top)
+        )
+
+    def axes(self, title: str, x_label: str = "", y_label: str = "", n_x: int = 5, n_y: int = 4) -> None:
+        base, right = self.height - self.below, self.width - self.right
+        out = [f'<text class="title" x="{self.left}" y="13">{escape(title)}</text>']
+        for t in _ticks(*self.y, n_y):
+            y = self.py(t)
+            out.append(f'<path d="M{self.left} {y:.1f}H{right}" stroke="#e3e3e3"/>')
+            out.append(f'<text x="{self.left - 5}" y="{y + 4:.1f}" text-anchor="end">{_number(t)}</text>')
+        for t in _ticks(*self.x, n_x):
+            x = self.px(t)
+            out.append(f'<path d="M{x:.1f} {base}v4" stroke="#777"/>')
+            out.append(f'<text x="{x:.1f}" y="{base + 15}" text-anchor="middle">{_number(t, 5)}</text>')
+        out.append(f'<path d="M{self.left} {self.top}V{base}H{right}" fill="none" stroke="#777"/>')
+        if x_label:
+            at = f'x="{(self.left + right) / 2:.0f}" y="{self.height - 2}"'
+            out.append(f'<text {at} text-anchor="middle">{escape(x_label)}</text>')
+        if y_label:
+            at = f'transform="translate(11 {(self.top + base) / 2:.0f}) rotate(-90)"'
+            out.append(f'<text {at} text-anchor="middle">{escape(y_label)}</text>')
+        self.parts = out + self.parts
+
+    def line(self, x: F64, y: F64, colour: str) -> None:
+        """Draw a line that is broken where a value is missing."""
+        path, pen = [], "M"
+        for a, b in zip(x.tolist(), y.tolist(), strict=True):
+            if math.isfinite(a) and math.isfinite(b):
+                path.append(f"{pen}{self.px(a):.1f} {self.py(b):.1f}")
+                pen = "L"
+            else:
+                pen = "M"
+        if path:
+            self.parts.append(f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.3"/>')
+
+    def points(self, x: F64, y: F64, colour: str, error: F64 | None = None, radius: float = 2.6) -> None:
+        for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
+            if not (math.isfinite(a) and math.isfinite(b)):
+                continue
+            if error is not None and math.isfinite(float(error[i])):
+                e = float(error[i])
+                self.parts.append(
+                    f'<path d="M{self.px(a):.1f} {self.py(b - e):.1f}V{self.py(b + e):.1f}" stroke="{colour}"/>'
+                )
+            self.parts.append(f'<circle cx="{self.px(a):.1f}" cy="{self.py(b):.1f}" r="{radius}" fill="{colour}"/>')
+
+    def svg(self) -> str:
+        body = "".join(self.parts)
+        return f'<svg width="{self.width}" height="{self.height}" viewBox="0 0 {self.width} {self.height}">{body}</svg>'
+
+
+def _padded(low: float, high: float, part: float) -> tuple[float, float]:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return 0.0, 1.0
+    if high - low < 1e-12 * max(abs(low), abs(high), 1e-30):
+        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
+    room = part * (high - low)
+    return low - room, high + room
+
+
+def _range(*arrays: npt.ArrayLike) -> tuple[float, float]:
+    values = np.concatenate([np.ravel(np.asarray(a, dtype=float)) for a in arrays])
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+
+
+def _image(values: F64, low: float, high: float, unit: str, voxel_nm: float) -> str:
+    """Return a slice with scale bar and colour bar, as SVG."""
+    rows, columns = values.shape
+    size = 250
+    height = round(size * rows / columns)
+    field = voxel_nm * columns
+    length = next(v for v in (m * 10.0**k for k in range(9, -3, -1) for m in (5, 2, 1)) if v <= 0.3 * field)
+    bar = size * length / field
+    name = f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
+    y = height - 12
+    ramp = _data_uri(png(np.arange(255.0)[None, :], 0, 254))
+    return (
+        f'<svg width="{size}" height="{height + 34}" viewBox="0 0 {size} {height + 34}">'
+        f'<image href="{_data_uri(png(values, low, high))}" width="{size}" height="{height}"/>'
+        f'<path d="M10 {y}h{bar:.1f}" stroke="#000" stroke-width="7"/>'
+        f'<path d="M11 {y}h{bar - 2:.1f}" stroke="#fff" stroke-width="5"/>'
+        f'<text x="{10 + bar / 2:.1f}" y="{y - 8}" text-anchor="middle" style="fill:#fff;stroke:#000;stroke-width:3px;'
+        f'paint-order:stroke">{name}</text>'
+        f'<image href="{ramp}" y="{height + 6}" width="{size}" height="9" preserveAspectRatio="none"/>'
+        f'<text x="0" y="{height + 29}">{_number(low, 3)}</text>'
+        f'<text x="{size / 2}" y="{height + 29}" text-anchor="middle">{escape(unit)}</text>'
+        f'<text x="{size}" y="{height + 29}" text-anchor="end">{_number(high, 3)}</text></svg>'
+    )
+
+
+# ------------------------------------------------------------------------------------------------- what there is
+
+
+@dataclass
+class _Run:
+    """Everything read from an output folder."""
+
+    out: Path
+    events: tuple[Event, ...]
+    name: str
+    recipe: str
+    candidates: dict[tuple[str, int | None], Mapping[str, Any]] = field(default_factory=dict)
+    failures: dict[tuple[str, int | None], str] = field(default_factory=dict)
+    accepted: set[tuple[str, int | None]] = field(default_factory=set)
+    problems: list[Mapping[str, Any]] = field(default_factory=list)
+    energies: list[EnergyRow] = field(default_factory=list)
+    shifts: list[list[ShiftRow]] = field(default_factory=list)
+    quality: QualityTable | None = None
+    maps: dict[str, Any] = field(default_factory=dict)
+    each: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _read_run(out: Path) -> _Run:
+    if not (out / "journal.jsonl").is_file():
+        raise XanesTomoError(f"{out}: expected the output folder of a run, found no journal.jsonl in it")
+    events = Journal(out).events
+    begun = next((e for e in events if e.kind == "run"), None)
+    if begun is None:
+        raise XanesTomoError(f"{out}: expected the output folder of a run, but its journal tells of none")
+    latest = next(e for e in reversed(events) if e.kind in ("run", "recipe"))
+    run = _Run(out, events, str(begun.payload.get("input_name") or "unnamed scan"), str(latest.payload["recipe"]))
+    made: dict[int, tuple[tuple[str, int | None], Mapping[str, Any]]] = {}
+    chosen: dict[tuple[str, int | None], int] = {}
+    for event in events:
+        p = event.payload
+        if event.kind in ("candidate", "decision", "failure"):
+            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
+            if event.kind == "candidate":
+                made[event.seq] = (unit, p)
+                run.candidates[unit] = p
+                run.failures.pop(unit, None)
+            elif event.kind == "failure":
+                run.failures[unit] = str(p["reason"])
+            elif p["candidate"] is None:
+                chosen.pop(unit, None)
+            else:
+                chosen[unit] = int(p["candidate"])
+        elif event.kind == "scan":
+            run.problems = list(p.get("problems", ()))
+    for unit, number in chosen.items():
+        if number in made:
+            run.candidates[unit] = made[number][1]
+            run.accepted.add(unit)
+    tables = out / "tables"
+    if (tables / "energies.csv").is_file():
+        run.energies = read_energies(tables / "energies.csv")
+    if (tables / "shifts.csv").is_file():
+        for row in read_shifts(tables / "shifts.csv"):
+            last = run.shifts[-1][-1] if run.shifts else None
+            if last is None or row.energy_ev != last.energy_ev or row.frame <= last.frame:
+                run.shifts.append([])
+            run.shifts[-1].append(row)
+    if (tables / "quality.csv").is_file():
+        run.quality = read_quality(tables / "quality.csv")
+    if (out / "maps.ome.zarr").is_dir():
+        run.maps, run.each = read_map_attributes(out / "maps.ome.zarr")
+    return run
+
+
+# ----------------------------------------------------------------------------------------------------- sections
+
+
+def _table(header: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; `header` names each column and says whether it is text. Cells are HTML."""
+    kinds = [' class="t"' if text else "" for _, text in header]
+    head = "".join(f"<th{kind}>{name}</th>" for kind, (name, _) in zip(kinds, header, strict=True))
+    lines = ("".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _mark(text: str, kind: str) -> str:
+    return f'<span class="{kind}">{escape(text)}</span>'
+
+
+def _law(run: _Run) -> dict[int, tuple[float, float]]:
+    """Return M * pixel(E) / pixel(reference) - 1 and its sigma for every registered energy."""
+    reference = next((r for r in run.energies if r.reference), None)
+    if reference is None or not reference.pixel_size_nm > 0:
+        return {}
+    found = {}
+    for i, row in enumerate(run.energies):
+        ratio = row.pixel_size_nm / reference.pixel_size_nm
+        if math.isfinite(row.magnification * ratio):
+            found[i] = (row.magnification * ratio - 1, row.magnification_sigma * ratio)
+    return found
+
+
+def _failed_scores(p: Mapping[str, Any]) -> list[str]:
+    bad = []
+    for s in p.get("scores", ()):
+        value, threshold = s["value"], s["threshold"]
+        if threshold is None:
+            continue
+        if value is None or (value > threshold if s["better"] == "lower" else value < threshold):
+            most = "most" if s["better"] == "lower" else "least"
+            shown = "undefined" if value is None else _number(value, 3)
+            bad.append(f"{s['name']} {shown} {s['unit']}".rstrip() + f" (expected at {most} {threshold:g})")
+    return bad
+
+
+def _caveats(run: _Run) -> str:
+    items = ["Handedness not verified: the maps may be mirror images of the object (scan.flip_rows, scan.theta_sign)."]
+    if "edge_energy" in run.each:
+        if not run.maps.get("energy_calibrated"):
+            items.append(
+                "Edge energies uncalibrated: the offset of the monochromator is not known (maps.energy_offset_ev). "
+                "Relative edge energies do not need it."
+            )
+        half = run.maps.get("edge_half_ev")
+        if half is not None:
+            items.append(f"E(0.5) of the particle's mean spectrum: {half:.2f} eV.")
+    if run.maps:
+        left = run.maps.get("energies_left_out_ev") or []
+        if left:
+            items.append(
+                "Left out of the element fit, around the scanned edge: " + ", ".join(f"{e:g}" for e in left) + " eV."
+            )
+    items.append("Positions of the whole object are undetermined by up to one common shift.")
+    return '<div class="box"><ul>' + "".join(f"<li>{escape(i)}</li>" for i in items) + "</ul></div>"
+
+
+def _steps(run: _Run) -> str:
+    rows = []
+    for s in STEPS:
+        units = [u for u in run.candidates if u[0] == s.name and u not in run.failures]
+        failed = [u for u in run.failures if u[0] == s.name]
+        check = [u for u in units if run.candidates[u].get("verdict") != "good"]
+        seconds = sum(float(run.candidates[u].get("seconds") or 0) for u in units)
+        accepted = sum(u in run.accepted for u in units)
+        rows.append(
+            (
+                escape(s.title), str(len(units)), str(accepted), _mark(str(len(check)), "check") if check else "0",
+                _mark(str(len(failed)), "bad") if failed else "0", f"{seconds:.1f}" if units else "",
+            )
+        )  # fmt: skip
+    header = [
+        ("step", True),
+        ("done", False),
+        ("accepted", False),
+        ("to check", False),
+        ("failed", False),
+        ("seconds", False),
+    ]
+    return "<h2>Steps</h2>" + _table(header, rows)
+
+
+def _energies(run: _Run) -> str:
+    if not run.energies:
+        return "<h2>Energies</h2><p>No table of energies yet.</p>"
+    law = _law(run)
+    rows = []
+    for i, r in enumerate(run.energies):
+        bad = [x for s in STEPS for x in _failed_scores(run.candidates.get((s.name, i), {}))]
+        if r.status != "ok":
+            verdict = _mark(r.status, "bad")
+        elif bad:
+            verdict = _mark("check: " + "; ".join(bad), "check")
+        else:
+            verdict = _mark("good", "good")
+        rows_of = run.shifts[i] if i < len(run.shifts) else []
+        used = [s for s in rows_of if s.status == "ok"]
+        sigma = [_median([getattr(s, name) for s in used]) for name in ("sigma_y_px", "sigma_x_px")]
+        deviation = law.get(i)
+        rows.append(
+            (
+                f"{r.energy_ev:.2f}{' (ref)' if r.reference else ''}",
+                f"{len(used)} / {len(rows_of)}",
+                "" if not math.isfinite(r.magnification) else f"{r.magnification:.5f}",
+                "" if r.reference else _number(r.magnification_sigma, 2),
+                "" if deviation is None else f"{1e4 * deviation[0]:+.1f}",
+                "" if not math.isfinite(r.center_px) else f"{r.center_px:+.2f}",
+                _number(r.center_sigma_px, 2),
+                _number(sigma[0], 2),
+                _number(sigma[1], 2),
+                _number(r.pixel_size_nm, 5),
+                verdict,
+            )
+        )
+    header = [
+        ("energy<br>eV", False), ("projections<br>used", False), ("M", False), ("sigma M", False),
+        ("M / law - 1<br>10<sup>-4</sup>", False), ("centre<br>px", False), ("sigma<br>px", False),
+        ("sigma y<br>px", False), ("sigma x<br>px", False), ("pixel<br>nm", False), ("verdict", True),
+    ]  # fmt: skip
+    note = (
+        '<p class="note">M: measured magnification relative to the reference energy; the law is that of the calibrated '
+        "pixel size, used only for comparison. Centre: the rotation axis from the middle of the detector. sigma y, x: "
+        "median standard error of a projection's shift. px: recorded detector pixels.</p>"
+    )
+    return "<h2>Energies</h2>" + _table(header, rows) + note
+
+
+def _median(values: Sequence[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    return float(np.median(finite)) if finite else math.nan
+
+
+def _law_plot(run: _Run) -> str:
+    law = _law(run)
+    if len(law) < 2:
+        return ""
+    at = list(law)
+    energy = np.array([run.energies[i].energy_ev for i in at])
+    value, sigma = (1e4 * np.array([law[i][k] for i in at]) for k in (0, 1))
+    spread = np.nan_to_num(sigma)
+    plot = _Plot(_range(energy), _range(value - spread, value + spread, [0.0]), 760, 240)
+    plot.line(np.array(plot.x), np.zeros(2), "#999")
+    plot.points(energy, value, "#1b5e9b", sigma)
+    plot.axes("Magnification against the pixel-size law", "energy / eV", "M / law - 1, 1e-4", n_x=8)
+    return f"<figure>{plot.svg()}</figure>"
+
+
+def _shift_plots(run: _Run) -> str:
+    panels = [rows for rows in run.shifts if any(math.isfinite(r.shift_y_px) for r in rows)]
+    if not panels:
+        return ""
+    out = []
+    for rows in panels:
+        theta = np.array([r.theta_deg for r in rows])
+        usable = np.array([r.status == "ok" for r in rows])
+        y, x = (np.array([getattr(r, n) for r in rows]) for n in ("shift_y_px", "shift_x_px"))
+        plot = _Plot(_range(theta), _range(y, x), 250, 150, left=34, below=20)
+        for values, colour in ((y, "#b3541e"), (x, "#1b5e9b")):
+            plot.line(theta, np.where(usable, values, np.nan), colour)
+            plot.points(theta, np.where(usable, np.nan, values), "#a3200d", radius=2)
+        left_out = int((~usable).sum())
+        plot.axes(f"{rows[0].energy_ev:g} eV" + (f" ({left_out} left out)" if left_out else ""), n_x=4, n_y=3)
+        out.append(plot.svg())
+    note = (
+        '<p class="note">Shift of every projection against its angle (deg), recorded px: '
+        '<b style="color:#b3541e">y, down</b> and <b style="color:#1b5e9b">x, right</b>, which contains the rotation '
+        "centre; dots are projections left out.</p>"
+    )
+    return f'<h2>Shifts</h2>{note}<div class="row">{"".join(out)}</div>'
+
+
+def _heat_map(run: _Run) -> str:
+    q = run.quality
+    if q is None or not q.scores or not len(q.frame):
+        return ""
+    name, values = next(iter(q.scores.items()))
+    starts = np.flatnonzero(np.r_[True, (np.diff(q.energy_ev) != 0) | (np.diff(q.frame) <= 0)])
+    ends = np.r_[starts[1:], len(q.frame)]
+    grid = np.full((len(starts), int((ends - starts).max())), np.nan)
+    for row, (a, b) in enumerate(zip(starts, ends, strict=True)):
+        part = values[a:b]
+        typical = _median(part.tolist())
+        grid[row, : b - a] = part / typical if typical > 0 else part
+    if not np.isfinite(grid).any():
+        return ""
+    left, top, width = 62, 6, 680
+    line = min(14.0, max(5.0, 420 / len(grid)))
+    height = line * len(grid)
+    labels, every = [], max(1, math.ceil(12 / line))
+    for row in range(0, len(grid), every):
+        text = f"{q.energy_ev[starts[row]]:g}"
+        labels.append(f'<text x="{left - 5}" y="{top + line * (row + 0.5) + 4:.1f}" text-anchor="end">{text}</text>')
+    first = slice(starts[0], ends[0])
+    for k in np.unique(np.linspace(0, grid.shape[1] - 1, 7).astype(int)):
+        x = left + (k + 0.5) * width / grid.shape[1]
+        shown = f"{q.theta_deg[first][k]:.0f}" if k < len(q.theta_deg[first]) else ""
+        labels.append(f'<text x="{x:.1f}" y="{top + height + 15:.0f}" text-anchor="middle">{shown}</text>')
+    full = (left + width + 8, height + top + 34)
+    svg = (
+        f'<svg width="{full[0]}" height="{full[1]:.0f}" viewBox="0 0 {full[0]} {full[1]:.0f}">'
+        f'<image href="{_data_uri(png(grid, 0.5, 3.0))}" x="{left}" y="{top}" width="{width}" height="{height:.1f}" '
+        f'preserveAspectRatio="none"/>{"".join(labels)}'
+        f'<text x="{left + width / 2}" y="{full[1] - 3:.0f}" text-anchor="middle">angle / deg</text></svg>'
+    )
+    note = (
+        f'<p class="note">{escape(name)} of every projection (rows: energies in eV), over the median of its energy; '
+        "from dark, 0.5, to bright, 3 and more. Grey: no value.</p>"
+    )
+    return f"<h2>Residual of every projection</h2>{note}<figure>{svg}</figure>"
+
+
+def _reduced(values: F64) -> tuple[F64, int]:
+    """Mean over blocks, so that no side is longer than `_LARGEST_SLICE`; and the size of a block."""
+    n = math.ceil(max(values.shape) / _LARGEST_SLICE)
+    if n == 1:
+        return values, 1
+    rows, columns = (s // n * n for s in values.shape)
+    blocks = values[:rows, :columns].reshape(rows // n, n, columns // n, n)
+    return blocks.mean(axis=(1, 3)), n
+
+
+def _maps(run: _Run) -> str:
+    done = ("maps", None) in run.candidates
+    if not run.maps:
+        return "<h2>Maps</h2><p>" + ("Maps were made, but are no longer here." if done else "Not made yet.") + "</p>"
+    maps = read_maps(run.out / "maps.ome.zarr")
+    figures = []
+    inside: npt.NDArray[np.bool_] | None = None
+    if "mask" in maps.data:
+        inside = np.asarray(maps.data["mask"][maps.data["mask"].shape[0] // 2]) > 0.5
+    for name in _SHOWN_MAPS:
+        if name not in maps.data:
+            continue
+        array = maps.data[name]
+        middle = array.shape[0] // 2
+        values = np.asarray(array[middle], dtype=float)
+        signed = name.startswith("edge_energy")
+        if signed and inside is not None:
+            values = np.where(inside, values, np.nan)
+        finite = values[np.isfinite(values)]
+        low, high = (
+            (float(v) for v in np.percentile(finite, [2, 98] if signed else [0.5, 99.5])) if len(finite) else (0, 1)
+        )
+        if not signed:
+            low = min(0.0, low)
+        shown, block = _reduced(values)
+        picture = _image(shown, low, high, maps.units[name], maps.voxel_nm * block)
+        own = run.each[name]
+        text = f"{name}, slice y = {middle} of {array.shape[0]} across the rotation axis (z down, x right)"
+        if signed:
+            text += ", inside the mask"
+        figures.append(f"<figure>{picture}<figcaption>{escape(text)}. {escape(str(own.get('description', '')))}"
+                       "</figcaption></figure>")  # fmt: skip
+    rows = [
+        (
+            escape(name), escape(str(own.get("unit") or "")), _number(own.get("smoothing_voxel"), 3),
+            escape(str(own.get("description") or "")),
+        )
+        for name, own in run.each.items()
+    ]  # fmt: skip
+    header = [("map", True), ("unit", True), ("smoothing, voxel", False), ("what", True)]
+    text = f"Voxel {run.maps['voxel_nm']:.2f} nm, axes (y, z, x), axis 0 along the rotation axis"
+    if run.maps.get("reference_ev"):
+        text += f"; reference energy {run.maps['reference_ev']:g} eV"
+    return (
+        f'<h2>Maps</h2><p>{escape(text)}.</p><div class="row">{"".join(figures)}</div>'
+        f"<p></p>{_table(header, rows)}{_absent(run)}"
+    )
+
+
+def _absent(run: _Run) -> str:
+    absent = run.maps.get("absent") or {}
+    if not absent:
+        return ""
+    items = "".join(f"<li><b>{escape(str(k))}</b>: {escape(str(v))}</li>" for k, v in absent.items())
+    return f"<p>Maps that could not be made:</p><ul>{items}</ul>"
+
+
+def _flags(run: _Run) -> str:
+    out = []
+    failed = [(s.title, unit, why) for s in STEPS for unit, why in run.failures.items() if unit[0] == s.name]
+    if failed:
+        items = "".join(f"<li>{_mark(title, 'bad')}: {escape(why)}</li>" for title, _, why in failed)
+        out.append(f"<p>Energies left out:</p><ul>{items}</ul>")
+    if run.problems:
+        rows = [
+            (
+                _mark(str(p.get("severity")), "bad" if p.get("severity") == "error" else "check"),
+                "" if p.get("energy_ev") is None else f"{p['energy_ev']:g}",
+                escape(str(p.get("file") or "")),
+                escape(str(p.get("message"))),
+            )
+            for p in run.problems[:_LISTED]
+        ]
+        out.append(_table([("", True), ("eV", False), ("file", True), ("what", True)], rows))
+        if len(run.problems) > _LISTED:
+            out.append(f"<p>and {len(run.problems) - _LISTED} more (xanes-tomo inspect lists all).</p>")
+    q = run.quality
+    if q is not None:
+        check = [i for i, v in enumerate(q.verdict) if v == "check"]
+        unused = sum(1 for v in q.verdict if v.startswith(("excluded", "unreadable")))
+        out.append(f"<p>{len(q.verdict):,} projections: {len(check)} stand out, {unused} left out.</p>")
+        if check:
+            name, score = next(iter(q.scores.items()))
+            rows = [
+                (f"{q.energy_ev[i]:g}", f"{q.theta_deg[i]:.2f}", str(int(q.frame[i])), _number(float(score[i]), 3))
+                for i in check[:_LISTED]
+            ]
+            out.append(_table([("eV", False), ("theta / deg", False), ("frame", False), (escape(name), False)], rows))
+            if len(check) > _LISTED:
+                out.append(f"<p>and {len(check) - _LISTED} more in tables/quality.csv.</p>")
+    return "<h2>Problems and flags</h2>" + ("".join(out) or "<p>None.</p>")
+
+
+_FILES = (
+    ("recipe.yaml", "what was asked for"),
+    ("journal.jsonl", "what happened, one line an event"),
+    ("arrays", "the arrays the journal refers to"),
+    ("tables/shifts.csv", "one row a projection: shift, sigma, magnification, roll, status"),
+    ("tables/energies.csv", "one row an energy"),
+    ("tables/quality.csv", "one row a projection: scores and verdict"),
+    ("maps.ome.zarr", "the maps (y, z, x), OME-Zarr 0.5"),
+)
+
+
+def _files(run: _Run) -> str:
+    rows = [(f"<code>{escape(n)}</code>", escape(what)) for n, what in _FILES if (run.out / n).exists()]
+    return "<h2>Files</h2>" + _table([("in the output folder", True), ("what", True)], rows)
+
+
+def _methods() -> str:
+    text = _METHODS
+    while "{" in text:
+        start = text.index("{")
+        end = text.index("}", start)
+        doi = text[start + 1 : end]
+        text = f'{text[:start]}doi <a href="https://doi.org/{doi}">{doi}</a>{text[end + 1 :]}'
+    return f"<h2>Methods</h2>{text}"
+
+
+def _versions(run: _Run) -> str:
+    seen: dict[str, set[str]] = {}
+    for p in run.candidates.values():
+        for name, version in p.get("versions", {}).items():
+            seen.setdefault(str(name), set()).add(str(version))
+    text = "; ".join(f"{name} {', '.join(sorted(v))}" for name, v in sorted(seen.items()))
+    return text or f"napari-xanes-tomo {__version__}"
+
+
+def write_report(out: str | Path) -> Path:
+    """Write ``OUT/report.html`` from what lies in the output folder of a run, finished or not; return its path.
+
+    Raises
+    ------
+    XanesTomoError
+        `out` holds no run, or the report cannot be written.
+    """
+    out = Path(out)
+    run = _read_run(out)
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    begun, last = run.events[0].time[:16].replace("T", " "), run.events[-1].time[:16].replace("T", " ")
+    sub = f"Run begun {begun}, last step {last} UTC. Computed by {_versions(run)}. Report of {now}."
+    law = _law_plot(run)
+    body = "".join(
+        (
+            f"<h1>{escape(run.name)}</h1>",
+            f'<p class="sub">Full-field XANES tomography. {escape(sub)}</p>',
+            _caveats(run),
+            _maps(run),
+            _steps(run),
+            _energies(run),
+            law,
+            _shift_plots(run),
+            _heat_map(run),
+            _flags(run),
+            f"<h2>Recipe</h2><pre>{escape(run.recipe)}</pre>",
+            _methods(),
+            _files(run),
+        )
+    )
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(run.name)}: report</title><style>{_STYLE}</style></head><body>{body}</body></html>\n"
+    )
+    path = out / "report.html"
+    atomic_write(path, page.encode("utf-8", "replace"))
+    return path
