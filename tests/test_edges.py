@@ -91,6 +91,7 @@ def test_bracketed_means_a_neighbour_on_either_side(energies: list[float]) -> No
         ((*SIX, 8344.0, 8351.0), "Ni"),
         ((8344.0, 8351.0, 8570.0), None),  # nothing before the edge
         ((8178.0, 8344.0, 8351.0), None),  # nothing behind it
+        ((8178.0, 8336.0, 8340.0, 8344.0, 8351.0), "Ni"),  # a scan that was broken off
         ((*SIX, 6420.0, 6536.0, 6541.0, 6545.0, 6650.0), "Mn"),
         ((*SIX, 6420.0, 6536.0, 6541.0, 6650.0, *range(8320, 8360, 2)), "Ni"),  # the one with more energies
     ],

@@ -71,13 +71,14 @@ def scanned_element(energies_ev: npt.ArrayLike, elements: tuple[str, ...]) -> st
     """Return the one of `elements` whose K edge was scanned, None where there is none.
 
     Scanned means two or more energies from 15 eV below to 60 eV above the edge, and some before (-200..-20 eV) and
-    behind it (+60..+300 eV) to measure the rise against.
+    behind it (+60..+300 eV) to measure the rise against; or four or more, a scan that is not complete.
     """
     energies = np.unique(np.asarray(energies_ev, dtype=float))
     counts = []
     for element in elements:
         x = energies - edge_energy_ev(element)
         before, behind = np.any((x >= -200) & (x <= -20)), np.any((x > 60) & (x <= 300))
-        counts.append(int(np.sum((x >= -15) & (x <= 60))) if before and behind else 0)
+        count = int(np.sum((x >= -15) & (x <= 60)))
+        counts.append(count if (before and behind) or count >= 4 else 0)
     best = int(np.argmax(counts)) if counts else 0
     return elements[best] if counts and counts[best] >= 2 else None

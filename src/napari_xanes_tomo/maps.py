@@ -135,12 +135,13 @@ def plan_maps(
     energy = np.asarray(energies_ev, dtype=float)
     mean = np.asarray(spectrum, dtype=float)
     noise = np.asarray(variance, dtype=float)
-    elements = bracketed_elements(energy) if p.elements is None else tuple(p.elements)
+    present = bracketed_elements(energy)
+    elements = present if p.elements is None else tuple(dict.fromkeys(p.elements))
     if p.scanned_edge is not None:
         scanned: str | None = p.scanned_edge
         edge_energy_ev(p.scanned_edge)
     else:
-        scanned = scanned_element(energy, elements)
+        scanned = scanned_element(energy, present)
     absent: dict[str, str] = {}
     use = np.ones(len(energy), dtype=bool)
     if scanned is not None:
@@ -151,26 +152,27 @@ def plan_maps(
     for e in elements:
         if e not in good:
             absent[e] = f"the energies do not bracket the K edge of {e} at {edge_energy_ev(e):.0f} eV" + (
-                " once the scanned edge is left out" if e == scanned and e in bracketed_elements(energy) else ""
+                " once the scanned edge is left out" if e == scanned and e in present else ""
             )
-    if not elements:
+    if p.elements is None and not elements:
         absent["elements"] = "no two neighbouring energies bracket a K edge"
     components: dict[str, FloatArray] = {}
-    if good and use.sum() < len(good) + 1:
+    # Every element whose edge is bracketed takes part in the fit, asked for or not: its edge is in the data.
+    if good and use.sum() < len(kept) + 1:
         for e in good:
-            absent[e] = f"{int(use.sum())} energies cannot tell {len(good)} elements and a remainder apart"
+            absent[e] = f"{int(use.sum())} energies cannot tell {len(kept)} elements and a remainder apart"
         good = ()
     if good:
-        table = np.stack([mass_attenuation(e, energy) for e in good] + [(energy / energy.mean()) ** -3.0], axis=1)
+        table = np.stack([mass_attenuation(e, energy) for e in kept] + [(energy / energy.mean()) ** -3.0], axis=1)
         weight = np.where(use, 1.0 / noise, 0.0)
         size = np.sqrt(np.sum(weight[:, None] * table**2, axis=0))
         scaled = table / size
         solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
-        components |= {e: solve[i] for i, e in enumerate(good)}
+        components |= {e: solve[kept.index(e)] for e in good}
     edge, jump, half = None, float("nan"), float("nan")
     edge_names = ("edge_energy_relative", "edge_energy", "edge_jump")
     if scanned is None:
-        absent |= dict.fromkeys(edge_names, "no edge was scanned (three energies from 15 below to 60 eV above it)")
+        absent |= dict.fromkeys(edge_names, "no edge was scanned (two energies from 15 below to 60 eV above it)")
     else:
         norm = normalisation(energy, mean, edge_energy_ev(scanned))
         edge = edge_shift(energy, mean, edge_energy_ev(scanned), variance=noise)

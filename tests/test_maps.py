@@ -1,0 +1,437 @@
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_xanes_tomo.edges import mass_attenuation
+from napari_xanes_tomo.maps import (
+    AlignedEnergy,
+    MapPlan,
+    Slab,
+    atomic_mass,
+    common_angles,
+    component_sinograms,
+    coverage_slab,
+    finish_slab,
+    map_slab,
+    plan_maps,
+    require_energies,
+)
+from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet, XanesTomoError
+from napari_xanes_tomo.phantom import PRESETS, ni_xanes
+from napari_xanes_tomo.recipe import MapsParameters
+from napari_xanes_tomo.reconstruction import fbp
+
+DEMO = np.array(PRESETS["demo"].energies_ev)
+TINY = np.array(PRESETS["tiny"].energies_ev)
+SIX = np.array([6534.0, 6558.0, 7704.0, 7728.0, 8178.0, 8570.0])
+DENSITY = {"Mn": 0.8, "Co": 0.5, "Ni": 1.4}
+EDGE_MAPS = ("edge_energy_relative", "edge_energy", "edge_jump")
+
+
+def tabulated(energy: np.ndarray, density: dict[str, float], rest: float = 12.0) -> np.ndarray:
+    """Linear attenuation, 1/cm: tabulated elements and a remainder that falls with the third power of the energy."""
+    return sum(r * mass_attenuation(e, energy) for e, r in density.items()) + rest * (energy / 8000.0) ** -3
+
+
+def plan(energy: np.ndarray, density: dict[str, float] = DENSITY, rest: float = 12.0, **parameters: object) -> MapPlan:
+    mu = tabulated(energy, density, rest)
+    return plan_maps(energy, mu, np.ones(len(energy)), int(np.argmax(energy)), MapsParameters(**parameters))
+
+
+# ---------------------------------------------------------------------------------------------------- the plan
+
+
+# Noise-free tabulated spectra: the weights give the densities back to rounding.
+@pytest.mark.parametrize("energies", [SIX, TINY, DEMO])
+@given(mn=st.floats(0, 3), co=st.floats(0, 3), ni=st.floats(0.1, 3), rest=st.floats(0, 100), seed=st.integers(0, 99))
+@settings(max_examples=25)
+def test_known_densities(energies: np.ndarray, mn: float, co: float, ni: float, rest: float, seed: int) -> None:
+    noise = np.random.default_rng(seed).uniform(0.3, 3, len(energies))
+    found = plan_maps(energies, tabulated(energies, DENSITY), noise, len(energies) - 1)
+    voxel = tabulated(energies, {"Mn": mn, "Co": co, "Ni": ni}, rest)
+    for element, true in (("Mn", mn), ("Co", co), ("Ni", ni)):
+        assert found.components[element] @ voxel == pytest.approx(true, abs=1e-6)
+
+
+@pytest.mark.parametrize("elements", [("Mn",), ("Ni", "Mn"), ("Co", "Co"), ("Ni", "Fe", "Mn")])
+def test_asking_for_some_elements_does_not_change_them(elements: tuple[str, ...]) -> None:
+    # What is not asked for is still in the sample.
+    found = plan(DEMO, elements=elements)
+    asked = tuple(dict.fromkeys(e for e in elements if e != "Fe"))
+    assert found.elements == asked
+    for e in asked:
+        assert found.components[e] @ tabulated(DEMO, DENSITY) == pytest.approx(DENSITY[e], abs=1e-6)
+    assert ("Fe" in found.absent) == ("Fe" in elements)
+    assert found.left_out_ev == plan(DEMO).left_out_ev
+
+
+def test_the_scanned_edge_has_no_part_in_the_densities() -> None:
+    found = plan(DEMO)
+    left_out = (DEMO >= 8333 - 15) & (DEMO <= 8333 + 60)
+    assert found.left_out_ev == tuple(DEMO[left_out])
+    assert len(found.left_out_ev) == 8
+    for e in found.elements:
+        assert np.all(found.components[e][left_out] == 0)
+        assert np.all(found.components[e][~left_out] != 0)
+    # So an edge that moves, or a white line, leaves them alone.
+    edge = np.where(left_out, 200 * ni_xanes(DEMO, 1.0), 0)
+    for e in found.elements:
+        assert found.components[e] @ (tabulated(DEMO, DENSITY) + edge) == pytest.approx(DENSITY[e], abs=1e-6)
+
+
+def test_the_window_left_out_is_the_recipes() -> None:
+    found = plan(DEMO, leave_out_below_ev=0, leave_out_above_ev=8)
+    assert found.left_out_ev == (8336.0, 8340.0)
+
+
+@pytest.mark.parametrize(
+    ("energies", "elements", "absent"),
+    [
+        (SIX, ("Mn", "Co", "Ni"), set(EDGE_MAPS)),
+        (DEMO, ("Mn", "Co", "Ni"), set()),
+        (DEMO[2:], ("Co", "Ni"), set()),
+        (DEMO[DEMO < 8350], ("Mn", "Co"), {"Ni", *EDGE_MAPS}),  # broken off in the edge: the table does not hold there
+        (DEMO[4:], ("Ni",), set()),
+        (SIX[:2], ("Mn",), set(EDGE_MAPS)),
+        (SIX[4:5], (), {"elements", *EDGE_MAPS}),
+        (np.array([6558.0, 7704.0, 8570.0]), (), {"elements", *EDGE_MAPS}),
+    ],
+)
+def test_what_cannot_be_mapped_is_absent_with_a_reason(
+    energies: np.ndarray, elements: tuple[str, ...], absent: set[str]
+) -> None:
+    found = plan(energies)
+    assert found.elements == elements
+    assert {k for k in found.absent if k in ("Mn", "Co", "Ni", "elements", *EDGE_MAPS)} == absent
+    assert all(len(reason) > 20 for reason in found.absent.values())
+    assert not set(found.absent) & set(found.names)
+    for name in EDGE_MAPS:
+        assert (name in found.names) == (name not in absent)
+    assert found.names[-2:] == ("mask", "coverage")
+    assert ("density" in found.names) == bool(elements)
+    assert (f"{elements[0]}_fraction" in found.names if elements else True) == (len(elements) > 1 or not elements)
+
+
+def test_too_few_energies_for_the_elements() -> None:
+    # Two energies with the edges of both zirconium and niobium between them.
+    found = plan(np.array([17990.0, 19000.0]))
+    assert found.elements == ()
+    assert all("2 energies cannot tell 2 elements" in found.absent[e] for e in ("Zr", "Nb"))
+
+
+def test_unknown_elements_and_edges_are_refused() -> None:
+    with pytest.raises(XanesTomoError, match="'Xx'"):
+        plan(DEMO, elements=("Xx",))
+    with pytest.raises(XanesTomoError, match="'Xx'"):
+        plan(DEMO, scanned_edge="Xx")
+
+
+def test_components_of_the_edge_and_the_reference() -> None:
+    found = plan(DEMO)
+    mu = tabulated(DEMO, DENSITY)
+    assert found.components["reference"] @ mu == pytest.approx(mu[-1])
+    assert found.reference_level == pytest.approx(mu[-1])
+    assert found.components["level"] @ mu == pytest.approx(1.0, abs=1e-9)
+    assert found.components["shift"] @ mu == pytest.approx(0.0, abs=1e-8)
+
+
+# ---------------------------------------------------------------------------------------------- finished maps
+
+
+def finished(found: MapPlan, voxels: np.ndarray, least: float = 1.0, **parameters: object) -> dict[str, np.ndarray]:
+    """Maps of a row of voxels with the spectra `voxels` (energy, x), without smoothing."""
+    volumes = {k: (w @ voxels)[None, None, :].astype(np.float32) for k, w in found.components.items()}
+    cover = np.full((1, 1, voxels.shape[1]), 0.9, np.float32)
+    p = MapsParameters(smoothing_voxel=0, **parameters)
+    return finish_slab(found, volumes, cover, np.full_like(cover, least), slice(0, 1), p)
+
+
+def spectrum(shift: float, ni: float = 1.4) -> np.ndarray:
+    """A voxel of nickel with an edge that moves, on the other metals."""
+    x = DEMO - 8333.0
+    return tabulated(DEMO, {"Mn": 0.8, "Co": 0.5}) + ni * (40 - 0.015 * x + 280 * ni_xanes(DEMO, shift))
+
+
+def test_maps_of_known_voxels() -> None:
+    truths = (-1.0, 0.0, 0.8)
+    voxels = np.stack([spectrum(s) for s in truths] + [0.2 * spectrum(0.0), 0 * DEMO], axis=1)
+    mean = spectrum(0.0)
+    found = plan_maps(DEMO, mean, np.ones(len(DEMO)), len(DEMO) - 1)
+    maps = finished(found, voxels)
+    assert tuple(maps) == found.names
+    assert all(m.dtype == np.float32 and m.shape == (1, 1, 5) for m in maps.values())
+    flat = {k: v[0, 0] for k, v in maps.items()}
+    np.testing.assert_allclose(flat["edge_energy_relative"][:3], truths, atol=0.06)
+    assert np.isnan(flat["edge_energy_relative"][4])  # no nickel, no edge
+    np.testing.assert_allclose(
+        flat["edge_energy"][:3] - flat["edge_energy_relative"][:3], found.edge_half_ev, atol=2e-3
+    )
+    assert found.edge_half_ev == pytest.approx(8333 + 9.5, abs=0.6)
+    np.testing.assert_allclose(flat["edge_jump"][[1, 3]], np.array([1, 0.2]) * found.edge_jump, rtol=1e-3)
+    np.testing.assert_array_equal(flat["mask"], [1, 1, 1, 0, 0])
+    np.testing.assert_allclose(flat["coverage"], 0.9)
+    np.testing.assert_allclose(flat["density"], flat["Mn"] + flat["Co"] + flat["Ni"], rtol=1e-5, atol=1e-6)
+    total = flat["Mn_fraction"] + flat["Co_fraction"] + flat["Ni_fraction"]
+    np.testing.assert_allclose(total[:3], 1, rtol=1e-5)
+    assert np.all(np.isnan(total[3:]))
+
+
+def test_fractions_are_of_atoms_not_of_mass() -> None:
+    found = plan(SIX)
+    maps = finished(found, tabulated(SIX, DENSITY)[:, None])
+    moles = {e: r / atomic_mass(e) for e, r in DENSITY.items()}
+    for e, n in moles.items():
+        assert maps[f"{e}_fraction"][0, 0, 0] == pytest.approx(n / sum(moles.values()), rel=1e-4)
+
+
+def test_the_offset_moves_only_the_absolute_energy() -> None:
+    found = plan_maps(DEMO, spectrum(0.0), np.ones(len(DEMO)), len(DEMO) - 1)
+    voxels = spectrum(0.5)[:, None]
+    one, other = finished(found, voxels), finished(found, voxels, energy_offset_ev=2.5)
+    assert other["edge_energy"] - one["edge_energy"] == pytest.approx(2.5, abs=2e-3)
+    np.testing.assert_array_equal(one["edge_energy_relative"], other["edge_energy_relative"])
+
+
+def test_mask_needs_every_energy_to_have_seen_the_voxel() -> None:
+    found = plan(SIX)
+    voxels = tabulated(SIX, DENSITY)[:, None]
+    assert finished(found, voxels, least=0.5)["mask"] == 1
+    assert finished(found, voxels, least=0.49)["mask"] == 0
+
+
+# ------------------------------------------------------------------------------------------ from frames to maps
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames in memory that count as files."""
+
+    data: npt.NDArray[np.float32]
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        return self.data.shape[1], self.data.shape[2]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, index: int) -> npt.NDArray[np.float32]:
+        return self.data[index]
+
+    def read_rows(self, indices: list[int], y0: int, y1: int) -> npt.NDArray[np.float32]:
+        return self.data[list(indices), y0:y1]
+
+    def fingerprint(self) -> str:
+        return "memory"
+
+
+VOXEL_NM = 200.0
+THETA = np.arange(-90.0, 90.0, 5.0)
+SHAPE = (26, 40)  # not square
+
+
+def ball(theta: np.ndarray, alignment: Alignment, level: float, center=(1.0, 2.0, -3.0), radius: float = 8.0):
+    """Exact line integrals of a ball (y, z, x) with attenuation `level` per voxel, recorded at p = M q + shift."""
+    y, x = (np.arange(n) - (n - 1) / 2 for n in SHAPE)
+    t = np.deg2rad(theta)
+    u = center[2] * np.cos(t) + center[1] * np.sin(t)
+    m = alignment.magnification
+    qy = (y[None, :] - alignment.shift[:, :1]) / m - center[0]
+    qx = (x[None, :] - alignment.shift[:, 1:]) / m - u[:, None]
+    inside = radius**2 - qy[:, :, None] ** 2 - qx[:, None, :] ** 2
+    return 2 * level * np.sqrt(np.maximum(inside, 0))
+
+
+def measured(energies: np.ndarray, *, missing: dict[int, list[int]] | None = None, seed: int = 3):
+    """Noise-free frames of one ball at several energies, each with its own motion; half the angles by each flat."""
+    rng = np.random.default_rng(seed)
+    items = []
+    for e, energy in enumerate(energies):
+        keep = np.array([i for i in range(len(THETA)) if i not in (missing or {}).get(e, [])])
+        theta = THETA[keep]
+        shift = rng.uniform(-1.5, 1.5, (len(theta), 2))
+        alignment = Alignment(shift, np.zeros_like(shift), 1.0 + 0.02 * (len(energies) - 1 - e))
+        mu = tabulated(np.array([energy]), DENSITY)[0] * VOXEL_NM * 1e-7
+        air = np.stack([0.02 * np.sin(theta), np.full(len(theta), 0.01), 0.01 * np.cos(theta)], axis=1)
+        y, x = ((np.arange(n) - (n - 1) / 2) / (SHAPE[1] / 2) for n in SHAPE)
+        plane = air[:, 0, None, None] + air[:, 1, None, None] * y[:, None] + air[:, 2, None, None] * x
+        half = (np.arange(len(theta)) >= len(theta) // 2).astype(int)
+        beams = np.array([1000.0, 1700.0])
+        counts = beams[half][:, None, None] * np.exp(-ball(theta, alignment, mu) - plane)
+        flats = tuple(
+            FlatSet(Frames(np.full((2, *SHAPE), b, np.float32)), np.full(2, 2.0), ("ok", "ok")) for b in beams * 2
+        )
+        scan = EnergyScan(
+            float(energy), theta, Frames(counts.astype(np.float32)), np.ones(len(theta)), ("ok",) * len(theta), flats,
+            half, 1, VOXEL_NM, np.zeros(len(theta)),
+        )  # fmt: skip
+        items.append(AlignedEnergy(scan, alignment, air))
+    return items
+
+
+@pytest.fixture(scope="module")
+def six() -> list[AlignedEnergy]:
+    return measured(SIX)
+
+
+def whole(items: list[AlignedEnergy], found: MapPlan, **parameters: object) -> dict[str, np.ndarray]:
+    return map_slab(items, found, Slab(0, SHAPE[0], 0), VOXEL_NM, MapsParameters(**parameters), threads=1)
+
+
+def inside_ball(center=(1.0, 2.0, -3.0), radius: float = 6.0) -> np.ndarray:
+    y, z, x = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (SHAPE[0], SHAPE[1], SHAPE[1])), indexing="ij")
+    return (y - center[0]) ** 2 + (z - center[1]) ** 2 + (x - center[2]) ** 2 < radius**2
+
+
+# Mean over the inside of the ball, relative; voxel scatter comes from 36 angles.
+@pytest.mark.parametrize(("element", "tolerance"), [("Mn", 0.02), ("Co", 0.02), ("Ni", 0.02), ("density", 0.02)])
+def test_a_ball_of_known_density(six: list[AlignedEnergy], element: str, tolerance: float) -> None:
+    maps = whole(six, plan(SIX), smoothing_voxel=0)
+    true = sum(DENSITY.values()) if element == "density" else DENSITY[element]
+    assert maps[element].shape == (SHAPE[0], SHAPE[1], SHAPE[1])
+    assert maps[element][inside_ball()].mean() == pytest.approx(true, rel=tolerance)
+    # ... and it is where it was put: the map's centre of mass is the ball's.
+    mass = np.clip(maps[element], 0.3 * true, None) - 0.3 * true
+    for axis, expected in enumerate((1.0, 2.0, -3.0)):
+        at = np.arange(mass.shape[axis]) - (mass.shape[axis] - 1) / 2
+        rest = tuple(k for k in range(3) if k != axis)
+        assert float(np.sum(mass.sum(axis=rest) * at) / mass.sum()) == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1.0, 1.6])
+def test_slab_by_slab_is_the_whole(six: list[AlignedEnergy], smoothing: float) -> None:
+    found, p = plan(SIX), MapsParameters(smoothing_voxel=smoothing)
+    halo = int(np.ceil(4 * smoothing))
+    together = map_slab(six, found, Slab(0, SHAPE[0], halo), VOXEL_NM, p, threads=1)
+    for y0, y1 in ((0, 9), (9, 10), (10, SHAPE[0])):
+        part = map_slab(six, found, Slab(y0, y1, halo), VOXEL_NM, p, threads=2)
+        for name, rows in part.items():
+            assert rows.shape[0] == y1 - y0
+            np.testing.assert_allclose(rows, together[name][y0:y1], atol=1e-5 * np.nanmax(together[name]), rtol=1e-5)
+
+
+def test_components_equal_reconstructing_every_energy(six: list[AlignedEnergy]) -> None:
+    found = plan(SIX)
+    rows = (8, 16)
+    together, theta = component_sinograms(six, found, rows, threads=1)
+    volume = fbp(together[list(found.components).index("Mn")], theta, weights=np.ones(len(theta)))
+    single = np.zeros_like(volume)
+    for e in range(len(SIX)):
+        one = np.zeros(len(SIX))
+        one[e] = 1.0
+        sino, angles = component_sinograms(six, replace(found, components={"one": one}), rows, threads=1)
+        single += found.components["Mn"][e] * fbp(sino[0], angles, weights=np.ones(len(angles)))
+    np.testing.assert_allclose(volume, single, atol=2e-5 * np.abs(volume).max())
+
+
+def test_angles_missing_at_one_energy() -> None:
+    lost = measured(SIX, missing={1: [4, 20, 21], 5: [0]})
+    assert len(lost[1].used) == len(THETA) - 3
+    maps = whole(lost, plan(SIX), smoothing_voxel=0)
+    for e, true in DENSITY.items():
+        assert maps[e][inside_ball()].mean() == pytest.approx(true, rel=0.06)
+
+
+def test_excluded_projections_have_no_part(six: list[AlignedEnergy]) -> None:
+    # Two frames full of nonsense, one excluded by its scan, one by its alignment, one without a shift.
+    spoiled = six[0].scan.frames.data.copy()
+    spoiled[[3, 7, 11]] = 1.0
+    scan = replace(six[0].scan, frames=Frames(spoiled)).excluded({3: "test"})
+    status = tuple("excluded:x" if i == 7 else "ok" for i in range(len(THETA)))
+    shift = six[0].alignment.shift.copy()
+    shift[11] = np.nan
+    bad = AlignedEnergy(scan, replace(six[0].alignment, shift=shift, status=status), six[0].air)
+    assert sorted(set(range(len(THETA))) - set(bad.used.tolist())) == [3, 7, 11]
+    found = plan(SIX)
+    maps = whole([bad, *six[1:]], found, smoothing_voxel=0)
+    assert all(np.isfinite(maps[e]).all() for e in DENSITY)
+    assert maps["Mn"][inside_ball()].mean() == pytest.approx(0.8, rel=0.06)
+
+
+def test_common_angles_are_those_of_all() -> None:
+    items = measured(SIX[:3], missing={0: [0], 2: [5, 6]})
+    theta, places = common_angles(items)
+    assert len(theta) == len(THETA)
+    np.testing.assert_allclose(np.sort(theta), THETA)
+    for item, where in zip(items, places, strict=True):
+        assert len(set(where.tolist())) == len(where)
+        np.testing.assert_allclose(theta[where], item.scan.theta_deg[item.used], atol=0.05)
+
+
+@pytest.mark.parametrize(("off", "together"), [(0.04, True), (0.2, False)])
+def test_angles_nearly_alike_are_one(off: float, together: bool) -> None:
+    a, b = measured(SIX[:2])
+    b = replace(b, scan=replace(b.scan, theta_deg=b.scan.theta_deg + off))
+    theta, _ = common_angles([a, b])
+    assert len(theta) == (1 if together else 2) * len(THETA)
+
+
+def test_an_angle_taken_twice_stays_two() -> None:
+    (a,) = measured(SIX[:1])
+    twice = a.scan.theta_deg.copy()
+    twice[5] = twice[4]
+    a = replace(a, scan=replace(a.scan, theta_deg=twice))
+    theta, places = common_angles([a, a])
+    for where in places:
+        assert len(set(where.tolist())) == len(THETA)
+        np.testing.assert_array_equal(theta[where], twice)
+
+
+# -------------------------------------------------------------------------------------------------- coverage
+
+
+def covered(shift: tuple[float, float], magnification: float = 1.0, share: float = 1.0):
+    n = len(THETA)
+    items = measured(SIX[:2])
+    moved = np.zeros((n, 2))
+    moved[: round(share * n)] = shift
+    a = AlignedEnergy(items[0].scan, Alignment(moved, np.zeros((n, 2)), magnification), items[0].air)
+    b = AlignedEnergy(items[1].scan, Alignment.identity(n), items[1].air)
+    return coverage_slab([a, b], plan(SIX[:2]), (0, SHAPE[0]))
+
+
+def test_coverage_of_the_whole_field() -> None:
+    total, least = covered((0.0, 0.0))
+    radius = np.hypot(*np.meshgrid(*[np.arange(SHAPE[1]) - (SHAPE[1] - 1) / 2] * 2))
+    assert total.shape == least.shape == (SHAPE[0], SHAPE[1], SHAPE[1])
+    np.testing.assert_array_equal(total[:, radius < 19], 1)
+    np.testing.assert_array_equal(total[:, radius > 21], 0)
+
+
+def test_coverage_of_rows_that_leave_the_field() -> None:
+    # Content moved 5 down: the lowest 5 rows of the grid were never recorded at that energy.
+    total, least = covered((5.0, 0.0))
+    middle = SHAPE[1] // 2
+    np.testing.assert_array_equal(least[:, middle, middle], [1] * (SHAPE[0] - 5) + [0] * 5)
+    np.testing.assert_array_equal(total[:, middle, middle], [1] * (SHAPE[0] - 5) + [0.5] * 5)
+
+
+def test_coverage_counts_projections() -> None:
+    total, least = covered((5.0, 0.0), share=0.25)
+    middle = SHAPE[1] // 2
+    assert least[-1, middle, middle] == pytest.approx(0.75)
+    assert total[-1, middle, middle] == pytest.approx(0.875)
+
+
+def test_a_magnified_energy_sees_less() -> None:
+    _, least = covered((0.0, 0.0), magnification=1.3)
+    radius = np.hypot(*np.meshgrid(*[np.arange(SHAPE[1]) - (SHAPE[1] - 1) / 2] * 2))
+    y = np.abs(np.arange(SHAPE[0]) - (SHAPE[0] - 1) / 2)
+    reach = 19.5 / 1.3
+    assert np.all(least[y < 12.5 / 1.3][:, radius < reach - 1] == 1)
+    assert np.all(least[y > 12.5 / 1.3] == 0)
+    assert np.all(least[:, radius > reach + 1] == 0)
+
+
+def test_nothing_to_map_is_an_error() -> None:
+    with pytest.raises(XanesTomoError, match="at least one registered energy"):
+        require_energies([])
+    require_energies([1])
