@@ -616,7 +616,7 @@ def write_twin(
     name = f"twin_s{p.seed:03d}"
     try:
         if mark.exists():
-            state = json.loads(mark.read_text())
+            state = _state(mark)
             if state.get("parameters") == wanted and state.get("complete"):
                 return folder
             if state.get("parameters") != wanted:
@@ -635,6 +635,15 @@ def write_twin(
     except OSError as error:
         raise XanesTomoError(f"{folder.name}: cannot write the twin ({error.strerror or error})") from None
     return folder
+
+
+def _state(mark: Path) -> dict[str, Any]:
+    """Read what a twin was made with; a mark cut short by a crash or not of ours tells nothing."""
+    try:
+        found = json.loads(mark.read_text())
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _flat_name(name: str, counter: int, shot: int, shots: int, theta: float) -> str:
