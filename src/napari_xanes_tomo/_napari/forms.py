@@ -1,0 +1,215 @@
+"""Forms for recipe sections: every pydantic field as a magicgui widget with its default, bounds, unit and tooltip."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+from magicgui.widgets import CheckBox, ComboBox, Container, FloatSpinBox, LineEdit, SpinBox
+from psygnal import Signal
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from napari_xanes_tomo.model import XanesTomoError
+
+__all__ = ["AutomaticField", "ParameterForm", "label_of", "unit_of"]
+
+_INT_LIMIT = 2**31 - 1
+_FLOAT_LIMIT = 1e12
+_FEWEST_DECIMALS = 3
+_MOST_DECIMALS = 15
+
+
+def unit_of(info: FieldInfo) -> str:
+    """Return the unit of a field, ``""`` where it has none."""
+    extra = info.json_schema_extra
+    return str(extra.get("unit", "")) if isinstance(extra, Mapping) else ""
+
+
+def label_of(name: str, info: FieldInfo) -> str:
+    """Return the name of a field for people: ``max_shift_px`` is "Max shift" (its unit stands behind the number)."""
+    unit = unit_of(info).lower().replace("/", "_per_")
+    plain = name.removesuffix(f"_{unit}") if unit else name
+    return plain.replace("_", " ").capitalize()
+
+
+def _bounds(info: FieldInfo) -> dict[str, float]:
+    found = {}
+    for item in info.metadata:
+        for key in ("ge", "gt", "le", "lt"):
+            value = getattr(item, key, None)
+            if value is not None:
+                found[key] = value
+    return found
+
+
+def _decimals(value: float) -> int:
+    """Return how many decimals a number needs to come back unchanged."""
+    text = f"{value:.{_MOST_DECIMALS}f}".rstrip("0")
+    return max(_FEWEST_DECIMALS, len(text.partition(".")[2]) if float(text) == value else _MOST_DECIMALS)
+
+
+class AutomaticField(Container[Any]):
+    """A widget beside a box "automatic": None while the box is ticked."""
+
+    def __init__(self, inner: Any, *, name: str, label: str, tooltip: str) -> None:
+        self.automatic = CheckBox(text="automatic", value=True, tooltip=tooltip)
+        self.inner = inner
+        super().__init__(layout="horizontal", widgets=[self.automatic, inner], labels=False, name=name, label=label)
+        self.margins = (0, 0, 0, 0)
+        self.tooltip = tooltip
+        inner.enabled = False
+        self.automatic.changed.connect(self._toggle)
+
+    def _toggle(self, automatic: bool) -> None:
+        self.inner.enabled = not automatic
+
+    def get(self) -> Any:
+        """Return the value, None for automatic."""
+        return None if self.automatic.value else self.inner.value
+
+    def set(self, value: Any) -> None:
+        """Show `value`, None for automatic."""
+        self.automatic.value = value is None
+        if value is not None:
+            _put(self.inner, value)
+
+
+def _put(widget: Any, value: Any) -> None:
+    if isinstance(widget, FloatSpinBox):
+        # Never fewer decimals than the number has: the form would change it by being looked at.
+        widget.native.setDecimals(max(widget.native.decimals(), _decimals(float(value))))
+    widget.value = value
+
+
+def _number(kind: type, info: FieldInfo, common: dict[str, Any], default: float | None) -> Any:
+    bounds = _bounds(info)
+    suffix = f" {unit_of(info)}" if unit_of(info) else ""
+    if kind is int:
+        low = int(bounds.get("ge", bounds.get("gt", -_INT_LIMIT - 1) + 1))
+        high = int(bounds.get("le", bounds.get("lt", _INT_LIMIT + 1) - 1))
+        if suffix:  # this spin box has no place for it
+            common = {**common, "label": f"{common['label']} ({unit_of(info)})"}
+        spin = SpinBox(min=low, max=high, value=min(max(int(default or 0), low), high), **common)
+        spin.native.setKeyboardTracking(False)
+        return spin
+    decimals = _decimals(default if default is not None else 0.0)
+    tiny = 10.0**-decimals
+    low_f = float(bounds.get("ge", bounds.get("gt", -_FLOAT_LIMIT - tiny) + tiny))
+    high_f = float(bounds.get("le", bounds.get("lt", _FLOAT_LIMIT + tiny) - tiny))
+    box = FloatSpinBox(min=0.0, max=1.0, step=1.0, value=0.0, **common)
+    box.native.setDecimals(decimals)
+    box.native.setRange(low_f, high_f)
+    box.native.setStepType(box.native.StepType.AdaptiveDecimalStepType)
+    box.native.setSuffix(suffix)
+    box.native.setKeyboardTracking(False)
+    box.value = min(max(default if default is not None else 0.0, low_f), high_f)
+    return box
+
+
+def _texts(widget: LineEdit) -> tuple[str, ...] | None:
+    parts = tuple(p.strip() for p in str(widget.value).split(",") if p.strip())
+    return parts or None
+
+
+class ParameterForm:
+    """A form made from one section of the recipe.
+
+    Parameters
+    ----------
+    model : type of BaseModel
+        The section, e.g. `JitterParameters`. Its fields may be bool, int, float, a Literal, str, a tuple of str, or one
+        of these or None, which stands for automatic.
+
+    Attributes
+    ----------
+    container : magicgui Container
+        The widgets, by the names of the fields; ``container.native`` goes into a layout.
+    changed : psygnal Signal
+        Emitted without arguments when the user changed something.
+    """
+
+    changed = Signal()
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self.model = model
+        self._get: dict[str, Callable[[], Any]] = {}
+        self._set: dict[str, Callable[[Any], None]] = {}
+        self.widgets: dict[str, Any] = {n: self._make(n, i) for n, i in model.model_fields.items()}
+        self.container: Container[Any] = Container(widgets=list(self.widgets.values()), labels=True)
+        self.container.margins = (0, 0, 0, 0)
+        self.value = model()
+        self.container.changed.connect(self._relay)
+
+    def _relay(self) -> None:
+        self.changed.emit()
+
+    def _make(self, name: str, info: FieldInfo) -> Any:
+        kind, optional = info.annotation, False
+        if get_origin(kind) in (Union, types.UnionType):
+            inner = [k for k in get_args(kind) if k is not type(None)]
+            optional = len(inner) < len(get_args(kind))
+            kind = inner[0] if len(inner) == 1 else None
+        common = {"name": name, "label": label_of(name, info), "tooltip": info.description or ""}
+        default = info.default
+        widget: Any
+        if get_origin(kind) is tuple or kind is str:
+            widget = LineEdit(value="", **common)
+            widget.native.setPlaceholderText("automatic" if optional else "")
+            if kind is str:
+                self._get[name] = lambda: str(widget.value).strip() or (None if optional else "")
+                self._set[name] = lambda v: setattr(widget, "value", v or "")
+            else:
+                self._get[name] = lambda: _texts(widget) if optional else _texts(widget) or ()
+                self._set[name] = lambda v: setattr(widget, "value", ", ".join(v or ()))
+            return widget
+        if kind is bool:
+            widget = CheckBox(value=bool(default), **{**common, "label": ""}, text=common["label"])
+        elif get_origin(kind) is Literal:
+            widget = ComboBox(choices=[(f"{c:+d}" if isinstance(c, int) else str(c), c) for c in get_args(kind)], **common)
+        elif kind is int or kind is float:
+            if optional:
+                common = {**common, "label": ""}
+            widget = _number(kind, info, common, default)
+        else:
+            raise TypeError(f"{self.model.__name__}.{name}: no widget for {info.annotation}")
+        if optional:
+            row = AutomaticField(widget, name=name, label=label_of(name, info), tooltip=info.description or "")
+            self._get[name], self._set[name] = row.get, row.set
+            return row
+        self._get[name] = lambda: widget.value
+        self._set[name] = lambda v: _put(widget, v)
+        return widget
+
+    @property
+    def value(self) -> Any:
+        """The parameters as the form shows them.
+
+        Raises
+        ------
+        XanesTomoError
+            They are refused by the section; says why.
+        """
+        try:
+            return self.model(**{name: get() for name, get in self._get.items()})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = str(first["loc"][0]) if first["loc"] else ""
+            name = label_of(where, self.model.model_fields[where]) if where in self.model.model_fields else "parameters"
+            raise XanesTomoError(f"{name}: {first['msg']}") from None
+
+    @value.setter
+    def value(self, parameters: BaseModel) -> None:
+        with self.changed.blocked():
+            for name, put in self._set.items():
+                put(getattr(parameters, name))
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the widgets can be used."""
+        return bool(self.container.enabled)
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self.container.native.setEnabled(enabled)

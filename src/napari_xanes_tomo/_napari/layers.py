@@ -1,0 +1,316 @@
+"""What napari shows: a measurement as one lazy 4-D layer, aligned projections, maps in micrometres.
+
+Nothing here needs Qt or a viewer. A scan layer is ``(energy, angle, y, x)``, one chunk a frame; its metadata holds a
+`ScanLayer` under `METADATA_KEY`.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_xanes_tomo.absorbance import absorbance, flat_for, mean_flat, plane
+from napari_xanes_tomo.io.store import read_map_attributes, read_map_levels
+from napari_xanes_tomo.model import Alignment, FloatArray, Series, XanesTomoError
+from napari_xanes_tomo.recipe import ScanParameters
+from napari_xanes_tomo.resample import place
+
+__all__ = [
+    "METADATA_KEY",
+    "AlignedStack",
+    "FrameStack",
+    "LayerData",
+    "ScanLayer",
+    "geometry",
+    "is_maps",
+    "lazy_frames",
+    "map_layers",
+    "scan_layer",
+    "scan_of",
+    "spread_limits",
+]
+
+METADATA_KEY = "napari_xanes_tomo"
+"""Key of ``layer.metadata`` under which everything of this package lies: a `ScanLayer`, or a map's attributes."""
+
+LayerData = tuple[Any, dict[str, Any], str]
+AXES = ("energy", "angle", "y", "x")
+
+
+class FrameStack:
+    """All planned projections of a series as frames ``[energy, angle]``; zeros where there is none.
+
+    Parameters
+    ----------
+    series : Series
+
+    Attributes
+    ----------
+    shape : (energies, angles, y, x)
+        Energies with fewer planned angles than others are padded at the end.
+    failed : dict of (int, int) to str
+        Frames that could not be read when they were asked for, with the reason.
+    """
+
+    def __init__(self, series: Series) -> None:
+        self.series = series
+        usable = [s for s in series.scans if s.usable.any()]
+        if not usable:
+            errors = [p.message for p in series.problems if p.severity == "error"]
+            raise XanesTomoError(errors[0] if errors else f"{series.name}: expected frames that can be read, got none")
+        height, width = usable[0].frames.frame_shape
+        self.shape = (len(series.scans), max(len(s) for s in series.scans), height, width)
+        self.dtype = np.result_type(*(s.frames.dtype for s in usable))
+        self.failed: dict[tuple[int, int], str] = {}
+
+    def read(self, energy: int, angle: int) -> npt.NDArray[Any]:
+        """Return the frame ``[y, x]``; zeros where it is missing, damaged or not planned."""
+        scan = self.series.scans[energy]
+        if angle < len(scan) and not scan.status[angle].startswith("unreadable"):
+            try:
+                frame = np.asarray(scan.frames.read(angle))
+                if frame.shape == self.shape[2:]:
+                    self.failed.pop((energy, angle), None)
+                    return frame.astype(self.dtype, copy=False)
+                self.failed[energy, angle] = f"unreadable:frame of {frame.shape[0]} x {frame.shape[1]}"
+            except (XanesTomoError, OSError) as error:
+                self.failed[energy, angle] = f"unreadable:{error}"
+        return np.zeros(self.shape[2:], self.dtype)
+
+    def status(self, energy: int, angle: int) -> str:
+        """Return ``ok``, ``excluded:<why>``, ``unreadable:<why>`` or ``not planned``."""
+        scan = self.series.scans[energy]
+        if angle >= len(scan):
+            return "not planned"
+        return self.failed.get((energy, angle), scan.status[angle])
+
+
+def lazy_frames(
+    read: Callable[[int, int], npt.NDArray[Any]], shape: tuple[int, int, int, int], dtype: npt.DTypeLike
+) -> Any:
+    """Return a dask array ``(energy, angle, y, x)`` whose chunks are single frames ``read(energy, angle)``."""
+    import dask.array as da
+
+    n_energies, n_angles, height, width = shape
+    return da.map_blocks(
+        partial(_block, read),
+        chunks=((1,) * n_energies, (1,) * n_angles, (height,), (width,)),
+        dtype=np.dtype(dtype),
+        meta=np.empty((0, 0, 0, 0), dtype),
+        name=f"xanes-frames-{uuid.uuid4().hex}",  # nothing is hashed: that would cost more than reading
+    )
+
+
+def _block(read: Callable[[int, int], npt.NDArray[Any]], block_id: tuple[int, ...] = (0, 0)) -> npt.NDArray[Any]:
+    return read(block_id[0], block_id[1])[None, None]
+
+
+@dataclass(frozen=True)
+class ScanLayer:
+    """What a scan layer knows about itself.
+
+    Attributes
+    ----------
+    series : Series
+    stack : FrameStack
+    path : Path
+        What was opened.
+    parameters : ScanParameters
+        How it was opened.
+    """
+
+    series: Series
+    stack: FrameStack
+    path: Path
+    parameters: ScanParameters = field(default_factory=ScanParameters)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the raw files."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def text(self, energy: int, angle: int) -> str:
+        """Return what the overlay says about one frame."""
+        scan = self.series.scans[energy]
+        ev = "energy unknown" if scan.energy_ev is None or np.isnan(scan.energy_ev) else f"{scan.energy_ev:.2f} eV"
+        known = angle < len(scan) and np.isfinite(scan.theta_deg[angle])
+        theta = f"{scan.theta_deg[angle]:.2f} deg" if known else "no angle"
+        size = f"{scan.pixel_size_nm:.1f} nm/px" if np.isfinite(scan.pixel_size_nm) else "pixel size unknown"
+        name = scan.names[angle] if angle < len(scan.names) else ""
+        return "  |  ".join(t for t in (ev, theta, size, name, self.stack.status(energy, angle)) if t)
+
+
+def scan_of(layer: Any) -> ScanLayer | None:
+    """Return what a layer of the reader knows about its measurement, None for any other layer."""
+    found = getattr(layer, "metadata", {}).get(METADATA_KEY)
+    return found if isinstance(found, ScanLayer) else None
+
+
+def geometry(series: Series) -> dict[str, Any]:
+    """Return axis labels, units, scale and translation of a layer over all frames of `series`.
+
+    The energies are not evenly spaced, so that axis counts them. The angle is in degrees where it is even and the same
+    at all energies, and counts projections elsewhere. There is no length unit: the pixel size depends on the energy.
+    What is counted has napari's unit for none, "pixel"; beside degrees, "dimensionless" would be read as radians.
+    """
+    scale, translate, unit = 1.0, 0.0, "pixel"
+    theta = [np.asarray(s.theta_deg, dtype=float) for s in series.scans]
+    first = theta[0]
+    if len(first) > 1 and all(t.shape == first.shape for t in theta) and np.isfinite(theta).all():
+        step = float((first[-1] - first[0]) / (len(first) - 1))
+        even = first[0] + step * np.arange(len(first))
+        if step > 0 and np.abs(np.array(theta) - even).max() < 0.1 * step:
+            # Measured angles scatter by hundredths of a degree; the overlay has the true ones.
+            scale, translate, unit = round(step, 4), round(float(first[0]), 3), "deg"
+    return {
+        "axis_labels": AXES,
+        "units": ("pixel", unit, "pixel", "pixel"),
+        "scale": (1.0, scale, 1.0, 1.0),
+        "translate": (0.0, translate, 0.0, 0.0),
+    }
+
+
+def spread_limits(frames: list[npt.NDArray[Any]], low: float = 0.5, high: float = 99.8) -> tuple[float, float]:
+    """Return contrast limits from the percentiles of a few frames."""
+    values = np.concatenate([f[::4, ::4].ravel() if f.size > 4096 else f.ravel() for f in frames] or [np.zeros(1)])
+    values = values[np.isfinite(values)]
+    a, b = np.percentile(values, (low, high)) if values.size else (0.0, 1.0)
+    return (float(a), float(b)) if b > a else (float(a), float(a) + 1.0)
+
+
+def scan_layer(series: Series, path: Path, parameters: ScanParameters | None = None) -> LayerData:
+    """Return the layer of a whole measurement.
+
+    Raises
+    ------
+    XanesTomoError
+        Not one frame can be read.
+    """
+    stack = FrameStack(series)
+    info = ScanLayer(series, stack, path, parameters or ScanParameters())
+    # Three frames of the first, middle and last energy that have any: the counts change by a factor over the energies.
+    usable = [(e, np.flatnonzero(s.usable)) for e, s in enumerate(series.scans) if s.usable.any()]
+    chosen = {usable[0][0]: usable[0], usable[len(usable) // 2][0]: usable[len(usable) // 2], usable[-1][0]: usable[-1]}
+    frames = [stack.read(e, int(index[len(index) // 2])) for e, index in chosen.values()]
+    if stack.failed and len(stack.failed) == len(frames) == sum(len(index) for _, index in usable):
+        raise XanesTomoError(next(iter(stack.failed.values())).partition(":")[2])
+    options = {
+        "name": series.name,
+        "contrast_limits": spread_limits(frames),
+        "metadata": {METADATA_KEY: info},
+        "colormap": "gray",
+        **geometry(series),
+    }
+    return lazy_frames(stack.read, stack.shape, stack.dtype), options, "image"
+
+
+class AlignedStack:
+    """Absorbance of every projection as it lies after alignment: the particle stands still when the angle changes.
+
+    Parameters
+    ----------
+    stack : FrameStack
+    """
+
+    def __init__(self, stack: FrameStack) -> None:
+        self.series = stack.series
+        self.shape = stack.shape
+        self._rates: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
+        self._lock = threading.Lock()
+
+    def _rate(self, energy: int, half: int) -> npt.NDArray[np.float32]:
+        with self._lock:
+            if (energy, half) not in self._rates:
+                if len(self._rates) >= 8:  # flats of a few energies, not of all 67
+                    self._rates.pop(next(iter(self._rates)))
+                scan = self.series.scans[energy]
+                flat = mean_flat(scan.flats[flat_for(scan, half)])
+                assert flat is not None  # flat_for only names sets with a readable shot
+                self._rates[energy, half] = flat.rate
+            return self._rates[energy, half]
+
+    def reader(
+        self, found: Mapping[int, tuple[Alignment, FloatArray]]
+    ) -> Callable[[int, int], npt.NDArray[np.float32]]:
+        """Return ``read(energy, angle)`` for the energies in `found` (alignment and air planes); zeros for others."""
+        return partial(self._read, dict(found))
+
+    def _read(
+        self, found: Mapping[int, tuple[Alignment, FloatArray]], energy: int, angle: int
+    ) -> npt.NDArray[np.float32]:
+        nothing = np.zeros(self.shape[2:], np.float32)
+        scan = self.series.scans[energy]
+        if energy not in found or angle >= len(scan) or scan.status[angle] != "ok":
+            return nothing
+        alignment, air = found[energy]
+        try:
+            rate = self._rate(energy, int(scan.half[angle]))
+            counts = scan.frames.read(angle)[None]
+        except (XanesTomoError, OSError):
+            return nothing
+        data = absorbance(counts, scan.exposure_s[[angle]], rate)
+        data -= plane(np.nan_to_num(air[[angle]]), scan.frames.frame_shape)
+        return np.asarray(place(data, alignment, index=[angle], threads=1)[0])
+
+
+# ------------------------------------------------------------------------------------------------------- maps
+
+_COLORMAPS = {"Mn": "magma", "Co": "cividis", "Ni": "viridis", "edge_energy": "turbo", "edge_energy_relative": "turbo"}
+
+
+def is_maps(path: Path) -> Path | None:
+    """Return the folder of the maps, when `path` is one or is a run's output with one; never raises."""
+    try:
+        if path.name.endswith(".ome.zarr") and (path / "zarr.json").is_file():
+            return path
+        inside = path / "maps.ome.zarr"
+        if (path / "journal.jsonl").is_file() and inside.is_dir():
+            return inside
+    except OSError:
+        pass
+    return None
+
+
+def map_layers(path: Path) -> list[LayerData]:
+    """Return every map as a layer ``(y, z, x)``, scale in micrometres; only the first element is visible.
+
+    Raises
+    ------
+    XanesTomoError
+        There are no finished maps.
+    """
+    whole, each = read_map_attributes(path)
+    um = float(whole["voxel_nm"]) / 1000
+    mask = None
+    if "mask" in each:
+        mask = np.asarray(read_map_levels(path, "mask")[-1]) > 0.5
+    out: list[LayerData] = []
+    names = sorted(each, key=lambda n: (n.endswith("_sigma"), n in ("mask", "coverage")))
+    for name in names:
+        levels = read_map_levels(path, name)
+        coarse = np.asarray(levels[-1])
+        inside = coarse[mask] if mask is not None and mask.any() and mask.shape == coarse.shape else coarse
+        limits = (0.0, 1.0) if name in ("mask", "coverage") else spread_limits([inside], 1.0, 99.0)
+        if name in ("Mn", "Co", "Ni", "density"):
+            limits = (0.0, max(limits[1], 1e-6))
+        options = {
+            "name": name,
+            "scale": (um,) * 3,
+            "units": ("um",) * 3,
+            "axis_labels": ("y", "z", "x"),
+            "contrast_limits": limits,
+            "colormap": _COLORMAPS.get(name, "gray"),
+            "visible": name == names[0],
+            "metadata": {METADATA_KEY: {"map": name, **each[name]}},
+        }
+        big = levels[0].shape[2] > 512 and len(levels) > 1
+        out.append((levels if big else levels[0], {**options, "multiscale": big}, "image"))
+    return out

@@ -1,0 +1,74 @@
+"""The reader: scan scripts, folders, ``.xrm`` and ``.txrm`` files; and the maps of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from napari_xanes_tomo.io.scan import is_scan_folder, is_scan_script, open_series
+from napari_xanes_tomo.recipe import ScanParameters
+
+from .layers import LayerData, is_maps, map_layers, scan_layer
+
+__all__ = ["get_reader", "read_maps", "read_scan"]
+
+
+def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
+    """Return the function that opens `path`, or None where it is not ours; looks at 4 kB at most.
+
+    Parameters
+    ----------
+    path : str or sequence of str
+        What the user opened. Several files at once are no measurement: None.
+    """
+    if not isinstance(path, str):
+        if len(path) != 1:
+            return None
+        path = path[0]
+    place = Path(path)
+    if place.is_dir():
+        if is_maps(place) is not None:
+            return read_maps
+        return read_scan if is_scan_folder(place) else None
+    if place.suffix.lower() in (".xrm", ".txrm"):
+        return read_scan
+    return read_scan if is_scan_script(place) else None
+
+
+def _one(path: str | Sequence[str]) -> Path:
+    return Path(path if isinstance(path, str) else path[0]).absolute()
+
+
+def read_scan(path: str | Sequence[str]) -> list[LayerData]:
+    """Open a measurement as one lazy layer ``(energy, angle, y, x)``."""
+    place = _one(path)
+    parameters = ScanParameters()
+    layer = scan_layer(open_series(place, parameters), place, parameters)
+    _attach_later()
+    return [layer]
+
+
+def read_maps(path: str | Sequence[str]) -> list[LayerData]:
+    """Open the maps of a finished run, ``(y, z, x)`` in micrometres."""
+    place = _one(path)
+    layers = map_layers(is_maps(place) or place)
+    _attach_later()
+    return layers
+
+
+def _attach_later() -> None:
+    """Attach the overlay to the viewer the layer is about to arrive in; a reader cannot see it."""
+    from qtpy.QtCore import QCoreApplication, QTimer
+
+    if QCoreApplication.instance() is not None:
+        QTimer.singleShot(0, _attach_current)
+
+
+def _attach_current() -> None:
+    from napari import current_viewer
+
+    from .overlay import attach_overlay
+
+    viewer = current_viewer()
+    if viewer is not None:
+        attach_overlay(viewer)

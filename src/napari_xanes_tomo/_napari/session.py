@@ -1,0 +1,398 @@
+"""The one run of a viewer: the scan it shows, the output folder, the `Workflow`; shared by all docks.
+
+Docks call its methods and listen to its signals; they never see a thread. All subscriptions to the viewer are here, so
+that a dock that disappears leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from qtpy.QtCore import QObject, Signal
+
+from napari_xanes_tomo.io.scan import open_series
+from napari_xanes_tomo.model import Progress, Series, XanesTomoError
+from napari_xanes_tomo.recipe import Recipe, ScanParameters
+from napari_xanes_tomo.steps import STEPS, step
+from napari_xanes_tomo.workflow import State, Workflow
+
+from .jobs import Jobs
+from .layers import METADATA_KEY, FrameStack, ScanLayer, geometry, lazy_frames, scan_of
+from .overlay import attach_overlay, frame_at, go_to, shown_scan, unwrapped
+
+__all__ = ["Session", "run_steps", "session_of", "suggest_output"]
+
+log = logging.getLogger(__name__)
+
+
+def suggest_output(scan: ScanLayer) -> Path:
+    """Return where the output of a scan goes unless the user says otherwise: ``~/xanes-tomo/<scan>``."""
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in scan.series.name).strip(".") or "scan"
+    return Path.home() / "xanes-tomo" / name
+
+
+def run_steps(workflow: Workflow, name: str, energies: Sequence[int], progress: Progress) -> None:
+    """Run step `name`, with the steps of the same energy it needs, for some energies; then write the tables."""
+    chain = [s.name for s in STEPS if s.name in step(name).upstream] + [name]
+    parts = len(energies) * len(chain)
+
+    def within(part: int, title: str) -> Progress:
+        def report(what: str, done: int, total: int) -> None:
+            progress(title, 1000 * part + round(1000 * done / max(total, 1)), 1000 * parts)
+
+        return report
+
+    for k, energy in enumerate(energies):
+        for i, part in enumerate(chain):
+            title = f"{step(part).title}, {workflow.series.scans[energy].energy_ev:g} eV"
+            report = within(k * len(chain) + i, title)
+            report(part, 0, 1)
+            workflow.run_unit(part, energy, progress=report)
+    workflow.write_tables()
+
+
+class Session(QObject):
+    """See the module's first lines. Made by `session_of`."""
+
+    scan_changed = Signal()  # another scan, or none, is the viewer's
+    workflow_changed = Signal()  # an output folder was opened or closed
+    state_changed = Signal()  # something was computed or decided
+    frame_changed = Signal(int, int)  # energy and projection the sliders stand at
+    busy_changed = Signal(bool)
+    progressed = Signal(str, int, int, float)
+    told = Signal(str, bool)  # message for the user, whether it is an error
+
+    _relayed = Signal()
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        self._viewer = weakref.ref(viewer)
+        self._users: set[int] = set()
+        self._layer: Callable[[], Any] = lambda: None
+        self._frame = (-1, -1)
+        self._state: State | None = None
+        self._then: Callable[[str, Any], None] | None = None
+        self._made: list[Workflow] = []  # being opened by a job
+        self.workflow: Workflow | None = None
+        self.jobs = Jobs()
+        self.jobs.progressed.connect(self.progressed)
+        self.jobs.ended.connect(self._on_ended)
+        self._relayed.connect(self._on_relayed)
+        attach_overlay(viewer)
+        viewer.dims.events.current_step.connect(self._on_dims)
+        viewer.layers.events.inserted.connect(self._on_layers)
+        viewer.layers.events.removed.connect(self._on_layers)
+        viewer.layers.selection.events.active.connect(self._on_layers)
+        self._on_layers()
+
+    # ------------------------------------------------------------------------------------------------ the viewer
+
+    @property
+    def viewer(self) -> Any:
+        """The viewer; None when it is gone."""
+        return self._viewer()
+
+    @property
+    def layer(self) -> Any:
+        """The scan layer this session works on, None without one."""
+        return self._layer()
+
+    @property
+    def scan(self) -> ScanLayer | None:
+        """The scan this session works on."""
+        layer = self.layer
+        return None if layer is None else scan_of(layer)
+
+    @property
+    def frame(self) -> tuple[int, int]:
+        """Energy and projection the sliders stand at; (-1, -1) without a scan."""
+        return self._frame
+
+    def go_to(self, energy: int, angle: int) -> None:
+        """Move the sliders to a projection."""
+        if self.viewer is not None and self.layer is not None:
+            go_to(self.viewer, self.layer, energy, angle)
+
+    def _on_layers(self, event: Any = None) -> None:
+        viewer, layer = self.viewer, self.layer
+        if viewer is None:
+            return
+        here = layer is not None and any(x is layer for x in viewer.layers)
+        if here and (self.workflow is not None or self.busy):
+            return  # a run stays with its scan
+        found = shown_scan(viewer)
+        if found is not layer:
+            if layer is not None and not here:
+                self._leave()
+            self._layer = (lambda: None) if found is None else weakref.ref(found)
+            self._frame = (-1, -1)
+            self.scan_changed.emit()
+        self._on_dims()
+
+    def _on_dims(self, event: Any = None) -> None:
+        viewer, layer = self.viewer, self.layer
+        if viewer is None or layer is None:
+            return
+        frame = frame_at(viewer, layer)
+        if frame != self._frame:
+            self._frame = frame
+            self.frame_changed.emit(*frame)
+
+    # -------------------------------------------------------------------------------------------------- the run
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is running."""
+        return self.jobs.busy
+
+    @property
+    def state(self) -> State | None:
+        """The state of the run, from its recipe and journal; None without an output folder."""
+        if self.workflow is None:
+            return None
+        if self._state is None:
+            self._state = self.workflow.state
+        return self._state
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run, the standard one without an output folder."""
+        return Recipe() if self.workflow is None else self.workflow.recipe
+
+    def open(self, out: str | Path) -> None:
+        """Open an output folder: a new one, or one that holds a run of this scan, which goes on."""
+        self._open(out, None, lambda: self.told.emit(self._opened_text(), False))
+
+    def run(self, name: str, energies: Sequence[int], section: BaseModel, out: str | Path, *, again: bool = False) -> None:
+        """Run one step for some energies with the parameters of its form.
+
+        Where the output folder holds a run that is not open yet, that run is opened instead, so that its parameters can
+        be looked at first.
+
+        Parameters
+        ----------
+        name : str
+            The step; its parameters are the section of the recipe with the same name.
+        energies : sequence of int
+        section : BaseModel
+        out : path
+            Used when no folder is open.
+        again : bool
+            Take acceptances back first.
+        """
+        workflow = self.workflow
+        if workflow is None:
+            if (Path(out).expanduser() / "journal.jsonl").exists():
+                self.open(out)
+                return
+            recipe = Recipe().model_copy(update={name: section})
+            self._open(out, recipe, lambda: self.run(name, energies, section, out, again=again))
+            return
+
+        def work(progress: Progress) -> str:
+            workflow.set_recipe(workflow.recipe.model_copy(update={name: section}))
+            if again:
+                state = workflow.state
+                for e in energies:
+                    if state[(name, e)].status == "accepted":
+                        workflow.revert(name, e)
+            run_steps(workflow, name, energies, progress)
+            return _outcome(workflow, name, energies)
+
+        self._start(work, lambda text: self.told.emit(str(text), False))
+
+    def cancel(self) -> None:
+        """Stop what runs at its next safe point; what is finished stays."""
+        self.jobs.cancel()
+
+    def accept(self, name: str, energy: int, candidate: int | None = None) -> None:
+        """Let a candidate count from now on."""
+        self._decide(lambda workflow: workflow.accept(name, energy, candidate))
+
+    def revert(self, name: str, energy: int) -> None:
+        """Take the acceptance of a step back."""
+        self._decide(lambda workflow: workflow.revert(name, energy))
+
+    def _decide(self, decision: Callable[[Workflow], None]) -> None:
+        workflow = self.workflow
+        if workflow is None or self.busy:
+            return
+        try:
+            decision(workflow)
+        except XanesTomoError as error:
+            self._fail(str(error))
+            return
+        self._start(lambda progress: workflow.write_tables(), lambda _: None)
+
+    # ----------------------------------------------------------------------------------------------- behind it
+
+    def _start(self, work: Callable[[Progress], Any], then: Callable[[Any], None]) -> None:
+        try:
+            self.jobs.start(work)
+        except XanesTomoError as error:
+            self._fail(str(error))
+            return
+        self._then = then
+        self.busy_changed.emit(True)
+
+    def _on_ended(self, how: str, value: object) -> None:
+        then, self._then = self._then, None
+        self._state = None
+        self.busy_changed.emit(False)
+        self.state_changed.emit()
+        if how == "done" and then is not None:
+            then(value)
+        elif how == "failed":
+            self._fail(str(value))
+        elif how == "cancelled":
+            self.told.emit("Cancelled. What was finished is kept; Run goes on from there.", False)
+
+    def _fail(self, message: str) -> None:
+        from napari.utils.notifications import show_error
+
+        self.told.emit(message, True)
+        show_error(message)
+
+    def _open(self, out: str | Path, recipe: Recipe | None, then: Callable[[], None]) -> None:
+        scan = self.scan
+        if scan is None:
+            self._fail("expected a scan in this viewer, found none; open a scan script or a folder first")
+            return
+        folder = Path(out).expanduser().absolute()
+        raw = scan.folder.resolve()
+        if folder.resolve().is_relative_to(raw):
+            self._fail(f"{folder.name}: the output must not lie inside the folder of the raw data; choose another folder")
+            return
+
+        made = self._made
+
+        def work(progress: Progress) -> tuple[Workflow, ScanLayer]:
+            info, wanted = scan, recipe
+            if (folder / "journal.jsonl").exists() and (folder / "recipe.yaml").exists():
+                wanted = None
+                parameters = Recipe.from_yaml(folder / "recipe.yaml").scan
+                if parameters != scan.parameters:
+                    info = _opened_with(scan.path, parameters, progress)
+            workflow = Workflow(info.series, folder, wanted)
+            made.append(workflow)
+            return workflow, info
+
+        def opened(found: tuple[Workflow, ScanLayer]) -> None:
+            workflow, info = found
+            made.clear()
+            if info is not scan:
+                self._replace(info)
+            self.workflow = workflow
+            workflow.changed.connect(self._relay)
+            self._state = None
+            self.workflow_changed.emit()
+            self.state_changed.emit()
+            then()
+
+        self._start(work, opened)
+
+    def _opened_text(self) -> str:
+        assert self.workflow is not None
+        begun = "Earlier run opened; its parameters are shown." if self.workflow.output.resumed else "New run begun."
+        return " ".join([begun, *self.workflow.messages])
+
+    def _replace(self, info: ScanLayer) -> None:
+        """Show the scan as the run's recipe wants it read (binning, flips)."""
+        layer = self.layer
+        if layer is not None:
+            layer.data = lazy_frames(info.stack.read, info.stack.shape, info.stack.dtype)
+            layer.metadata = {**layer.metadata, METADATA_KEY: info}
+            place = geometry(info.series)
+            layer.scale, layer.translate = place["scale"], place["translate"]
+            layer.reset_contrast_limits()
+
+    def _relay(self, name: str, energy: object) -> None:
+        """Bring an event of the workflow, which may come from the job's thread, to the GUI thread."""
+        self._relayed.emit()
+
+    def _on_relayed(self) -> None:
+        self._state = None
+        self.state_changed.emit()
+
+    def _leave(self) -> None:
+        """Give the run up: cancel what works on it, close its folder once nothing does."""
+        workflow, self.workflow, self._state, self._then = self.workflow, None, None, None
+        if workflow is not None:
+            workflow.changed.disconnect(self._relay)
+        made = self._made
+        self._made = []
+        was_busy = self.busy
+
+        def close() -> None:
+            for one in ([] if workflow is None else [workflow]) + made:
+                one.close()
+
+        self.jobs.abandon(close)
+        if was_busy:
+            self.busy_changed.emit(False)
+        if workflow is not None:
+            self.workflow_changed.emit()
+            self.state_changed.emit()
+
+    # ------------------------------------------------------------------------------------------------- its users
+
+    def join(self, user: int) -> None:
+        """Count a dock in."""
+        self._users.add(user)
+
+    def release(self, user: int) -> None:
+        """Count a dock out; with the last one the session ends."""
+        self._users.discard(user)
+        if not self._users:
+            self.close()
+
+    def close(self) -> None:
+        """End the session: nothing runs, nothing is subscribed, the output folder is free."""
+        self._leave()
+        viewer = self.viewer
+        if viewer is not None:
+            viewer.dims.events.current_step.disconnect(self._on_dims)
+            viewer.layers.events.inserted.disconnect(self._on_layers)
+            viewer.layers.events.removed.disconnect(self._on_layers)
+            viewer.layers.selection.events.active.disconnect(self._on_layers)
+        for key in [k for k, s in _sessions.items() if s is self]:
+            del _sessions[key]
+
+
+def _opened_with(path: Path, parameters: ScanParameters, progress: Progress) -> ScanLayer:
+    series: Series = open_series(path, parameters, progress=progress)
+    return ScanLayer(series, FrameStack(series), path, parameters)
+
+
+def _outcome(workflow: Workflow, name: str, energies: Sequence[int]) -> str:
+    """Return what to say after a run.
+
+    Raises
+    ------
+    XanesTomoError
+        Some energies failed; the first reason is told.
+    """
+    state = workflow.state
+    chain = (*step(name).upstream, name)
+    failed = [state[(s, e)].reason for e in energies for s in chain if state[(s, e)].status == "failed"]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise XanesTomoError(f"{failed[0]}{more}")
+    return f"{step(name).title}: {len(energies)} energ{'y' if len(energies) == 1 else 'ies'} done"
+
+
+_sessions: dict[int, Session] = {}
+
+
+def session_of(viewer: Any) -> Session:
+    """Return the session of a viewer; made on first use."""
+    viewer = unwrapped(viewer)
+    key = id(viewer)  # a viewer compares by value
+    if key not in _sessions or _sessions[key].viewer is not viewer:
+        _sessions[key] = Session(viewer)
+    return _sessions[key]
