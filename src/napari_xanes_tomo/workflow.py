@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from psygnal import Signal
 
 from .absorbance import Normalised
 from .agreement import center_of_rotation
-from .edges import bracketed_elements
+from .edges import bracketed_elements, edge_energy_ev
+from .io.journal import plain_json
 from .io.store import (
     EnergyRow,
     Event,
@@ -279,8 +280,6 @@ def _reference(recipe: Recipe, energies_ev: Sequence[float], ready: Sequence[int
     order = list(ready)
     elements = bracketed_elements(energies_ev)
     if elements:
-        from .edges import edge_energy_ev
-
         last = max(edge_energy_ev(x) for x in elements)
         high = [e for e in order if energies_ev[e] >= last + 150.0]
         order = high or order
@@ -321,20 +320,44 @@ class Workflow:
             raise XanesTomoError(f"{series.name}: expected at least one energy, got none")
         if not any(s.usable.any() for s in series.scans):
             raise XanesTomoError(f"{series.name}: expected projections that can be read, got none; see `inspect`")
+        _check_recipe(recipe, series)
         self.series = series
         self.memory_bytes = memory_bytes
         self.threads = threads or os.cpu_count() or 1
         self.fingerprints = [_fingerprint(s) for s in series.scans]
         text = None if recipe is None and (Path(out) / "journal.jsonl").exists() else (recipe or Recipe()).to_yaml()
+        names, stamps = _files(series)
         self.output: Output = open_output(
-            out, text, parameter_key(series.name, self.fingerprints), input_name=series.name
+            out,
+            text,
+            parameter_key(series.name, self.fingerprints),
+            input_name=series.name,
+            explain=lambda journal: _changed_files(journal, names, stamps),
         )
-        self.recipe = recipe or Recipe.from_yaml(self.output.recipe)
+        try:
+            self.recipe = recipe or Recipe.from_yaml(self.output.recipe)
+            self._note_scan(names, stamps)
+        except BaseException:
+            self.output.close()
+            raise
         self.messages = self.output.messages
         self._data: tuple[str, Normalised] | None = None
         self._template: tuple[str, Template] | None = None
         for message in self.messages:
             log.warning(message)
+
+    def _note_scan(self, names: Sequence[str], stamps: npt.NDArray[np.int64]) -> None:
+        """Write down what was odd about the measurement and which files it had: for the report, and for later."""
+        payload = {
+            "name": self.series.name,
+            "n_expected": list(self.series.n_expected),
+            "problems": [asdict(p) for p in self.series.problems],
+            "names": self.journal.put_array(np.frombuffer("\n".join(names).encode("utf-8", "replace"), dtype=np.uint8)),
+            "stamps": self.journal.put_array(stamps),
+        }
+        known = [e.payload for e in self.journal.events if e.kind == "scan"]
+        if not known or known[-1] != plain_json(payload, "scan"):
+            self.journal.append("scan", payload)
 
     # ------------------------------------------------------------------------------------------------ looking
 
@@ -414,6 +437,7 @@ class Workflow:
     def set_recipe(self, recipe: Recipe) -> None:
         """Ask for other parameters; what was made with others becomes stale unless it was accepted."""
         if recipe != self.recipe:
+            _check_recipe(recipe, self.series)
             self.output.change_recipe(recipe.to_yaml())
             self.recipe = recipe
             self.changed.emit("recipe", None)
@@ -447,7 +471,7 @@ class Workflow:
         if last >= 2:
             state = self.state
             if state.reference is None:
-                raise XanesTomoError(self._nothing("jitter"))
+                raise XanesTomoError(self._no_reference(state))
             order = [state.reference, *(e for e in energies if e != state.reference)]
             for k, e in enumerate(order):
                 self.run_unit("registration", e, progress=_within(progress, "registration", k, len(order)))
@@ -597,7 +621,12 @@ class Workflow:
         spectrum = np.array(mass) / mass[k] * level * 1e7 / voxel_nm
         energies = self.series.energies_ev[numbers]
         plan = plan_maps(energies, spectrum, np.array(noise) / noise[k], k, self.recipe.maps)
-        return plan, items, voxel_nm
+        lost = [f"{v:g}" for e, v in enumerate(self.series.energies_ev) if e not in numbers]
+        absent = dict(plan.absent)
+        for element in bracketed_elements(self.series.energies_ev) if lost else ():
+            if self.recipe.maps.elements is None and element not in (*plan.elements, *absent):
+                absent[element] = f"without {', '.join(lost)} eV, which could not be used, nothing brackets its K edge"
+        return replace(plan, absent=absent), items, voxel_nm
 
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
         plan, items, voxel_nm = self.map_plan(state)
@@ -651,7 +680,7 @@ class Workflow:
                     future.cancel()
                 raise
         metadata = {
-            "reference_ev": float(plan.energies_ev[np.argmax(plan.components["reference"])]),
+            "reference_ev": plan.reference_ev,
             "energies_left_out_ev": list(plan.left_out_ev),
             "attenuation": "Elam, Ravel & Sieber 2002, by xraydb",
             "edge_half_ev": plan.edge_half_ev,
@@ -724,6 +753,14 @@ class Workflow:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _no_reference(self, state: State) -> str:
+        wanted = self.recipe.registration.reference_ev
+        if wanted is None:
+            return self._nothing("jitter")
+        e = reference_energy(self.series.energies_ev, wanted)
+        why = state[("flats", e)].reason or state[("jitter", e)].reason
+        return f"registration.reference_ev: the energy wanted cannot be used ({why}); choose another reference"
+
     def _nothing(self, name: str) -> str:
         reasons = [u.reason for (s, _), u in self.state.units.items() if u.status == "failed" and s in ("flats", name)]
         first = reasons[0] if reasons else "see the table of energies"
@@ -739,6 +776,51 @@ _DESCRIPTIONS = {
     "mask": "1 inside the particle where every energy saw the voxel",
     "coverage": "part of all (energy, angle) pairs that saw the voxel",
 }
+
+
+def _check_recipe(recipe: Recipe | None, series: Series) -> None:
+    """Refuse a recipe that cannot work for this measurement, before anything is computed or written."""
+    if recipe is None:
+        return
+    reference_energy(series.energies_ev, recipe.registration.reference_ev)
+    elements = recipe.maps.elements or ()
+    for element in (*elements, *([] if recipe.maps.scanned_edge is None else [recipe.maps.scanned_edge])):
+        edge_energy_ev(element)
+
+
+def _files(series: Series) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Return the name of every file of the measurement, and (n, 2) its size in bytes and time in ns (-1: not there)."""
+    sources = [s for scan in series.scans for s in (scan.frames, *(f.frames for f in scan.flats))]
+    paths = list(dict.fromkeys(Path(p) for source in sources for p in getattr(source, "paths", ())))
+    stamps = np.full((len(paths), 2), -1, dtype=np.int64)
+    for i, path in enumerate(paths):
+        try:
+            stat = path.stat()
+        except (OSError, ValueError):
+            continue
+        stamps[i] = stat.st_size, stat.st_mtime_ns
+    return [p.name for p in paths], stamps
+
+
+def _changed_files(journal: Journal, names: Sequence[str], stamps: npt.NDArray[np.int64]) -> str:
+    """Say which files are not what they were when the run began."""
+    noted = next((e.payload for e in journal.events if e.kind == "scan"), None)
+    if noted is None:
+        return ""
+    try:
+        text = journal.get_array(noted["names"]).tobytes().decode("utf-8", "replace")
+        then = dict(zip(text.split("\n"), journal.get_array(noted["stamps"]).tolist(), strict=True))
+    except (XanesTomoError, KeyError, ValueError):
+        return ""
+    now = dict(zip(names, stamps.tolist(), strict=True))
+    gone = [n for n, s in then.items() if s[0] >= 0 and now.get(n, [-1])[0] < 0]
+    new = [n for n, s in now.items() if s[0] >= 0 and then.get(n, [-1])[0] < 0]
+    other = [n for n, s in now.items() if s[0] >= 0 and then.get(n, s)[0] >= 0 and then.get(n, s) != s]
+    parts = []
+    for what, found in (("not there any more", gone), ("new", new), ("changed", other)):
+        if found:
+            parts.append(f"{what}: {', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}")
+    return "; ".join(parts)
 
 
 def _fingerprint(scan: EnergyScan) -> str:
@@ -772,8 +854,8 @@ def _energy_row(
         )  # fmt: skip
     ty, tx, tz = (float(v) * raw for v in found.numbers["translation_sigma"])
     return EnergyRow(
-        scan.energy_ev, alignment.magnification, float(found.numbers["magnification_sigma"]), alignment.roll_deg, center,
-        sigma, ty, tx, tz, pixel, reference, status,
+        scan.energy_ev, alignment.magnification, float(found.numbers["magnification_sigma"]), alignment.roll_deg,
+        center, sigma, ty, tx, tz, pixel, reference, status,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -129,7 +130,12 @@ class Output:
 
 
 def open_output(
-    out: str | Path, recipe_text: str | None, input_fingerprint: str | None, *, input_name: str = ""
+    out: str | Path,
+    recipe_text: str | None,
+    input_fingerprint: str | None,
+    *,
+    input_name: str = "",
+    explain: Callable[[Journal], str] | None = None,
 ) -> Output:
     """Open the folder `out` for a run: a new one, or the same run again.
 
@@ -143,6 +149,8 @@ def open_output(
         Changes when an input file changes; None goes on with a run whatever its input.
     input_name : str
         What a message calls the input.
+    explain : callable, optional
+        Asked, when the input has changed, which files of it have; it is given the journal.
 
     Returns
     -------
@@ -169,14 +177,19 @@ def open_output(
     lock.acquire()
     try:
         _refuse_foreign(folder)
-        return _open_locked(folder, lock, recipe_text, input_fingerprint, input_name)
+        return _open_locked(folder, lock, recipe_text, input_fingerprint, input_name, explain)
     except BaseException:
         lock.release()
         raise
 
 
 def _open_locked(
-    folder: Path, lock: OutputLock, recipe_text: str | None, input_fingerprint: str | None, input_name: str
+    folder: Path,
+    lock: OutputLock,
+    recipe_text: str | None,
+    input_fingerprint: str | None,
+    input_name: str,
+    explain: Callable[[Journal], str] | None,
 ) -> Output:
     journal = Journal(folder)
     messages = [lock.message] if lock.message else []
@@ -196,7 +209,8 @@ def _open_locked(
         atomic_write(path, recipe_text.encode("utf-8"))
         return Output(folder, journal, lock, False, tuple(messages))
 
-    _same_input(folder, run, input_fingerprint, input_name)
+    if input_fingerprint is not None and run.payload.get("input") != input_fingerprint:
+        raise XanesTomoError(_other_input(folder, run, input_name, "" if explain is None else explain(journal)))
     current = next(e for e in reversed(journal.events) if e.kind in ("run", "recipe"))
     noted = str(current.payload.get("recipe", ""))
     if recipe_text is not None and not _same_recipe(recipe_text, noted):
@@ -218,18 +232,14 @@ def _open_locked(
     return Output(folder, journal, lock, True, tuple(messages))
 
 
-def _same_input(folder: Path, run: Event, fingerprint: str | None, name: str) -> None:
-    if fingerprint is None or run.payload.get("input") == fingerprint:
-        return
+def _other_input(folder: Path, run: Event, name: str, which: str) -> str:
     former = run.payload.get("input_name") or "another input"
     if name and name == former:
-        raise XanesTomoError(
-            f"{folder}: the files of {name} have changed since this run began; restore them or choose another output "
-            "folder"
+        return (
+            f"{folder}: the files of {name} have changed since this run began{f' ({which})' if which else ''}; restore "
+            "them or choose another output folder"
         )
-    raise XanesTomoError(
-        f"{folder}: holds a run of {former}{', not of ' + name if name else ''}; choose another output folder"
-    )
+    return f"{folder}: holds a run of {former}{', not of ' + name if name else ''}; choose another output folder"
 
 
 def _same_recipe(one: str, other: str) -> bool:
