@@ -614,8 +614,9 @@ def _finish(
             )
         _report_bad([b for b in blocks if any(f.path for f in b.frames)], problems)
 
+    like = next((f for f in present if f.status == "ok" and f.number > 0), None)
     scans = tuple(
-        _scan(b, folder.path, params, tomography, problems, quiet=not any(f.path for f in b.frames)) for b in kept
+        _scan(b, folder.path, params, tomography, problems, not any(f.path for f in b.frames), like) for b in kept
     )
     if not scans:
         problems.add("error", "no-projections", f"{name} has flats but no projection")
@@ -673,8 +674,10 @@ def _report_bad(blocks: Sequence[_Block], problems: _Problems) -> None:
                 problems.add("error", reason, text, "", energy)
 
 
-def _source(frames: Sequence[_Frame], folder: Path, params: ScanParameters) -> XrmFrames:
-    good = next((f for f in frames if f.status == "ok"), None) or next((f for f in frames if f.dtype is not None), None)
+def _source(frames: Sequence[_Frame], folder: Path, params: ScanParameters, like: _Frame | None) -> XrmFrames:
+    """Make the frames' source; where none can be read they have the size of `like`, a good one of another energy."""
+    good = next((f for f in frames if f.status == "ok"), None) or like
+    good = good or next((f for f in frames if f.dtype is not None), None)
     dtype = good.dtype if good is not None and good.dtype is not None else np.dtype("<u2")
     shape = good.shape if good is not None else (0, 0)
     return XrmFrames(
@@ -720,7 +723,13 @@ def _angles(block: _Block, projections: Sequence[_Frame], problems: _Problems) -
 
 
 def _scan(
-    block: _Block, folder: Path, params: ScanParameters, tomography: bool, problems: _Problems, quiet: bool
+    block: _Block,
+    folder: Path,
+    params: ScanParameters,
+    tomography: bool,
+    problems: _Problems,
+    quiet: bool,
+    like: _Frame | None,
 ) -> EnergyScan:
     projections = [f for f in block.frames if f.kind == "projection"]
     groups: list[list[_Frame]] = []
@@ -772,7 +781,7 @@ def _scan(
     law = params.pixel_law_slope_nm_per_ev * block.energy + params.pixel_law_offset_nm
     flats = tuple(
         FlatSet(
-            _source(group, folder, params),
+            _source(group, folder, params, like),
             np.array([f.exposure for f in group]),
             tuple(f.status for f in group),
             tuple(f.name for f in group),
@@ -782,7 +791,7 @@ def _scan(
     return EnergyScan(
         block.energy,
         theta,
-        _source(projections, folder, params),
+        _source(projections, folder, params, like),
         np.array([f.exposure for f in projections]),
         tuple(status),
         flats,
