@@ -130,11 +130,9 @@ def test_unknown_elements_and_edges_are_refused() -> None:
         plan(DEMO, scanned_edge="Xx")
 
 
-def test_components_of_the_edge_and_the_reference() -> None:
+def test_components_of_the_edge() -> None:
     found = plan(DEMO)
     mu = tabulated(DEMO, DENSITY)
-    assert found.components["reference"] @ mu == pytest.approx(mu[-1])
-    assert found.reference_level == pytest.approx(mu[-1])
     assert found.components["level"] @ mu == pytest.approx(1.0, abs=1e-9)
     assert found.components["shift"] @ mu == pytest.approx(0.0, abs=1e-8)
 
