@@ -1,0 +1,344 @@
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from napari_xanes_tomo import open_series
+from napari_xanes_tomo.absorbance import normalise
+from napari_xanes_tomo.agreement import center_of_rotation
+from napari_xanes_tomo.io.store import read_shifts, rows_alignments
+from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
+from napari_xanes_tomo.model import Alignment, Cancelled, XanesTomoError
+from napari_xanes_tomo.recipe import AbsorbanceParameters, JitterParameters
+from napari_xanes_tomo.resample import place
+
+# (y, z, x), radius, attenuation per pixel: an object without symmetry, its parts well inside the field.
+BALLS = (((-3.0, 4.0, -5.0), 9.0, 0.05), ((7.0, -6.0, 6.0), 5.0, 0.08), ((-8.0, -5.0, 8.0), 3.0, 0.1))
+
+
+def balls(theta: npt.ArrayLike, shape: tuple[int, int], shift: npt.NDArray, fine: int = 3) -> npt.NDArray[np.float32]:
+    """Line integrals of `BALLS`, averaged over pixels, the content of every frame displaced by ``[dy, dx]``."""
+    t = np.deg2rad(np.asarray(theta, float))
+    sub = (np.arange(fine) - (fine - 1) / 2) / fine
+    y = (np.arange(shape[0])[:, None] + sub - (shape[0] - 1) / 2).ravel()
+    x = (np.arange(shape[1])[:, None] + sub - (shape[1] - 1) / 2).ravel()
+    out = np.zeros((len(t), len(y), len(x)))
+    for (cy, cz, cx), radius, level in BALLS:
+        u = cx * np.cos(t) + cz * np.sin(t)
+        qy = y[None, :] - shift[:, :1] - cy
+        qx = x[None, :] - shift[:, 1:] - u[:, None]
+        out += 2 * level * np.sqrt(np.maximum(radius**2 - qy[:, :, None] ** 2 - qx[:, None, :] ** 2, 0))
+    return out.reshape(len(t), shape[0], fine, shape[1], fine).mean(axis=(2, 4)).astype(np.float32)
+
+
+def motion(n: int, seed: int, rms: float = 1.5, jump: float = 2.0, centre: float = 1.2) -> npt.NDArray:
+    """Random walk, white noise, a jump half-way, the rotation centre off."""
+    rng = np.random.default_rng(seed)
+    walk = np.cumsum(rng.normal(size=(n, 2)), axis=0)
+    out = walk / walk.std(axis=0) + 0.5 * rng.normal(size=(n, 2))
+    out *= rms / out.std(axis=0)
+    out[n // 2 :] += jump
+    return out - out.mean(axis=0) + [0.7, centre]
+
+
+def errors(found: npt.NDArray, true: npt.NDArray, theta: npt.ArrayLike) -> tuple[float, float, float]:
+    """Rms over angles in y and x after what cannot be determined, and the error of the rotation centre, px."""
+    t = np.deg2rad(np.asarray(theta, float))
+    d = found - true
+    y = d[:, 0] - d[:, 0].mean()
+    two = np.stack([np.cos(t), np.sin(t)], axis=1)
+    x = d[:, 1] - two @ np.linalg.lstsq(two, d[:, 1], rcond=None)[0]
+    three = np.column_stack([two, np.ones(len(t))])
+    return float(np.sqrt(np.mean(y**2))), float(np.sqrt(np.mean(x**2))), float(
+        np.linalg.lstsq(three, d[:, 1], rcond=None)[0][2]
+    )  # fmt: skip
+
+
+THETA = np.arange(-90.0, 90.0, 5.0)
+UNEQUAL = np.sort(np.concatenate([np.arange(-90.0, 90.0, 6.0), [-71.0, -14.5, 1.0, 33.0, 64.25]]))
+SHAPE = (48, 56)
+PARAMETERS = JitterParameters(iterations=4)
+
+
+# ------------------------------------------------------------------------------------------------ known motion
+
+
+# Angles, shape of a frame, noise of a pixel; tolerance y, x, centre in px.
+@pytest.mark.parametrize(
+    ("theta", "shape", "noise", "tolerances"),
+    [
+        (THETA, (48, 48), 0.0, (0.02, 0.02, 0.02)),
+        (THETA, (48, 48), 0.02, (0.03, 0.03, 0.03)),
+        (THETA, (40, 64), 0.02, (0.03, 0.03, 0.03)),
+        (THETA, (64, 40), 0.02, (0.03, 0.04, 0.04)),
+        (THETA, (47, 53), 0.02, (0.03, 0.03, 0.03)),
+        (UNEQUAL, SHAPE, 0.02, (0.03, 0.03, 0.03)),
+        (THETA[::-1].copy(), SHAPE, 0.02, (0.03, 0.03, 0.03)),
+        (np.random.default_rng(5).permutation(THETA), SHAPE, 0.02, (0.03, 0.03, 0.03)),
+        (np.delete(THETA, [3, 17, 18, 30]), SHAPE, 0.02, (0.03, 0.03, 0.03)),
+        (THETA + 90.0, SHAPE, 0.02, (0.03, 0.03, 0.03)),
+    ],
+    ids=["clean", "noisy", "wide", "tall", "odd", "unequal", "reversed", "shuffled", "gaps", "from 0"],
+)
+def test_known_motion_is_found(
+    theta: npt.NDArray, shape: tuple[int, int], noise: float, tolerances: tuple[float, float, float]
+) -> None:
+    true = motion(len(theta), 1)
+    stack = balls(theta, shape, true) + noise * np.random.default_rng(0).standard_normal((len(theta), *shape))
+    found = find_jitter(stack, theta, variance=noise**2 or None, parameters=PARAMETERS)
+    y, x, centre = errors(found.alignment.shift, true, theta)
+    assert y < tolerances[0]
+    assert x < tolerances[1]
+    assert abs(centre) < tolerances[2]
+    # The axis is that of the true shifts, weighted as the found ones are.
+    expected, _ = center_of_rotation(true[:, 1], theta, found.alignment.sigma[:, 1])
+    assert found.center == pytest.approx(expected, abs=tolerances[2])
+    assert found.alignment.magnification == 1.0
+    assert found.alignment.roll_deg == 0.0
+
+
+def test_content_that_lies_below_and_to_the_right_has_positive_shifts_and_place_brings_it_back() -> None:
+    true = np.zeros((len(THETA), 2))
+    true[10] = [3.0, 2.0]  # 3 down, 2 to the right
+    stack = balls(THETA, SHAPE, true)
+    still = balls(THETA, SHAPE, np.zeros_like(true))
+    assert stack[10].sum(axis=1).argmax() - still[10].sum(axis=1).argmax() == 3
+    found = find_jitter(stack, THETA, parameters=PARAMETERS).alignment
+    step = found.shift[10] - 0.5 * (found.shift[9] + found.shift[11])
+    np.testing.assert_allclose(step, [3.0, 2.0], atol=0.1)
+    placed = place(stack, found)
+    # The vertical profile of mass is the same at every angle again.
+    profile = placed.sum(axis=2)
+    assert np.abs(profile - profile.mean(axis=0)).max() < 0.02 * profile.max()
+
+
+def test_the_object_stands_in_the_middle() -> None:
+    # Where it stands cannot be known: the centre of mass is put on the axis, at the middle row.
+    true = motion(len(THETA), 2)
+    found = find_jitter(balls(THETA, SHAPE, true), THETA, parameters=PARAMETERS)
+    placed = place(balls(THETA, SHAPE, true), found.alignment)
+    mass = placed.sum(axis=(1, 2))
+    y, x = (np.arange(n) - (n - 1) / 2 for n in SHAPE)
+    np.testing.assert_allclose((placed.sum(axis=2) @ y) / mass, 0, atol=0.1)
+    np.testing.assert_allclose((placed.sum(axis=1) @ x) / mass, 0, atol=0.1)
+
+
+@pytest.mark.parametrize("start", [0.0, 4.0])
+def test_no_motion_stays_within_its_error_bar(start: float) -> None:
+    # The refinement must have no bias of its own.
+    true = np.full((len(THETA), 2), start)
+    noise = 0.02
+    stack = balls(THETA, SHAPE, true) + noise * np.random.default_rng(3).standard_normal((len(THETA), *SHAPE))
+    found = find_jitter(stack, THETA, variance=noise**2, parameters=PARAMETERS)
+    y, x, centre = errors(found.alignment.shift, true, THETA)
+    assert max(y, x) < 0.03
+    assert abs(centre) < 0.03
+
+
+def test_moved_frames_give_moved_shifts() -> None:
+    # Rolling every frame by whole pixels adds them to the shifts, up to what cannot be determined.
+    stack = balls(THETA, (56, 64), motion(len(THETA), 4, rms=0.8))
+    move = np.random.default_rng(0).integers(-3, 4, (len(THETA), 2))
+    rolled = np.stack([np.roll(f, m, (0, 1)) for f, m in zip(stack, move, strict=True)])
+    one, other = (find_jitter(s, THETA, parameters=PARAMETERS).alignment.shift for s in (stack, rolled))
+    assert max(np.abs(errors(other - one, move.astype(float), THETA))) < 0.02
+
+
+def test_frames_upside_down_and_mirrored() -> None:
+    stack = balls(THETA, SHAPE, motion(len(THETA), 6))
+    shift = find_jitter(stack, THETA, parameters=PARAMETERS).alignment.shift
+    down = find_jitter(stack[:, ::-1], THETA, parameters=PARAMETERS).alignment.shift
+    left = find_jitter(stack[:, :, ::-1], THETA, parameters=PARAMETERS).alignment.shift
+    assert max(np.abs(errors(down * [-1, 1], shift, THETA))) < 0.02
+    assert max(np.abs(errors(left * [1, -1], shift, THETA))) < 0.02
+
+
+def test_gain_of_a_frame_and_of_all_do_not_matter() -> None:
+    true = motion(len(THETA), 7)
+    stack = balls(THETA, SHAPE, true)
+    gains = 1 + 0.02 * np.random.default_rng(0).standard_normal(len(THETA))
+    for changed in (stack * gains[:, None, None].astype(np.float32), 30 * stack):
+        assert max(np.abs(errors(find_jitter(changed, THETA).alignment.shift, true, THETA))) < 0.03
+
+
+def test_refine_off_gives_the_moments() -> None:
+    true = motion(len(THETA), 1)
+    stack = balls(THETA, SHAPE, true)
+    for p in (JitterParameters(refine=False), JitterParameters(iterations=0)):
+        found = find_jitter(stack, THETA, parameters=p)
+        assert found.method == "moments"
+        np.testing.assert_array_equal(found.alignment.shift, found.moments)
+    assert max(np.abs(errors(found.moments, true, THETA))) < 0.05
+
+
+def test_reprojection_saves_what_a_background_does_to_the_moments() -> None:
+    rng = np.random.default_rng(0)
+    true = motion(len(THETA), 8, rms=1.0)
+    stack = balls(THETA, SHAPE, true) + 0.01 * rng.standard_normal((len(THETA), *SHAPE))
+    x = np.linspace(-1, 1, SHAPE[1])
+    stack += (0.03 * rng.standard_normal(len(THETA)))[:, None, None] * x
+    found = find_jitter(stack, THETA, variance=1e-4)
+    assert found.method == "reprojection"
+    moments, refined = errors(found.moments, true, THETA)[1], errors(found.alignment.shift, true, THETA)[1]
+    assert moments > 0.1
+    assert refined < 0.5 * moments
+
+
+def test_sigma_is_the_size_of_the_error() -> None:
+    # Over several noisy tomograms; error / sigma between 0.5 and 2 in either direction.
+    noise = 0.06
+    squares, expected = np.zeros(2), np.zeros(2)
+    for seed in range(3):
+        true = motion(len(THETA), seed, rms=1.0)
+        stack = balls(THETA, SHAPE, true) + noise * np.random.default_rng(seed).standard_normal((len(THETA), *SHAPE))
+        found = find_jitter(stack, THETA, variance=noise**2, parameters=PARAMETERS)
+        y, x, _ = errors(found.alignment.shift, true, THETA)
+        squares += [y**2, x**2]
+        expected += np.mean(found.alignment.sigma**2, axis=0)
+    ratio = np.sqrt(squares / expected)
+    assert np.all((ratio > 0.5) & (ratio < 2.0)), ratio
+
+
+def test_more_noise_means_larger_sigma() -> None:
+    true = motion(len(THETA), 1)
+    sigmas = []
+    for noise in (0.02, 0.08):
+        stack = balls(THETA, SHAPE, true) + noise * np.random.default_rng(0).standard_normal((len(THETA), *SHAPE))
+        for variance in (noise**2, None):  # given, or estimated from the frames
+            found = find_jitter(stack, THETA, variance=variance, parameters=PARAMETERS)
+            sigmas.append(np.sqrt(np.mean(found.alignment.sigma**2)))
+    given, estimated, more, more_estimated = sigmas
+    assert more > 2 * given
+    assert estimated == pytest.approx(given, rel=0.5)
+    assert more_estimated == pytest.approx(more, rel=0.5)
+
+
+def test_a_bad_projection_stands_out() -> None:
+    true = motion(len(THETA), 1, rms=1.0)
+    stack = balls(THETA, SHAPE, true) + 0.02 * np.random.default_rng(0).standard_normal((len(THETA), *SHAPE))
+    stack[12] = balls([THETA[30]], SHAPE, true[12:13])[0]  # the stage turned elsewhere
+    found = find_jitter(stack, THETA, variance=4e-4, parameters=PARAMETERS)
+    assert int(np.argmax(found.residual)) == 12
+    others = np.delete(np.arange(len(THETA)), 12)
+    assert found.residual[12] > 2 * np.median(found.residual[others])
+    assert max(errors(found.alignment.shift[others], true[others], THETA[others])[:2]) < 0.1
+
+
+# -------------------------------------------------------------------------------------------------- the tiny twin
+
+
+@pytest.fixture(scope="module")
+def twin(tiny_twin: Path) -> dict[float, tuple[npt.NDArray, Alignment, JitterResult]]:
+    """Energy to angles, true alignment, result."""
+    truth = {e: (t, a) for e, t, a in rows_alignments(read_shifts(tiny_twin / "truth" / "tables" / "shifts.csv"))}
+    out = {}
+    for scan in open_series(tiny_twin).scans:
+        if scan.energy_ev in (6534.0, 7728.0, 8570.0):
+            data = normalise(scan, AbsorbanceParameters())
+            theta, true = truth[scan.energy_ev]
+            np.testing.assert_allclose(theta, scan.theta_deg)
+            out[scan.energy_ev] = (theta, true, find_jitter(data.data, theta, variance=data.variance))
+    return out
+
+
+# Tolerances of 64 px frames: those of 256 px ones, 0.1 px and 0.2 px, hold here as well.
+@pytest.mark.parametrize("energy", [6534.0, 7728.0, 8570.0])
+def test_jitter_of_the_twin(twin: dict[float, tuple[npt.NDArray, Alignment, JitterResult]], energy: float) -> None:
+    theta, true, found = twin[energy]
+    assert true.shift.std() > 0.4  # there is something to be found
+    y, x, centre = errors(found.alignment.shift, true.shift, theta)
+    assert y < 0.05
+    assert x < 0.05
+    assert abs(centre) < 0.05
+    expected, _ = center_of_rotation(true.shift[:, 1], theta, found.alignment.sigma[:, 1])
+    assert found.center == pytest.approx(expected, abs=0.05)
+    assert found.quality.verdict == "good"
+
+
+def test_sigma_of_the_twin(twin: dict[float, tuple[npt.NDArray, Alignment, JitterResult]]) -> None:
+    squares, expected, centres = np.zeros(2), np.zeros(2), []
+    for theta, true, found in twin.values():
+        d = found.alignment.shift - true.shift
+        y, _, centre = errors(found.alignment.shift, true.shift, theta)
+        t = np.deg2rad(theta)
+        basis = np.stack([np.cos(t), np.sin(t), np.ones_like(t)], axis=1)
+        x = d[:, 1] - basis @ np.linalg.lstsq(basis, d[:, 1], rcond=None)[0]
+        squares += [y**2, np.mean(x**2)]
+        expected += np.mean(found.alignment.sigma**2, axis=0)
+        centres.append(centre / found.center_sigma)
+    ratio = np.sqrt(squares / expected)
+    assert np.all((ratio > 0.5) & (ratio < 2.0)), ratio
+    assert np.max(np.abs(centres)) < 4
+
+
+# -------------------------------------------------------------------------------------------------- bad input
+
+
+def some(n: int = 12, shape: tuple[int, int] = (24, 24)) -> npt.NDArray[np.float32]:
+    return balls(np.linspace(-90, 75, n), shape, np.zeros((n, 2)), fine=1)
+
+
+@pytest.mark.parametrize(
+    ("stack", "theta", "message"),
+    [
+        (some()[0], np.zeros(12), r"\(projection, y, x\)"),
+        (some(), np.zeros(11), "one angle for each of 12"),
+        (some(), np.zeros((12, 1)), "one angle for each of 12"),
+        (some(FEWEST_ANGLES - 1), np.zeros(FEWEST_ANGLES - 1), "at least 8 usable projections, got 7"),
+        (np.where(np.arange(12)[:, None, None] == 5, np.nan, some()), np.linspace(-90, 75, 12), "NaN"),
+        (np.where(np.arange(12)[:, None, None] == 5, np.inf, some()), np.linspace(-90, 75, 12), "infinity"),
+        (np.zeros((12, 24, 24)), np.linspace(-90, 75, 12), "contrast|absorbing"),
+        (np.full((12, 24, 24), 0.25), np.linspace(-90, 75, 12), "contrast|absorbing"),
+        (-some(), np.linspace(-90, 75, 12), "absorbing"),
+    ],
+    ids=["2-D", "angles", "angles 2-D", "few", "NaN", "inf", "zero", "constant", "negative"],
+)
+def test_bad_input_is_one_clear_error(stack: npt.NDArray, theta: npt.NDArray, message: str) -> None:
+    with pytest.raises(XanesTomoError, match=message) as error:
+        find_jitter(stack, theta)
+    assert "\n" not in str(error.value)
+
+
+def test_eight_angles_are_enough() -> None:
+    theta = np.arange(-90.0, 90.0, 22.5)
+    true = motion(8, 3, rms=1.0)
+    found = find_jitter(balls(theta, SHAPE, true), theta, parameters=PARAMETERS)
+    assert len(found.alignment.shift) == FEWEST_ANGLES
+    assert errors(found.alignment.shift, true, theta)[0] < 0.1
+
+
+def test_the_stack_is_not_changed() -> None:
+    stack = balls(THETA, (40, 40), motion(len(THETA), 1, rms=0.5))
+    before = stack.copy()
+    find_jitter(stack, THETA, parameters=JitterParameters(iterations=1))
+    np.testing.assert_array_equal(stack, before)
+
+
+def test_the_same_twice() -> None:
+    stack = balls(THETA, (40, 40), motion(len(THETA), 1, rms=0.5))
+    one, other = (find_jitter(stack, THETA, parameters=JitterParameters(iterations=2)) for _ in range(2))
+    np.testing.assert_array_equal(one.alignment.shift, other.alignment.shift)
+    np.testing.assert_array_equal(one.alignment.sigma, other.alignment.sigma)
+    np.testing.assert_array_equal(one.residual, other.residual)
+
+
+def test_progress_and_cancel() -> None:
+    stack = balls(THETA, (40, 40), motion(len(THETA), 1, rms=0.5))
+    seen: list[tuple[int, int]] = []
+    find_jitter(
+        stack,
+        THETA,
+        parameters=JitterParameters(iterations=2),
+        progress=lambda what, done, total: seen.append((done, total)),
+    )
+    assert seen[0][0] == 0
+    assert seen[-1][0] == seen[-1][1]
+    assert [d for d, _ in seen] == sorted(d for d, _ in seen)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done >= 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        find_jitter(stack, THETA, parameters=JitterParameters(iterations=2), progress=stop)
