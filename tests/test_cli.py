@@ -1,0 +1,357 @@
+"""The command line: what it prints, its exit codes, and that it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from napari_xanes_tomo import __version__, cli
+from napari_xanes_tomo.io.store import read_maps
+from napari_xanes_tomo.phantom import TwinParameters, write_twin
+from napari_xanes_tomo.steps import STEPS
+
+SMALL = TwinParameters(n=64, n_angles=18, energies_ev=(6534.0, 6558.0, 8178.0, 8344.0, 8351.0, 8570.0))
+COMMAND = [sys.executable, "-m", "napari_xanes_tomo.cli"]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def one_line(result: Result) -> str:
+    """The single line an error may have."""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("xanes-tomo: ")
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A twin of six energies and 18 angles; read only."""
+    return write_twin(tmp_path_factory.mktemp("cli") / "twin", parameters=SMALL)
+
+
+@pytest.fixture(scope="module")
+def finished(twin: Path) -> tuple[Path, Result]:
+    """The output folder of a whole run, and what the command said."""
+    out = twin.parent / "out"
+    return out, call("run", twin, "--out", out)
+
+
+# --- the frame ----------------------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    result = call("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"xanes-tomo {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing"],
+        ["inspect"],
+        ["run", "somewhere"],
+        ["run", "somewhere", "--out", "x", "--memory", "lots"],
+        ["run", "somewhere", "--out", "x", "--memory", "3"],
+        ["run", "somewhere", "--out", "x", "--until", "never"],
+        ["run", "somewhere", "--out", "x", "--bin", "0"],
+        ["run", "one", "two", "--out", "x", "--script", "s.txt"],
+        ["demo", "x", "--preset", "huge"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_steps_to_stop_at_are_those_there_are() -> None:
+    assert list(cli.StepName.__args__) == [s.name for s in STEPS]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4G", 4 << 30), ("800M", 800 << 20), ("1.5GiB", 3 << 29), ("2 gb", 2 << 30), ("1048576", 1 << 20)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert cli._bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7260, "2 h 01 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert cli._duration(seconds) == text
+
+
+def test_an_unexpected_error_is_one_line_and_v_shows_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("napari_xanes_tomo.io.scan.open_series", broken)
+    result = call("inspect", tmp_path)
+    assert result.exit_code == 1
+    assert one_line(result) == "xanes-tomo: unexpected ZeroDivisionError: two lines; -v shows where"
+    result = call("inspect", tmp_path, "-v")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1] == "xanes-tomo: unexpected ZeroDivisionError: two lines"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device", "/somewhere/a.xrm"), "a.xrm: No space left on device"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_system_errors_are_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("napari_xanes_tomo.io.scan.open_series", broken)
+    result = call("run", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert said in one_line(result)
+
+
+# --- inspect ------------------------------------------------------------------------------------------------
+
+
+def test_inspect_lists_the_energies(twin: Path) -> None:
+    result = call("inspect", twin)
+    assert result.exit_code == 0
+    assert len(re.findall(r"18 / 18 +20 / 20 +-90 \.\. 80 +ok", result.stdout)) == 6
+    assert "6 energies (6 usable), 108 projections (108 usable), 120 flats (120 usable)" in result.stdout
+    assert "no problems found" in result.stdout
+
+
+def test_inspect_as_json(twin: Path) -> None:
+    result = call("inspect", twin, "--json")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    found = json.loads(result.stdout)
+    assert set(found) == {"name", "frame_shape", "totals", "energies", "problems"}
+    assert found["frame_shape"] == [64, 64]
+    assert found["totals"] == {
+        "energies": {"usable": 6, "planned": 6},
+        "projections": {"usable": 108, "planned": 108},
+        "flats": {"usable": 120, "planned": 120},
+    }
+    first = found["energies"][0]
+    assert set(first) == {
+        "energy_ev", "pixel_size_nm", "binning", "projections", "flats", "angles_usable", "theta_deg", "status",
+    }  # fmt: skip
+    assert first["energy_ev"] == 6534.0
+    assert first["theta_deg"] == [-90.0, 80.0]
+    assert first["status"] == "ok"
+    assert found["problems"] == []
+
+
+def test_inspect_of_a_script_alone(tmp_path: Path, twin: Path) -> None:
+    script = next(twin.glob("*.txt"))
+    (tmp_path / script.name).write_bytes(script.read_bytes())
+    result = call("inspect", tmp_path / script.name)
+    assert result.exit_code == 1
+    assert "6 energies (0 usable), 108 projections (0 usable), 120 flats (0 usable)" in result.stdout
+    assert "no file is there" in result.stdout
+    found = json.loads(call("inspect", tmp_path / script.name, "--json").stdout)
+    assert [p["code"] for p in found["problems"]] == ["missing"]
+    assert found["frame_shape"] is None
+    result = call("inspect", twin, "--script", tmp_path / script.name, "--no-verify")
+    assert result.exit_code == 0
+
+
+def test_inspect_of_the_real_script(data_dir: Path) -> None:
+    scripts = sorted((data_dir / "tomo_00089").glob("*.txt"))
+    if not scripts:
+        pytest.skip("the script of tomo_00089 is not here")
+    started = time.monotonic()
+    result = subprocess.run([*COMMAND, "inspect", scripts[0]], capture_output=True, text=True, timeout=60)
+    seconds = time.monotonic() - started
+    assert result.returncode == 1
+    assert len(re.findall("no files$", result.stdout, re.MULTILINE)) == 67
+    assert "67 energies (0 usable), 12,060 projections (0 usable), 1,340 flats (0 usable)" in result.stdout
+    assert "no file is there" in result.stdout
+    assert result.stderr == ""
+    assert seconds < 2 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+# --- demo ---------------------------------------------------------------------------------------------------
+
+
+def test_demo_writes_a_twin_and_leaves_other_folders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def fake(folder: Path, preset: str, *, seed: int, progress: object) -> Path:
+        called.append((preset, seed))
+        folder.mkdir()
+        (folder / "a.xrm").touch()
+        return folder
+
+    monkeypatch.setattr("napari_xanes_tomo.phantom.write_twin", fake)
+    result = call("demo", tmp_path / "twin", "--preset", "tiny", "--seed", "3")
+    assert (result.exit_code, called) == (0, [("tiny", 3)])
+    assert "1 .xrm files" in result.stdout
+    monkeypatch.undo()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    result = call("demo", tmp_path / "mine")
+    assert result.exit_code == 1
+    assert "expected a new or empty folder" in one_line(result)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+# --- run ----------------------------------------------------------------------------------------------------
+
+
+def test_run_says_what_it_did_and_leaves_the_contract(finished: tuple[Path, Result]) -> None:
+    out, result = finished
+    assert result.exit_code == 0, result.output
+    assert "flats 6/6, jitter 6/6, registration 6/6, maps done" in result.stdout
+    assert "reference energy: 8570 eV" in result.stdout
+    assert "maps:   Mn, Ni" in result.stdout
+    assert "Traceback" not in result.stderr
+    for name in ("recipe.yaml", "journal.jsonl", "report.html", "tables/shifts.csv", "tables/energies.csv"):
+        assert (out / name).is_file(), name
+    assert {"Mn", "Ni", "edge_energy_relative"} <= set(read_maps(out / "maps.ome.zarr").data)
+
+
+def test_run_again_does_nothing_twice(finished: tuple[Path, Result], twin: Path) -> None:
+    out, _ = finished
+    before = (out / "journal.jsonl").read_bytes()
+    result = call("run", twin, "--out", out)
+    assert result.exit_code == 0
+    assert (out / "journal.jsonl").read_bytes() == before
+    result = call("run", twin, "--out", out, "--bin", "1")
+    assert result.exit_code == 0
+
+
+def test_run_refuses_another_recipe_on_the_same_output(finished: tuple[Path, Result], twin: Path) -> None:
+    out, _ = finished
+    before = (out / "journal.jsonl").read_bytes()
+    result = call("run", twin, "--out", out, "--bin", "2")
+    assert result.exit_code == 1
+    assert result.stderr.strip().startswith("xanes-tomo: ")
+    assert "another" in one_line(result) or "changed" in one_line(result)
+    assert (out / "journal.jsonl").read_bytes() == before
+
+
+def test_report_again(finished: tuple[Path, Result]) -> None:
+    out, _ = finished
+    result = call("report", out)
+    assert result.exit_code == 0
+    assert result.stdout == f"{out / 'report.html'}\n"
+
+
+def test_recipe_and_bin(tmp_path: Path, twin: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("scan: {bin: 1}\njitter: {refine: false}\n")
+    result = call("run", twin, "--out", tmp_path / "o", "--recipe", recipe, "--bin", "2", "--until", "flats")
+    assert result.exit_code == 0, result.output
+    kept = (tmp_path / "o" / "recipe.yaml").read_text()
+    assert "bin: 2" in kept
+    assert "refine: false" in kept
+    assert "flats 6/6" in result.stdout
+    assert "jitter" not in result.stdout
+    # without recipe and bin the folder's own count
+    again = call("run", twin, "--out", tmp_path / "o", "--until", "flats")
+    assert again.exit_code == 0, again.output
+
+
+def test_several_scans_one_failing(tmp_path: Path, twin: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    root = tmp_path / "root"
+    result = call("run", tmp_path / "empty", twin, twin, "--out", root, "--until", "flats")
+    assert result.exit_code == 1
+    assert [p.name for p in root.iterdir()] == ["twin_s000_3DXANES_TOMO-XANES"]
+    assert (root / "twin_s000_3DXANES_TOMO-XANES" / "report.html").is_file()
+    lines = [line for line in result.stderr.splitlines() if line.startswith("xanes-tomo: ")]
+    assert len(lines) == 3
+    assert "2 of 3 scans failed" in lines[-1]
+    assert call("run", twin, tmp_path / "empty", "--out", next(root.iterdir())).exit_code == 1  # a run, no root
+
+
+def test_ctrl_c_and_the_same_command_again(tmp_path: Path, twin: Path, finished: tuple[Path, Result]) -> None:
+    out = tmp_path / "out"
+    command = [*COMMAND, "run", str(twin), "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if (out / "journal.jsonl").is_file() and (out / "journal.jsonl").read_bytes().count(b"\n") >= 6:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.strip() == "xanes-tomo: stopped; what is finished is kept, the same command goes on from there"
+    assert not (out / "maps.ome.zarr").exists()
+    done = (out / "journal.jsonl").read_bytes()
+    result = call("run", twin, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert (out / "journal.jsonl").read_bytes().startswith(done)  # nothing done twice
+    whole, _ = finished
+    for name in ("shifts", "energies", "quality"):
+        path = Path("tables") / f"{name}.csv"
+        assert (out / path).read_bytes() == (whole / path).read_bytes()
+    one, other = (read_maps(o / "maps.ome.zarr").data for o in (out, whole))
+    assert set(one) == set(other)
+    for name in one:
+        np.testing.assert_array_equal(np.asarray(one[name]), np.asarray(other[name]))
+
+
+def test_progress_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with cli._Show(interval=0.0) as show:
+        show("jitter", 0, 100)
+        time.sleep(0.05)
+        show("jitter", 50, 100)
+        show("jitter", 100, 100)
+    with cli._Show() as show:
+        show("jitter", 50, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "jitter correction: 0 %"
+    assert re.fullmatch(r"jitter correction: 50 %, about \d+ s left", lines[1])
+    assert lines[2:] == ["jitter correction: 100 %"]
+
+
+# --- view ---------------------------------------------------------------------------------------------------
+
+
+def test_view_without_napari_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str, package: str | None = None) -> None:
+        raise ModuleNotFoundError("No module named 'napari'", name="napari")
+
+    monkeypatch.setattr(cli, "import_module", missing)
+    result = call("view", tmp_path)
+    assert result.exit_code == 1
+    assert "napari-xanes-tomo[all]" in one_line(result)
+    result = call("view", tmp_path / "nothing")
+    assert result.exit_code == 1
+    assert "got no such path" in one_line(result)
+
+
+def test_view_opens_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+
+    class Module:
+        main = staticmethod(shown.append)
+
+    monkeypatch.setattr(cli, "import_module", lambda *_: Module)
+    assert call("view", tmp_path).exit_code == 0
+    assert shown == [tmp_path]
