@@ -153,6 +153,8 @@ class _Show:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bars is not None:
+            for task in self._bars.tasks if kind is None else ():
+                self._bars.update(task.id, completed=task.total)  # a step need not report its very end
             self._bars.stop()
 
     def line(self, text: str) -> None:
@@ -467,18 +469,18 @@ def _run_one(
             out = out / _free_name(open_series(path, verify=False).name, names)
         recipe, of_folder = _recipe_for(out, asked, bin)
         series = open_series(path, recipe.scan, script=script, progress=show)
-        _introduce(series)
-        from .workflow import Workflow
+    _introduce(series)
+    from .workflow import Workflow
 
-        with Workflow(series, out, of_folder, memory_bytes=memory_bytes) as workflow:
-            try:
-                state = workflow.run(until=until, progress=show)
-            except XanesTomoError:
-                with contextlib.suppress(XanesTomoError):
-                    _report(out)
-                raise
-            report = _report(out)
-            _conclude(workflow, state, report, until, time.monotonic() - started)
+    with _showing(verbose) as show, Workflow(series, out, of_folder, memory_bytes=memory_bytes) as workflow:
+        try:
+            state = workflow.run(until=until, progress=show)
+        except XanesTomoError:
+            with contextlib.suppress(XanesTomoError):
+                _report(out)  # what was found so far, and why it went no further
+            raise
+        report = _report(out)
+    _conclude(workflow, state, report, until, time.monotonic() - started)
 
 
 def _report(out: Path) -> Path:
