@@ -135,7 +135,7 @@ def _ticks(low: float, high: float, about: int = 5) -> list[float]:
         return [low]
     raw = span / about
     scale = 10.0 ** math.floor(math.log10(raw))
-    step = next(scale * m for m in (1, 2, 5, 10) if scale * m >= raw * 0.999)
+    step = min((scale * m for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / raw)))
     first = math.ceil(low / step - 1e-9)
     return [(first + i) * step for i in range(int(math.floor(high / step + 1e-9)) - first + 1)]
 
@@ -244,7 +244,7 @@ def _image(values: F64, low: float, high: float, unit: str, voxel_nm: float) -> 
         f'<image href="{_data_uri(png(values, low, high))}" width="{size}" height="{height}"/>'
         f'<path d="M10 {y}h{bar:.1f}" stroke="#000" stroke-width="7"/>'
         f'<path d="M11 {y}h{bar - 2:.1f}" stroke="#fff" stroke-width="5"/>'
-        f'<text x="{10 + bar / 2:.1f}" y="{y - 8}" text-anchor="middle" style="fill:#fff;stroke:#000;stroke-width:3px;'
+        f'<text x="{10 + bar / 2:.1f}" y="{y - 8}" text-anchor="middle" style="fill:#fff;stroke:#000;stroke-width:2px;'
         f'paint-order:stroke">{name}</text>'
         f'<image href="{ramp}" y="{height + 6}" width="{size}" height="9" preserveAspectRatio="none"/>'
         f'<text x="0" y="{height + 29}">{_number(low, 3)}</text>'
@@ -381,7 +381,7 @@ def _caveats(run: _Run) -> str:
             items.append(
                 "Left out of the element fit, around the scanned edge: " + ", ".join(f"{e:g}" for e in left) + " eV."
             )
-    items.append("Positions of the whole object are undetermined by up to one common shift.")
+    items.append("The position of the object as a whole is undetermined: one shift common to everything is free.")
     return '<div class="box"><ul>' + "".join(f"<li>{escape(i)}</li>" for i in items) + "</ul></div>"
 
 
@@ -432,13 +432,11 @@ def _energies(run: _Run) -> str:
                 f"{r.energy_ev:.2f}{' (ref)' if r.reference else ''}",
                 f"{len(used)} / {len(rows_of)}",
                 "" if not math.isfinite(r.magnification) else f"{r.magnification:.5f}",
-                "" if r.reference else _number(r.magnification_sigma, 2),
+                "" if r.reference or not math.isfinite(r.magnification_sigma) else f"{r.magnification_sigma:.5f}",
                 "" if deviation is None else f"{1e4 * deviation[0]:+.1f}",
                 "" if not math.isfinite(r.center_px) else f"{r.center_px:+.2f}",
-                _number(r.center_sigma_px, 2),
-                _number(sigma[0], 2),
-                _number(sigma[1], 2),
-                _number(r.pixel_size_nm, 5),
+                *("" if not math.isfinite(v) else f"{v:.4f}" for v in (r.center_sigma_px, *sigma)),
+                "" if not math.isfinite(r.pixel_size_nm) else f"{r.pixel_size_nm:.2f}",
                 verdict,
             )
         )
@@ -579,8 +577,9 @@ def _maps(run: _Run) -> str:
         text = f"{name}, slice y = {middle} of {array.shape[0]} across the rotation axis (z down, x right)"
         if signed:
             text += ", inside the mask"
-        figures.append(f"<figure>{picture}<figcaption>{escape(text)}. {escape(str(own.get('description', '')))}"
-                       "</figcaption></figure>")  # fmt: skip
+        about = str(own.get("description") or "")
+        text += f": {about}" if about else ""
+        figures.append(f"<figure>{picture}<figcaption>{escape(text)}.</figcaption></figure>")
     rows = [
         (
             escape(name), escape(str(own.get("unit") or "")), _number(own.get("smoothing_voxel"), 3),
