@@ -300,7 +300,7 @@ class _Scene:
     """
 
     def __init__(self, data: F32, theta: FloatArray, shift: FloatArray) -> None:
-        n, h, w = data.shape
+        _, h, w = data.shape
         self.data, self.theta = data, theta
         placed = place(data, Alignment(shift, np.zeros_like(shift)))
         mass = np.median(placed.sum(axis=2), axis=0)

@@ -61,8 +61,8 @@ class MapPlan:
     ----------
     energies_ev : (energies,) array
     components : dict of str to (energies,) array
-        Weights on the linear attenuation in 1/cm: ``Mn, Co, Ni`` give g/cm3, ``reference`` the attenuation at the
-        reference energy, ``shift`` and ``level`` the two parts of the edge shift.
+        Weights on the linear attenuation in 1/cm: ``Mn, Co, Ni`` give g/cm3, ``shape`` the mean of all
+        energies that shows the particle with the least noise, ``shift`` and ``level`` the two parts of the edge shift.
     elements : tuple of str
     left_out_ev : tuple of float
         Energies with no part in the element fit.
@@ -71,8 +71,10 @@ class MapPlan:
         Of the mean spectrum, 1/cm.
     edge_half_ev : float
         E(0.5) of the normalised mean spectrum, eV.
-    reference_level : float
-        Mean attenuation of the particle at the reference energy, 1/cm.
+    shape_level : float
+        Mean of the component ``shape`` in the particle, 1/cm.
+    reference_ev : float
+        Energy of the common grid.
     absent : dict of str to str
         Maps that cannot be made, with the reason.
     """
@@ -84,7 +86,8 @@ class MapPlan:
     edge: EdgeShift | None
     edge_jump: float
     edge_half_ev: float
-    reference_level: float
+    shape_level: float
+    reference_ev: float
     absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -185,9 +188,9 @@ def plan_maps(
             near = np.abs(energy - edge_energy_ev(scanned)) < 100
             half = edge_at_half(energy[near], norm(energy[near], mean[near]))
             components |= {"shift": edge.numerator, "level": edge.denominator}
-    single = np.zeros(len(energy))
-    single[reference] = 1.0
-    components["reference"] = single
+    # All energies together show the particle's shape with the least noise.
+    shape = np.maximum(mean, 0.0) / noise
+    components["shape"] = shape / shape.sum()
     return MapPlan(
         energy,
         components,
@@ -196,7 +199,8 @@ def plan_maps(
         edge,
         jump,
         half,
-        float(mean[reference]),
+        float(components["shape"] @ mean),
+        float(energy[reference]),
         absent,
     )
 
@@ -352,7 +356,15 @@ def finish_slab(
     s = parameters.smoothing_voxel
     v = {n: (gaussian_filter(x, s)[keep] if s > 0 else x[keep]) for n, x in volumes.items()}
     maps: dict[str, F32] = {}
-    body = v["reference"] > 0.5 * plan.reference_level
+    body = v["shape"] > 0.5 * plan.shape_level
+    if s > 0:
+        # The blur mixes cracks and air into what lies beside them. The shape, known from all energies with little
+        # noise, says how much: composition is taken from the smoothed components, the amount from the fine shape.
+        fine = gaussian_filter(volumes["shape"], parameters.shape_smoothing * s)[keep]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sharper = np.where(v["shape"] > 0.2 * plan.shape_level, fine / v["shape"], 1.0).astype(np.float32)
+        for e in plan.elements:
+            v[e] *= sharper
     if plan.elements:
         for e in plan.elements:
             maps[e] = v[e]

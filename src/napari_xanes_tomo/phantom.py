@@ -52,7 +52,7 @@ class TwinParameters:
     width: float = 0.6
     composition: tuple[float, float, float] = (0.3, 0.2, 0.5)  # atomic fractions of Mn, Co, Ni
     gradient: float = 0.10  # relative change of an element's share from the middle to the surface
-    grain_scatter: float = 0.08  # standard deviation of an element's share from grain to grain, relative
+    grain_scatter: float = 0.15  # standard deviation of an element's share from grain to grain, relative
     valence_range_ev: float = 2.0
     valence_composition_coupling: float = 0.0
     quanta: float = 9000.0  # per pixel of a flat

@@ -142,6 +142,13 @@ class MapsParameters(_Parameters):
         description="Sigma of the Gaussian applied to the maps.",
         json_schema_extra=_unit("voxel"),
     )
+    shape_smoothing: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="Smoothing of the particle's shape (all energies together) as a part of that of the maps; "
+        "1 switches the sharpening of the densities at cracks and surfaces off.",
+    )
     energy_offset_ev: float | None = Field(
         None,
         description="Monochromator offset added to absolute edge energies; they stay uncalibrated without it.",
