@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -334,10 +335,8 @@ def test_progress_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture
 
 
 def test_view_without_napari_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str, package: str | None = None) -> None:
-        raise ModuleNotFoundError("No module named 'napari'", name="napari")
-
-    monkeypatch.setattr(cli, "import_module", missing)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setitem(sys.modules, "napari_xanes_tomo._napari.view", None)
     result = call("view", tmp_path)
     assert result.exit_code == 1
     assert "napari-xanes-tomo[all]" in one_line(result)
@@ -349,9 +348,13 @@ def test_view_without_napari_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 def test_view_opens_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
 
-    class Module:
-        main = staticmethod(shown.append)
-
-    monkeypatch.setattr(cli, "import_module", lambda *_: Module)
+    monkeypatch.setenv("DISPLAY", ":0")
+    module = types.ModuleType("view")
+    module.main = shown.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "napari_xanes_tomo._napari.view", module)
     assert call("view", tmp_path).exit_code == 0
     assert shown == [tmp_path]
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    if sys.platform.startswith("linux"):
+        assert "expected a display" in one_line(call("view", tmp_path))

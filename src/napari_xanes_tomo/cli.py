@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,6 +38,7 @@ __all__ = ["app", "main"]
 FAILED, STOPPED_BY_USER = 1, 130
 _FEW_ANGLES = 8
 _PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_SCREEN = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")  # without one of them Qt ends the process
 _SHOWN = 8  # problems or flags listed before the rest is only counted
 
 app = typer.Typer(
@@ -591,8 +591,12 @@ def view(
             raise XanesTomoError(
                 f"{path}: expected a scan script, a folder, a file or an output folder, got no such path"
             )
+        if sys.platform.startswith("linux") and not any(os.environ.get(name) for name in _SCREEN):
+            raise XanesTomoError(
+                "view: expected a display, got neither DISPLAY nor WAYLAND_DISPLAY; start it on a desktop"
+            )
         try:
-            show = import_module("._napari.view", __package__).main
+            from ._napari.view import main as show
         except ImportError as error:  # qtpy's own error where there is no binding is one as well
             if verbose:
                 traceback.print_exc()
