@@ -289,19 +289,30 @@ def test_several_scans_one_failing(tmp_path: Path, twin: Path) -> None:
     assert call("run", twin, tmp_path / "empty", "--out", next(root.iterdir())).exit_code == 1  # a run, no root
 
 
-def test_ctrl_c_and_the_same_command_again(tmp_path: Path, twin: Path, finished: tuple[Path, Result]) -> None:
-    out = tmp_path / "out"
-    command = [*COMMAND, "run", str(twin), "--out", str(out)]
+def interrupted(command: list[str], out: Path, events: int, by: signal.Signals) -> tuple[int, str]:
+    """Start a run, send it a signal once its journal has so many events; return its exit code and stderr."""
+    journal = out / "journal.jsonl"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:
-            if (out / "journal.jsonl").is_file() and (out / "journal.jsonl").read_bytes().count(b"\n") >= 6:
+            if journal.is_file() and journal.read_bytes().count(b"\n") >= events:
                 break
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert err.strip() == "xanes-tomo: stopped; what is finished is kept, the same command goes on from there"
+    return process.returncode, err
+
+
+def test_killed_stopped_and_the_same_command_again(tmp_path: Path, twin: Path, finished: tuple[Path, Result]) -> None:
+    out = tmp_path / "out"
+    command = [*COMMAND, "run", str(twin), "--out", str(out)]
+    code, _ = interrupted(command, out, 4, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    code, err = interrupted(command, out, 9, signal.SIGINT)
+    assert code == 130, err
+    last = err.strip().splitlines()[-1]
+    assert last == "xanes-tomo: stopped; what is finished is kept, the same command goes on from there"
+    assert "Traceback" not in err
     assert not (out / "maps.ome.zarr").exists()
     done = (out / "journal.jsonl").read_bytes()
     result = call("run", twin, "--out", out)

@@ -181,7 +181,8 @@ class _Show:
             self._last = now
             part = done / max(total, 1)
             text = f"{name}: {100 * part:.0f} %"
-            if part > first and part < 1:
+            # Not from the first moments: they are spent on compiling.
+            if first < part < 1 and (part - first >= 0.05 or now - since > 120):
                 text += f", about {_duration((now - since) * (1 - part) / (part - first))} left"
             typer.echo(text, err=True)
 
