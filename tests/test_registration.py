@@ -121,7 +121,7 @@ def test_template_is_the_object_without_motion_and_noise(template: Template) -> 
 
 
 OVERSHOOT = pytest.mark.xfail(
-    reason="a step is not divided by the gain: with 1.5 times the contrast of the template it overshoots and never settles",
+    reason="a step is not divided by the gain: at 1.5 times the contrast of the template it overshoots for ever",
     strict=True,
 )
 
