@@ -10,10 +10,12 @@ from magicgui.widgets import CheckBox, ComboBox, Container, FloatSpinBox, LineEd
 from psygnal import Signal
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from qtpy.QtCore import QEvent, QObject, Qt
+from qtpy.QtWidgets import QAbstractSpinBox, QComboBox, QWidget
 
 from napari_xanes_tomo.model import XanesTomoError
 
-__all__ = ["AutomaticField", "ParameterForm", "label_of", "unit_of"]
+__all__ = ["AutomaticField", "ParameterForm", "StillWheel", "label_of", "unit_of"]
 
 _INT_LIMIT = 2**31 - 1
 _FLOAT_LIMIT = 1e12
@@ -50,6 +52,22 @@ def _decimals(value: float) -> int:
     return max(_FEWEST_DECIMALS, len(text.partition(".")[2]) if float(text) == value else _MOST_DECIMALS)
 
 
+class StillWheel(QObject):
+    """Keeps the wheel from changing a number while the user only scrolls past it."""
+
+    def watch(self, widget: QWidget) -> None:
+        """Let `widget` take the wheel only once it was clicked."""
+        widget.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        widget.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Pass the wheel on to what lies behind."""
+        if event is None or event.type() != QEvent.Type.Wheel or not isinstance(watched, QWidget) or watched.hasFocus():
+            return False
+        event.ignore()
+        return True
+
+
 class AutomaticField(Container[Any]):
     """A widget beside a box "automatic": None while the box is ticked."""
 
@@ -83,7 +101,7 @@ def _put(widget: Any, value: Any) -> None:
     widget.value = value
 
 
-def _number(kind: type, info: FieldInfo, common: dict[str, Any], default: float | None) -> Any:
+def _number(kind: Any, info: FieldInfo, common: dict[str, Any], default: float | None) -> Any:
     bounds = _bounds(info)
     suffix = f" {unit_of(info)}" if unit_of(info) else ""
     if kind is int:
@@ -136,11 +154,16 @@ class ParameterForm:
         self.model = model
         self._get: dict[str, Callable[[], Any]] = {}
         self._set: dict[str, Callable[[Any], None]] = {}
+        self._loaded: dict[str, tuple[Any, Any]] = {}
         self.widgets: dict[str, Any] = {n: self._make(n, i) for n, i in model.model_fields.items()}
         self.container: Container[Any] = Container(widgets=list(self.widgets.values()), labels=True)
         self.container.margins = (0, 0, 0, 0)
         self.value = model()
         self.container.changed.connect(self._relay)
+        self._still = StillWheel()
+        for kind in (QAbstractSpinBox, QComboBox):
+            for child in self.container.native.findChildren(kind):
+                self._still.watch(child)
 
     def _relay(self) -> None:
         self.changed.emit()
@@ -151,7 +174,7 @@ class ParameterForm:
             inner = [k for k in get_args(kind) if k is not type(None)]
             optional = len(inner) < len(get_args(kind))
             kind = inner[0] if len(inner) == 1 else None
-        common = {"name": name, "label": label_of(name, info), "tooltip": info.description or ""}
+        common: dict[str, Any] = {"name": name, "label": label_of(name, info), "tooltip": info.description or ""}
         default = info.default
         widget: Any
         if get_origin(kind) is tuple or kind is str:
@@ -167,7 +190,8 @@ class ParameterForm:
         if kind is bool:
             widget = CheckBox(value=bool(default), **{**common, "label": ""}, text=common["label"])
         elif get_origin(kind) is Literal:
-            widget = ComboBox(choices=[(f"{c:+d}" if isinstance(c, int) else str(c), c) for c in get_args(kind)], **common)
+            shown = [(f"{c:+d}" if isinstance(c, int) else str(c), c) for c in get_args(kind)]
+            widget = ComboBox(choices=shown, **common)
         elif kind is int or kind is float:
             if optional:
                 common = {**common, "label": ""}
@@ -192,7 +216,7 @@ class ParameterForm:
             They are refused by the section; says why.
         """
         try:
-            return self.model(**{name: get() for name, get in self._get.items()})
+            return self.model(**{name: self._unrounded(name, get()) for name, get in self._get.items()})
         except ValidationError as error:
             first = error.errors()[0]
             where = str(first["loc"][0]) if first["loc"] else ""
@@ -203,7 +227,14 @@ class ParameterForm:
     def value(self, parameters: BaseModel) -> None:
         with self.changed.blocked():
             for name, put in self._set.items():
-                put(getattr(parameters, name))
+                given = getattr(parameters, name)
+                put(given)
+                self._loaded[name] = (self._get[name](), given)
+
+    def _unrounded(self, name: str, shown: Any) -> Any:
+        """Return the value that was put in, to its last digit, unless the user changed what is shown of it."""
+        loaded, given = self._loaded[name]
+        return given if shown == loaded else shown
 
     @property
     def enabled(self) -> bool:

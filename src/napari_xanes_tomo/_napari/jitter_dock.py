@@ -30,17 +30,16 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
     def __init__(self) -> None:
         super().__init__()
         self.setBackground(None)
-        self.setMinimumHeight(270)
+        self.setMinimumHeight(240)
         self.on_click: Any = None
         self._theta: npt.NDArray[np.float64] = np.zeros(0)
         self._numbers: npt.NDArray[np.intp] = np.zeros(0, dtype=int)
         self._parts: list[tuple[Any, Any, Any, Any, Any, Any]] = []
         for row, (axis, colour) in enumerate(zip(("y", "x"), _COLOURS, strict=True)):
-            plot = self.addPlot(row=row, col=0)
+            plot = self.addPlot(row=row, col=0, enableMenu=False)
+            plot.ctrlMenu.setParent(self, plot.ctrlMenu.windowFlags())  # pyqtgraph leaves it without an owner
             plot.setLabel("left", f"shift {axis} (px)")
             plot.showGrid(x=True, y=True, alpha=0.15)
-            plot.setMenuEnabled(False)
-            plot.hideButtons()
             for side in ("left", "bottom"):
                 plot.getAxis(side).setPen(_GREY)
                 plot.getAxis(side).setTextPen(_GREY)
@@ -56,6 +55,7 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
             for item in (low, high, band, moments, points, marker):
                 plot.addItem(item)
             self._parts.append((plot, low, high, moments, points, marker))
+        self._parts[0][0].getAxis("bottom").setStyle(showValues=False)
         self._parts[1][0].setLabel("bottom", "angle (deg)")
         self._parts[0][0].setXLink(self._parts[1][0])
 
@@ -211,7 +211,7 @@ class JitterDock(StepDock):
     def _build_extra(self, box: QVBoxLayout) -> None:
         self.preview = AlignedPreview(self.session, "jitter")
         self.aligned_box = QCheckBox("Show the aligned projections as a layer")
-        self.aligned_box.setToolTip("Absorbance with the shifts found undone: stepping the angle, the particle stands still.")
+        self.aligned_box.setToolTip("Absorbance, the shifts undone: the particle stands still when the angle changes.")
         self.aligned_box.toggled.connect(self._toggle_aligned)
         box.addWidget(self.aligned_box)
 

@@ -116,7 +116,7 @@ class Jobs(QObject):
                 how = "cancelled"
             except XanesTomoError as error:
                 how, value = "failed", str(error)
-            except Exception as error:  # noqa: BLE001 - the last place before the user: never a traceback on screen
+            except Exception as error:  # the last place before the user, who must not see a traceback
                 log.exception("unexpected error in a job")
                 text = str(error).partition("\n")[0][:200]
                 how, value = "failed", f"unexpected error ({type(error).__name__}: {text}); please report it"

@@ -138,14 +138,15 @@ class ScanLayer:
         return self.path if self.path.is_dir() else self.path.parent
 
     def text(self, energy: int, angle: int) -> str:
-        """Return what the overlay says about one frame."""
+        """Return what the overlay says about one frame, in two lines."""
         scan = self.series.scans[energy]
-        ev = "energy unknown" if scan.energy_ev is None or np.isnan(scan.energy_ev) else f"{scan.energy_ev:.2f} eV"
+        ev = f"{scan.energy_ev:.2f} eV" if np.isfinite(scan.energy_ev) else "energy unknown"
         known = angle < len(scan) and np.isfinite(scan.theta_deg[angle])
         theta = f"{scan.theta_deg[angle]:.2f} deg" if known else "no angle"
         size = f"{scan.pixel_size_nm:.1f} nm/px" if np.isfinite(scan.pixel_size_nm) else "pixel size unknown"
         name = scan.names[angle] if angle < len(scan.names) else ""
-        return "  |  ".join(t for t in (ev, theta, size, name, self.stack.status(energy, angle)) if t)
+        status = self.stack.status(energy, angle)
+        return f"{ev}  |  {theta}  |  {size}\n{name}  |  {status}" if name else f"{ev}  |  {theta}  |  {size}\n{status}"
 
 
 def scan_of(layer: Any) -> ScanLayer | None:
@@ -267,15 +268,14 @@ _COLORMAPS = {"Mn": "magma", "Co": "cividis", "Ni": "viridis", "edge_energy": "t
 
 
 def is_maps(path: Path) -> Path | None:
-    """Return the folder of the maps, when `path` is one or is a run's output with one; never raises."""
-    try:
-        if path.name.endswith(".ome.zarr") and (path / "zarr.json").is_file():
-            return path
-        inside = path / "maps.ome.zarr"
-        if (path / "journal.jsonl").is_file() and inside.is_dir():
-            return inside
-    except OSError:
-        pass
+    """Return the folder of finished maps, when `path` is one or is a run's output with one; never raises."""
+    for folder in (path, path / "maps.ome.zarr"):
+        try:
+            if folder.name.endswith(".ome.zarr"):
+                read_map_attributes(folder)
+                return folder
+        except (XanesTomoError, OSError):
+            continue
     return None
 
 

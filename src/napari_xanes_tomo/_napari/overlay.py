@@ -27,7 +27,8 @@ def shown_scan(viewer: Any) -> Any | None:
 def frame_at(viewer: Any, layer: Any) -> tuple[int, int]:
     """Return the numbers of the energy and the projection of `layer` that the sliders stand at."""
     point = layer.world_to_data(viewer.dims.point)
-    return tuple(min(max(round(float(point[i])), 0), layer.data.shape[i] - 1) for i in (0, 1))  # type: ignore[return-value]
+    energy, angle = (min(max(round(float(point[i])), 0), layer.data.shape[i] - 1) for i in (0, 1))
+    return energy, angle
 
 
 def go_to(viewer: Any, layer: Any, energy: int, angle: int) -> None:
@@ -48,12 +49,21 @@ class FrameOverlay:
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
             event.connect(self._layers_changed)
         viewer.layers.selection.events.active.connect(self.update)
+        for layer in viewer.layers:
+            self._lock(layer)
         self._layers_changed()
+
+    @staticmethod
+    def _lock(layer: Any) -> None:
+        if scan_of(layer) is not None:
+            layer.locked = True  # raw data are not deleted by a slip of the hand
 
     def _layers_changed(self, event: Any = None) -> None:
         viewer = self._viewer()
         if viewer is None:
             return
+        if event is not None and event.type == "inserted":
+            self._lock(event.value)
         kinds = {type(layer.metadata[METADATA_KEY]) for layer in viewer.layers if METADATA_KEY in layer.metadata}
         if len(kinds) > 1 and not self._warned:
             from napari.utils.notifications import show_warning

@@ -76,7 +76,7 @@ class Session(QObject):
         self._layer: Callable[[], Any] = lambda: None
         self._frame = (-1, -1)
         self._state: State | None = None
-        self._then: Callable[[str, Any], None] | None = None
+        self._then: Callable[[Any], None] | None = None
         self._made: list[Workflow] = []  # being opened by a job
         self.workflow: Workflow | None = None
         self.jobs = Jobs()
@@ -168,7 +168,9 @@ class Session(QObject):
         """Open an output folder: a new one, or one that holds a run of this scan, which goes on."""
         self._open(out, None, lambda: self.told.emit(self._opened_text(), False))
 
-    def run(self, name: str, energies: Sequence[int], section: BaseModel, out: str | Path, *, again: bool = False) -> None:
+    def run(
+        self, name: str, energies: Sequence[int], section: BaseModel, out: str | Path, *, again: bool = False
+    ) -> None:
         """Run one step for some energies with the parameters of its form.
 
         Where the output folder holds a run that is not open yet, that run is opened instead, so that its parameters can
@@ -266,7 +268,7 @@ class Session(QObject):
         folder = Path(out).expanduser().absolute()
         raw = scan.folder.resolve()
         if folder.resolve().is_relative_to(raw):
-            self._fail(f"{folder.name}: the output must not lie inside the folder of the raw data; choose another folder")
+            self._fail(f"{folder.name}: lies inside the folder of the raw data; choose another output folder")
             return
 
         made = self._made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from napari_xanes_tomo.recipe import Recipe
 from napari_xanes_tomo.steps import step
 from napari_xanes_tomo.workflow import Candidate, UnitState
 
-from .forms import ParameterForm
+from .forms import ParameterForm, StillWheel
 from .jobs import remaining
 from .session import Session, session_of, suggest_output
 
@@ -59,7 +60,6 @@ def button_reasons(
     *,
     has_scan: bool,
     busy: bool,
-    open_run: bool,
     selected: Candidate | None,
     same_parameters: bool,
     all_done: bool = False,
@@ -70,8 +70,8 @@ def button_reasons(
     ----------
     unit : UnitState or None
         The step at the energy shown; None without a run.
-    has_scan, busy, open_run : bool
-        Whether there is a scan, a job, an open output folder.
+    has_scan, busy : bool
+        Whether there is a scan, and a job.
     selected : Candidate or None
         The candidate selected in the table.
     same_parameters : bool
@@ -125,7 +125,7 @@ class StepDock(QWidget):
         self.session: Session = session_of(viewer)
         self.session.join(id(self))
         self.destroyed.connect(partial(_release, self.session, id(self)))
-        self.form = ParameterForm(Recipe.model_fields[name].annotation or BaseModel)
+        self.form = ParameterForm(type(getattr(Recipe(), name)))
         self._shown: int | None = None  # candidate selected in the table, by its id
         self._energy_shown: int | None = None
         self._docked = False
@@ -190,6 +190,8 @@ class StepDock(QWidget):
         self.energies_combo.addItems(["this energy", "all energies"])
         self.energies_combo.currentIndexChanged.connect(self._update_buttons)
         self.energies_combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self._still = StillWheel(self)
+        self._still.watch(self.energies_combo)
         row.addWidget(self.energies_combo, 1)
         self.run_button = QPushButton("Run")
         self.run_button.clicked.connect(partial(self._run, again=False))
@@ -201,10 +203,13 @@ class StepDock(QWidget):
         self.bar = QProgressBar()
         self.bar.setRange(0, 1000)
         self.bar.setTextVisible(True)
+        self.bar.hide()
         box.addWidget(self.bar)
         self.progress_label = _wrapped()
+        self.progress_label.hide()
         box.addWidget(self.progress_label)
         self.message = _wrapped()
+        self.message.hide()
         self.message.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         box.addWidget(self.message)
 
@@ -242,7 +247,7 @@ class StepDock(QWidget):
     def _build_extra(self, box: QVBoxLayout) -> None:
         """Add what this step has below the decisions."""
 
-    def sizeHint(self) -> QSize:  # noqa: N802 - Qt
+    def sizeHint(self) -> QSize:
         """Return a size at which nothing is cut off."""
         return QSize(WIDTH + 20, 860)
 
@@ -290,7 +295,7 @@ class StepDock(QWidget):
             failed = [state[(s, self.energy)] for s in self.step.upstream if self.energy >= 0]
             reason = next((u.reason for u in failed if u.status == "failed"), "")
             status = "failed" if reason else status
-        verdict = "" if chosen is None else f"   verdict: <b>{chosen.quality.verdict}</b>"
+        verdict = "" if chosen is None else f"&nbsp;&nbsp;|&nbsp;&nbsp;verdict <b>{chosen.quality.verdict}</b>"
         notes = "" if chosen is None else "; ".join(chosen.quality.notes)
         stale = " (made with other parameters or inputs)" if status == "stale" else ""
         lines = [f"{self._energy_text()}: <b>{status}</b>{stale}{verdict}", notes, reason]
@@ -303,14 +308,18 @@ class StepDock(QWidget):
 
     def _energy_text(self) -> str:
         scan = self.session.scan
-        return f"{scan.series.scans[self.energy].energy_ev:.2f} eV" if scan is not None and self.energy >= 0 else "no energy"
+        if scan is None or self.energy < 0:
+            return "no energy"
+        return f"{scan.series.scans[self.energy].energy_ev:.2f} eV"
 
     def _fill_scores(self, quality: Quality | None) -> None:
         scores = () if quality is None else quality.scores
         self.scores.setRowCount(len(scores))
         for row, score in enumerate(scores):
-            limit = "" if score.threshold is None else f"{'<=' if score.better == 'lower' else '>='} {score.threshold:.3g}"
-            judged = "" if score.threshold is None else ("good" if score.passed else "check")
+            limit = judged = ""
+            if score.threshold is not None:
+                limit = f"{'<=' if score.better == 'lower' else '>='} {score.threshold:.3g}"
+                judged = "good" if score.passed else "check"
             for column, text in enumerate((score.name, f"{score.value:.4g} {score.unit}".strip(), limit, judged)):
                 self.scores.setItem(row, column, _cell(text, bold=judged == "check"))
         _fit(self.scores)
@@ -375,11 +384,12 @@ class StepDock(QWidget):
         """Show in the plots which projection the sliders stand at."""
 
     def _on_busy(self, busy: bool) -> None:
+        self.bar.setVisible(busy)
+        self.progress_label.setVisible(busy)
         if busy:
-            self._tell("", False)
-        else:
             self.bar.setValue(0)
             self.progress_label.setText("")
+            self._tell("", False)
         self._update_buttons()
 
     def _on_progress(self, what: str, done: int, total: int, seconds: float) -> None:
@@ -427,7 +437,6 @@ class StepDock(QWidget):
             unit,
             has_scan=session.scan is not None,
             busy=busy,
-            open_run=session.workflow is not None,
             selected=self.selected(),
             same_parameters=same,
             all_done=done,
@@ -500,7 +509,7 @@ class StepDock(QWidget):
                 self.close()
         return bool(super().event(event))
 
-    def closeEvent(self, event: Any) -> None:  # noqa: N802 - Qt
+    def closeEvent(self, event: Any) -> None:
         """Listen to nothing any more; the last dock ends the session and stops what runs."""
         s = self.session
         for signal, slot in (
@@ -520,10 +529,8 @@ def _release(session: Session, user: int, *_: object) -> None:
 
 
 def _disconnect(signal: Any, slot: Any) -> None:
-    try:
+    with suppress(TypeError, RuntimeError):  # closed twice
         signal.disconnect(slot)
-    except (TypeError, RuntimeError):  # closed twice
-        pass
 
 
 def _wrapped() -> QLabel:
@@ -566,7 +573,8 @@ def _cell(text: str, *, bold: bool = False) -> QTableWidgetItem:
 
 
 def _parameters_text(parameters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k.replace('_', ' ')} {v:g}" if isinstance(v, float) else f"{k.replace('_', ' ')} {v}" for k, v in parameters.items())
+    texts = {k.replace("_", " "): f"{v:g}" if isinstance(v, float) else str(v) for k, v in parameters.items()}
+    return ", ".join(f"{k} {v}" for k, v in texts.items())
 
 
 def _escape(text: str) -> str:

@@ -6,11 +6,16 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import napari
+from qtpy.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
+
 from napari_xanes_tomo.model import XanesTomoError
 
+from .docks import attach_docks
 from .layers import is_maps, map_layers
 from .overlay import attach_overlay
 from .reader import get_reader
+from .session import session_of
 
 __all__ = ["main", "open_maps", "open_scan"]
 
@@ -19,11 +24,6 @@ PLUGIN = "napari-xanes-tomo"
 
 def open_scan(path: str | Path, out: str | Path | None = None) -> Any:
     """Open a measurement in a new viewer with the docks; go on with the run in `out` where that is given."""
-    import napari
-
-    from .docks import attach_docks
-    from .session import session_of
-
     viewer = napari.Viewer(title=f"{Path(path).name} - XANES tomography")
     try:
         viewer.open(str(path), plugin=PLUGIN)
@@ -48,8 +48,6 @@ def open_maps(out: str | Path) -> Any:
     XanesTomoError
         The folder holds no finished maps.
     """
-    import napari
-
     out = Path(out)
     found = is_maps(out)
     if found is None:
@@ -82,8 +80,6 @@ def main(path: str | Path, *, out: str | Path | None = None, block: bool = True)
     XanesTomoError
         There is neither a scan nor a run with maps.
     """
-    import napari
-
     path = Path(path).absolute()
     if is_maps(path) is not None:
         open_maps(path)
@@ -103,8 +99,6 @@ def main(path: str | Path, *, out: str | Path | None = None, block: bool = True)
 
 
 def _table(path: Path) -> Any:
-    from qtpy.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
-
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     table = QTableWidget(max(0, len(rows) - 1), len(rows[0]) if rows else 0)
