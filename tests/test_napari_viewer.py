@@ -72,7 +72,7 @@ def test_a_text_that_is_no_script_is_refused(make_napari_viewer: Callable[..., A
     notes = tmp_path / "notes.txt"
     notes.write_text("nothing to collect\n")
     viewer = make_napari_viewer()
-    with pytest.raises(Exception, match="refused|no reader|No reader|not.*open"):
+    with pytest.raises(Exception, match="refused"):
         viewer.open(str(notes), plugin=PLUGIN)
     assert not viewer.layers
 
@@ -180,7 +180,7 @@ def test_view_says_what_it_expected(tmp_path: Path) -> None:
         view.main(begun, block=False)
     shutil.rmtree(begun)
     begun.mkdir()
-    with pytest.raises(XanesTomoError, match="no finished maps|none; run it"):
+    with pytest.raises(XanesTomoError, match="found none; run it"):
         view.open_maps(begun)
 
 

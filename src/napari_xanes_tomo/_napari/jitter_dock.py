@@ -30,7 +30,7 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
     def __init__(self) -> None:
         super().__init__()
         self.setBackground(None)
-        self.setMinimumHeight(240)
+        self.setFixedHeight(260)
         self.on_click: Any = None
         self._theta: npt.NDArray[np.float64] = np.zeros(0)
         self._numbers: npt.NDArray[np.intp] = np.zeros(0, dtype=int)
@@ -38,7 +38,7 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
         for row, (axis, colour) in enumerate(zip(("y", "x"), _COLOURS, strict=True)):
             plot = self.addPlot(row=row, col=0, enableMenu=False)
             plot.ctrlMenu.setParent(self, plot.ctrlMenu.windowFlags())  # pyqtgraph leaves it without an owner
-            plot.setLabel("left", f"shift {axis} (px)")
+            plot.setLabel("left", f"d{axis} (px)")
             plot.showGrid(x=True, y=True, alpha=0.15)
             for side in ("left", "bottom"):
                 plot.getAxis(side).setPen(_GREY)
@@ -201,19 +201,21 @@ class JitterDock(StepDock):
         self.plot = ShiftPlot()
         self.plot.on_click = self._jump
         box.addWidget(self.plot)
+        caption = QLabel("Grey: moments alone. Band: one sigma. Click a point to go there.")
+        caption.setWordWrap(True)
+        caption.setStyleSheet(f"color: {_GREY}; font-size: 11px;")
+        box.addWidget(caption)
         self.readout = QLabel()
         self.readout.setWordWrap(True)
         self.readout.setToolTip("Displacement of the content of this projection, raw pixels, positive down / right.")
         box.addWidget(self.readout)
-        self._result: StepResult | None = None
-        self._result_key: tuple[Any, ...] = ()
-
-    def _build_extra(self, box: QVBoxLayout) -> None:
         self.preview = AlignedPreview(self.session, "jitter")
         self.aligned_box = QCheckBox("Show the aligned projections as a layer")
         self.aligned_box.setToolTip("Absorbance, the shifts undone: the particle stands still when the angle changes.")
         self.aligned_box.toggled.connect(self._toggle_aligned)
         box.addWidget(self.aligned_box)
+        self._result: StepResult | None = None
+        self._result_key: tuple[Any, ...] = ()
 
     def refresh(self) -> None:
         """Show what the journal says."""

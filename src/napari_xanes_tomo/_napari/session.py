@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +212,23 @@ class Session(QObject):
         """Stop what runs at its next safe point; what is finished stays."""
         self.jobs.cancel()
 
-    def accept(self, name: str, energy: int, candidate: int | None = None) -> None:
-        """Let a candidate count from now on."""
-        self._decide(lambda workflow: workflow.accept(name, energy, candidate))
+    def accept(self, name: str, chosen: Mapping[int, int]) -> None:
+        """Let candidates count from now on: ``{energy: id of the candidate}``."""
 
-    def revert(self, name: str, energy: int) -> None:
-        """Take the acceptance of a step back."""
-        self._decide(lambda workflow: workflow.revert(name, energy))
+        def decide(workflow: Workflow) -> None:
+            for energy, candidate in chosen.items():
+                workflow.accept(name, energy, candidate)
+
+        self._decide(decide)
+
+    def revert(self, name: str, energies: Sequence[int]) -> None:
+        """Take the acceptance of a step back at some energies."""
+
+        def decide(workflow: Workflow) -> None:
+            for energy in energies:
+                workflow.revert(name, energy)
+
+        self._decide(decide)
 
     def _decide(self, decision: Callable[[Workflow], None]) -> None:
         workflow = self.workflow

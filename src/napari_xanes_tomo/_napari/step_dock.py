@@ -43,6 +43,7 @@ from .session import Session, session_of, suggest_output
 __all__ = ["Buttons", "StepDock", "button_reasons"]
 
 WIDTH = 420
+_ROW = 20  # height of a table's row, px
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def button_reasons(
     if unit.candidate is None:
         redo = "There is no result to redo."
     elif same_parameters and unit.status != "stale":
-        redo = "Change a parameter first: the same parameters give the same result."
+        redo = "Change a parameter first, or the result is the same."
     else:
         redo = ""
     return Buttons(run, accept, redo, "" if accepted else "Nothing is accepted here.")
@@ -219,8 +220,7 @@ class StepDock(QWidget):
         box.addWidget(self.verdict_label)
         self.scores = _table(["score", "value", "limit", ""])
         box.addWidget(self.scores)
-        box.addWidget(QLabel("Results of this energy"))
-        self.candidates = _table(["", "result", "made with", "verdict"])
+        self.candidates = _table(["", "result", "verdict", "made with"])
         self.candidates.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.candidates.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         self.candidates.itemSelectionChanged.connect(self._on_selected)
@@ -271,6 +271,11 @@ class StepDock(QWidget):
         """Where this step stands at the energy shown."""
         state = self.session.state
         return None if state is None or self.energy < 0 else state[(self.step.name, self.energy)]
+
+    def _units(self) -> dict[int, UnitState]:
+        """Where this step stands at every energy chosen."""
+        state = self.session.state
+        return {} if state is None else {e: state[(self.step.name, e)] for e in self.energies}
 
     def found(self) -> list[Candidate]:
         """Return every result of the energy shown, oldest first."""
@@ -334,9 +339,9 @@ class StepDock(QWidget):
             accepted = counts and unit is not None and unit.status == "accepted"
             mark = "accepted" if accepted else ("counts" if counts else "")
             method = str(candidate.payload["numbers"].get("method", ""))
-            made = _parameters_text(candidate.payload.get("parameters", {}).get(self.step.name, {}))
+            made = _parameters_text(made_with(candidate, self.step.name))
             label = f"#{candidate.id} {method}".strip()
-            for column, text in enumerate((mark, label, made, candidate.quality.verdict)):
+            for column, text in enumerate((mark, label, candidate.quality.verdict, made)):
                 cell = _cell(text, bold=accepted)
                 cell.setData(Qt.ItemDataRole.UserRole, candidate.id)
                 table.setItem(row, column, cell)
@@ -358,14 +363,14 @@ class StepDock(QWidget):
             total = sum(len(s) for s in scan.series.scans)
             self.scan_label.setText(f"<b>{_escape(scan.series.name)}</b><br>{n} energies, {total} projections")
             if self.session.workflow is None:
-                self.out_edit.setText(str(suggest_output(scan)))
+                self._show_out(suggest_output(scan))
             self.energies_combo.setItemText(1, f"all {n} energies")
         self._on_frame(*self.session.frame)
 
     def _on_workflow(self) -> None:
         workflow = self.session.workflow
         if workflow is not None:
-            self.out_edit.setText(str(workflow.output.folder))
+            self._show_out(workflow.output.folder)
             self.form.value = getattr(workflow.recipe, self.step.name)
         self.refresh()
 
@@ -422,8 +427,9 @@ class StepDock(QWidget):
         busy = session.busy
         state = session.state
         recipe_same = section is not None and session.workflow is not None
-        made = {} if unit is None or unit.candidate is None else unit.candidate.payload.get("parameters", {})
-        same = section is not None and made.get(self.step.name) == section.model_dump(mode="json")
+        wanted = None if section is None else section.model_dump(mode="json")
+        made = None if unit is None or unit.candidate is None else made_with(unit.candidate, self.step.name)
+        same = section is not None and made == wanted
         unchanged = recipe_same and section == getattr(session.recipe, self.step.name)
         done = False
         if state is not None and self.energies:
@@ -441,6 +447,22 @@ class StepDock(QWidget):
             same_parameters=same,
             all_done=done,
         )
+        every = len(self.energies) > 1
+        if every and state is not None and not busy:
+            units = self._units().values()
+            other = [u for u in units if u.candidate and made_with(u.candidate, self.step.name) != wanted]
+            reasons = Buttons(
+                reasons.run,
+                "" if any(u.status == "candidate" for u in units) else "No result is waiting to be accepted.",
+                "" if other else reasons.redo,
+                "" if any(u.status == "accepted" for u in units) else "Nothing is accepted.",
+            )
+        for button, title in (
+            (self.accept_button, "Accept"),
+            (self.redo_button, "Redo"),
+            (self.revert_button, "Revert"),
+        ):
+            button.setText(f"{title} all" if every else title)
         if section is None and not busy:
             reasons = Buttons("A parameter is not valid.", reasons.accept, "A parameter is not valid.", reasons.revert)
         for button, reason, purpose in (
@@ -467,12 +489,18 @@ class StepDock(QWidget):
         self.reason_label.setText("\n".join(f"{', '.join(titles)}: {reason}" for reason, titles in told.items()))
 
     def _browse(self) -> None:
-        start = Path(self.out_edit.text() or Path.home()).parent
+        start = Path(self.out_edit.text() or Path.home()).expanduser().parent
         while not start.is_dir() and start != start.parent:
             start = start.parent
         chosen = QFileDialog.getExistingDirectory(self, "Output folder (a new one, or an earlier run)", str(start))
         if chosen:
-            self.out_edit.setText(chosen)
+            self._show_out(Path(chosen))
+
+    def _show_out(self, folder: Path) -> None:
+        home = Path.home()
+        inside = folder.is_relative_to(home) and folder != home
+        self.out_edit.setText(str(Path("~") / folder.relative_to(home)) if inside else str(folder))
+        self.out_edit.setCursorPosition(0)
 
     def _open(self) -> None:
         self.session.open(self.out_edit.text())
@@ -492,11 +520,15 @@ class StepDock(QWidget):
 
     def _accept(self) -> None:
         chosen = self.selected()
-        if chosen is not None:
-            self.session.accept(self.step.name, self.energy, chosen.id)
+        if len(self.energies) > 1:
+            units = self._units()
+            open_ones = {e: u.candidate.id for e, u in units.items() if u.candidate and u.status == "candidate"}
+            self.session.accept(self.step.name, open_ones)
+        elif chosen is not None:
+            self.session.accept(self.step.name, {self.energy: chosen.id})
 
     def _revert(self) -> None:
-        self.session.revert(self.step.name, self.energy)
+        self.session.revert(self.step.name, [e for e, u in self._units().items() if u.status == "accepted"])
 
     # ------------------------------------------------------------------------------------------------------- ending
 
@@ -524,6 +556,11 @@ class StepDock(QWidget):
         self.deleteLater()
 
 
+def made_with(candidate: Candidate, name: str) -> dict[str, Any]:
+    """Return the parameters of section `name` that a candidate was made with."""
+    return dict(candidate.payload.get("parameters", {}).get(name, {}))
+
+
 def _release(session: Session, user: int, *_: object) -> None:
     session.release(user)
 
@@ -548,7 +585,7 @@ def _table(titles: list[str]) -> QTableWidget:
     assert header is not None
     assert rows is not None
     rows.setVisible(False)
-    rows.setDefaultSectionSize(22)
+    rows.setDefaultSectionSize(_ROW)
     header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
     header.setStretchLastSection(True)
     return table
@@ -558,7 +595,7 @@ def _fit(table: QTableWidget, most: int = 8) -> None:
     """Make a table as high as its rows."""
     header = table.horizontalHeader()
     assert header is not None
-    height = header.sizeHint().height() + 22 * max(1, min(table.rowCount(), most)) + 4
+    height = header.sizeHint().height() + _ROW * max(1, min(table.rowCount(), most)) + 4
     table.setFixedHeight(height)
 
 
