@@ -326,7 +326,8 @@ class Workflow:
         self.threads = threads or os.cpu_count() or 1
         self.fingerprints = [_fingerprint(s) for s in series.scans]
         # A crash may have cut the first event short: then there is a journal, but no recipe in it to go on with.
-        begun = recipe is None and any(e.kind == "run" for e in Journal(out).events)
+        begun = recipe is None and (Path(out) / "journal.jsonl").exists()
+        begun = begun and any(e.kind == "run" for e in Journal(out).events)
         text = None if begun else (recipe or Recipe()).to_yaml()
         names, stamps = _files(series)
         self.output: Output = open_output(
