@@ -32,6 +32,7 @@ from napari_xanes_tomo._napari.layers import (
     lazy_frames,
     map_layers,
     scan_of,
+    spread_limits,
 )
 from napari_xanes_tomo._napari.overlay import attach_overlay, frame_at, go_to
 from napari_xanes_tomo._napari.reader import get_reader, read_scan
@@ -221,6 +222,14 @@ def test_overlay_says_where_the_sliders_stand(tiny_twin: Path, series: Series) -
     overlay.detach()
 
 
+@pytest.mark.parametrize("shape", [(300_001,), (1024, 1024), (40, 40, 40), (0,)])
+def test_contrast_limits_of_any_shape(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).uniform(0, 1, shape)
+    low, high = spread_limits([values, np.full(3, np.nan)], 10, 90)
+    assert (low, high) == (pytest.approx((0.1, 0.9), abs=0.02) if values.size else (0.0, 1.0))
+    assert spread_limits([np.full(shape or (1,), 7.0)])[1] > spread_limits([np.full(shape or (1,), 7.0)])[0]
+
+
 def test_a_single_frame_and_a_spectrum_without_angles(tiny_twin: Path, series: Series) -> None:
     viewer = ViewerModel()
     attach_overlay(viewer)
@@ -307,7 +316,7 @@ def test_maps_are_in_micrometres(maps_folder: Path) -> None:
             assert options["scale"] == (0.1, 0.1, 0.1)
             assert options["units"] == ("um", "um", "um")
             assert options["axis_labels"] == ("y", "z", "x")
-        assert [o["visible"] for _, o, _ in layers] == [True, False, False, False]
+        assert [o["visible"] for _, o, _ in layers] == [False, False, False, True]
     viewer = ViewerModel()
     for data, options, _ in map_layers(maps_folder / "maps.ome.zarr"):
         viewer.add_image(data, **options)

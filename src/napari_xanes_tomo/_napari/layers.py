@@ -180,8 +180,8 @@ def geometry(series: Series) -> dict[str, Any]:
 
 
 def spread_limits(frames: list[npt.NDArray[Any]], low: float = 0.5, high: float = 99.8) -> tuple[float, float]:
-    """Return contrast limits from the percentiles of a few frames."""
-    values = np.concatenate([f[::4, ::4].ravel() if f.size > 4096 else f.ravel() for f in frames] or [np.zeros(1)])
+    """Return contrast limits from the percentiles of a few arrays of any shape; some 65,000 values of each will do."""
+    values = np.concatenate([f.ravel()[:: (f.size // 65536) | 1] for f in frames])
     values = values[np.isfinite(values)]
     a, b = np.percentile(values, (low, high)) if values.size else (0.0, 1.0)
     return (float(a), float(b)) if b > a else (float(a), float(a) + 1.0)
@@ -280,7 +280,7 @@ def is_maps(path: Path) -> Path | None:
 
 
 def map_layers(path: Path) -> list[LayerData]:
-    """Return every map as a layer ``(y, z, x)``, scale in micrometres; only the first element is visible.
+    """Return every map as a layer ``(y, z, x)``, scale in micrometres; only the last, the first element's, is visible.
 
     Raises
     ------
@@ -294,7 +294,7 @@ def map_layers(path: Path) -> list[LayerData]:
         mask = np.asarray(read_map_levels(path, "mask")[-1]) > 0.5
     out: list[LayerData] = []
     names = sorted(each, key=lambda n: (n.endswith("_sigma"), n in ("mask", "coverage")))
-    for name in names:
+    for name in reversed(names):  # napari puts the last on top
         levels = read_map_levels(path, name)
         coarse = np.asarray(levels[-1])
         inside = coarse[mask] if mask is not None and mask.any() and mask.shape == coarse.shape else coarse

@@ -56,6 +56,7 @@ def open_maps(out: str | Path) -> Any:
     viewer = napari.Viewer(title=f"{out.name} - maps - XANES tomography")
     for data, options, kind in layers:
         getattr(viewer, f"add_{kind}")(data, **options)
+    viewer.layers.selection.active = viewer.layers[-1]
     viewer.canvas.overlays.scale_bar.visible = True
     viewer.dims.set_point(0, sum(viewer.dims.range[0][:2]) / 2)
     table = found.parent / "tables" / "energies.csv"
