@@ -258,7 +258,9 @@ def measured(energies: np.ndarray, *, missing: dict[int, list[int]] | None = Non
         shift = rng.uniform(-1.5, 1.5, (len(theta), 2))
         alignment = Alignment(shift, np.zeros_like(shift), 1.0 + 0.02 * (len(energies) - 1 - e))
         mu = tabulated(np.array([energy]), DENSITY)[0] * VOXEL_NM * 1e-7
-        air = np.stack([0.02 * np.sin(theta), np.full(len(theta), 0.01), 0.01 * np.cos(theta)], axis=1)
+        air = (-1) ** e * np.stack(
+            [0.1 + 0.02 * np.sin(theta), np.full(len(theta), 0.01), 0.01 * np.cos(theta)], axis=1
+        )
         y, x = ((np.arange(n) - (n - 1) / 2) / (SHAPE[1] / 2) for n in SHAPE)
         plane = air[:, 0, None, None] + air[:, 1, None, None] * y[:, None] + air[:, 2, None, None] * x
         half = (np.arange(len(theta)) >= len(theta) // 2).astype(int)
