@@ -20,6 +20,7 @@ from napari_xanes_tomo.recipe import (
     ScanParameters,
     parameter_key,
 )
+from napari_xanes_tomo.state import Manual
 from napari_xanes_tomo.workflow import State, resolve
 
 SMALL = TwinParameters(
@@ -337,7 +338,7 @@ def test_thousands_of_events_resolve() -> None:
         r.add("note", text="kinds this version does not know are passed over")
     for e in range(4):
         r.accept("jitter", e, None)
-    assert r.state == replace(whole, excluded={1: {}})
+    assert r.state == replace(whole, manual=Manual(frames={1: {}}))
 
 
 # ---------------------------------------------------------------------------------------------------- a whole run

@@ -18,6 +18,7 @@ __all__ = [
     "absorbance",
     "bin_frames",
     "estimate_detector",
+    "fill_masked",
     "fit_air",
     "flat_for",
     "mean_flat",
@@ -148,6 +149,28 @@ def absorbance(
     if not lit.all():
         out[:, ~lit] = 0
     return out
+
+
+def fill_masked(frames: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> None:
+    """Replace masked pixels of (n, y, x) frames, in place, by the nearest good one of their row; 0 where there is none.
+
+    Parameters
+    ----------
+    frames : (n, y, x) array
+    mask : (y, x) bool array
+        True where the camera is not to be trusted.
+    """
+    columns = np.arange(mask.shape[1])
+    for y in np.flatnonzero(mask.any(axis=1)):
+        good = np.flatnonzero(~mask[y])
+        bad = np.flatnonzero(mask[y])
+        if not len(good):
+            frames[:, y] = 0
+            continue
+        at = np.clip(np.searchsorted(good, bad), 1, len(good) - 1) if len(good) > 1 else np.zeros(len(bad), dtype=int)
+        left, right = good[np.maximum(at - 1, 0)], good[at]
+        nearest = np.where(columns[bad] - left <= right - columns[bad], left, right)
+        frames[:, y, bad] = frames[:, y, nearest]
 
 
 def bin_frames(frames: npt.NDArray[Any], bin: int) -> npt.NDArray[np.float32]:
@@ -296,7 +319,7 @@ def _without_specks(body: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 def _trimmed_plane(design: FloatArray, values: FloatArray) -> FloatArray:
     """Least squares, then twice more without what lies beyond 2.5 robust standard deviations."""
     keep = np.ones(len(values), dtype=bool)
-    c = np.zeros(3)
+    c: FloatArray = np.zeros(3)
     for _ in range(3):
         if keep.sum() < 8:
             break
@@ -314,6 +337,7 @@ def normalise(
     *,
     bin: int = 1,
     air: FloatArray | None = None,
+    mask: npt.NDArray[np.bool_] | None = None,
     progress: Progress = no_progress,
 ) -> Normalised:
     """Read one energy and turn it into binned absorbance.
@@ -329,6 +353,8 @@ def normalise(
         Recorded pixels per binned pixel, in both directions.
     air : (all projections, 3) array, optional
         Air planes found before; fitted unless given.
+    mask : (y, x) bool array, optional
+        True where the camera is not to be trusted; see `fill_masked`.
     progress : callable
         See `Progress`.
 
@@ -357,6 +383,8 @@ def normalise(
             sel = np.flatnonzero(scan.half[part] == half)
             counts = scan.frames.read_rows([int(i) for i in part[sel]], 0, h)
             a = absorbance(counts, scan.exposure_s[part[sel]], flat.rate)
+            if mask is not None:
+                fill_masked(a, mask)
             data[start + sel] = bin_frames(a, bin)
             typical = np.maximum(np.mean(counts, axis=(1, 2)), 1.0)
             beam = max(float(flat.rate.mean()) * flat.exposure_s, 1.0)
@@ -365,7 +393,7 @@ def normalise(
                 + (detector.read_variance + detector.gain * beam) / beam**2 / flat.shots
             ) / bin**2
         progress("absorbance", min(start + _CHUNK, len(index)), len(index))
-    planes: FloatArray = np.zeros((len(index), 3))
+    planes: Any = np.zeros((len(index), 3))
     residual: FloatArray = np.full(len(index), np.nan)
     fraction: FloatArray = np.ones(len(index))
     if air is not None:

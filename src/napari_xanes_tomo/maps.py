@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .absorbance import Flat, absorbance, flat_for, mean_flat, plane
+from .absorbance import Flat, absorbance, fill_masked, flat_for, mean_flat, plane
 from .edges import bracketed_elements, edge_energy_ev, mass_attenuation, scanned_element
 from .model import Alignment, EnergyScan, FloatArray, XanesTomoError
 from .recipe import MapsParameters
@@ -40,11 +40,14 @@ class AlignedEnergy:
         Raw px; its status tells which projections are used.
     air : (n, 3) array
         Air plane of every projection; see `absorbance.plane`.
+    mask : (y, x) bool array or None
+        Pixels of the camera that are not to be trusted.
     """
 
     scan: EnergyScan
     alignment: Alignment
     air: FloatArray
+    mask: npt.NDArray[np.bool_] | None = None
 
     @property
     def used(self) -> npt.NDArray[np.intp]:
@@ -297,6 +300,8 @@ def component_sinograms(
             sel = np.flatnonzero(scan.half[index] == half)
             counts = scan.frames.read_rows([int(i) for i in index[sel]], y0, y1)
             data[sel] = absorbance(counts, scan.exposure_s[index[sel]], rate)
+        if item.mask is not None:
+            fill_masked(data, item.mask[y0:y1])
         data -= plane(item.air[index], shape, (y0, y1))
         placed = place(
             data, item.alignment, grid_shape=shape, rows=rows, index=index.tolist(), row_offset=y0, frame_shape=shape,

@@ -177,11 +177,10 @@ def _draw_particle(p: TwinParameters, seed: np.random.SeedSequence) -> _Particle
     middle = np.zeros(3)
     for _ in range(2):
         rough = _draw(p, np.random.default_rng(seed), rough_size, middle)
-        mass = sum(rough.metals.values())
-        axes = [(np.arange(n) - (n - 1) / 2) / rough_size for n in mass.shape]
-        middle = middle - [
-            float(np.sum(mass.sum(axis=tuple(k for k in range(3) if k != i)) * axes[i]) / mass.sum()) for i in range(3)
-        ]
+        mass = np.sum(list(rough.metals.values()), axis=0)
+        for i, n in enumerate(mass.shape):
+            profile = mass.sum(axis=tuple(k for k in range(3) if k != i))
+            middle[i] -= float(profile @ (np.arange(n) - (n - 1) / 2) / rough_size / profile.sum())
     return _draw(p, np.random.default_rng(seed), fine, middle)
 
 

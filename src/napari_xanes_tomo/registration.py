@@ -188,6 +188,7 @@ def register(
     template: Template,
     *,
     magnification: float,
+    fixed: bool = False,
     parameters: RegistrationParameters | None = None,
     progress: Progress = no_progress,
     what: str = "registration",
@@ -205,6 +206,8 @@ def register(
     template : Template
     magnification : float
         First guess, from a calibration; what comes out is measured.
+    fixed : bool
+        Take `magnification` as it is.
     parameters : RegistrationParameters, optional
     progress : callable
         See `Progress`.
@@ -254,6 +257,8 @@ def register(
             seen = band_pass(placed, fine * unit / extra, coarse * unit / extra)
             inside = weight * _recorded(now, placed.shape, middle, extra, (height, w), 2.0 * coarse * unit)
             fit = registration_equations(seen, reference, inside, theta, pixel=scale * extra, middle_row=middle)
+            if fixed:  # a column without information is not moved
+                fit.normal[:, :, 0], fit.normal[:, :, :, 0], fit.rhs[:, :, 0] = 0, 0, 0
             solution, covariance, angle_fit = _joint(fit.normal[:, 0], fit.rhs[:, 0], fit.cost[:, 0], fit.count[:, 0])
             change = solution[:4]
             change[0] = np.clip(change[0], -0.02, 0.02)

@@ -5,8 +5,8 @@ This is the only place where order is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,17 @@ from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, 
 from .recipe import Recipe
 from .registration import Template, object_mass, register
 
-__all__ = ["STEPS", "Step", "StepResult", "estimation_bin", "run_flats", "run_jitter", "run_registration", "step"]
+__all__ = [
+    "STEPS",
+    "Confinement",
+    "Step",
+    "StepResult",
+    "estimation_bin",
+    "run_flats",
+    "run_jitter",
+    "run_registration",
+    "step",
+]
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class StepResult:
 
     arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)
-    quality: Quality = Quality()
+    quality: Quality = field(default_factory=Quality)
 
 
 def estimation_bin(columns: int) -> int:
@@ -90,12 +100,50 @@ def _spread(values: FloatArray, index: npt.NDArray[np.intp], n: int) -> FloatArr
     return out
 
 
+@dataclass(frozen=True)
+class Confinement:
+    """Where an energy is looked at.
+
+    Attributes
+    ----------
+    boxes : tuple of (y0, y1, x0, x1)
+        Of a frame at the reference energy; none is the whole frame.
+    scale : float
+        Magnification of this energy by the calibration, which scales the boxes about the middle of the frame.
+    mask : (y, x) bool array or None
+        Pixels of the camera that are not to be trusted.
+    """
+
+    boxes: tuple[tuple[int, int, int, int], ...] = ()
+    scale: float = 1.0
+    mask: npt.NDArray[np.bool_] | None = None
+
+    def apply(self, data: Normalised) -> Normalised:
+        """Return the absorbance with everything outside the boxes set to air."""
+        if not self.boxes:
+            return data
+        (height, width), b = data.frame_shape, data.bin
+        inside = np.zeros(data.data.shape[1:], dtype=np.float32)
+        # The particle moves by its jitter: the box is widened by a tenth of the frame.
+        reach = 0.1 * width
+        for y0, y1, x0, x1 in self.boxes:
+            ends = []
+            for low, high, n in ((y0, y1, height), (x0, x1, width)):
+                middle = n / 2
+                first = max(0.0, middle + self.scale * (low - middle) - reach)
+                last = min(float(n), middle + self.scale * (high - middle) + reach)
+                ends.append(slice(int(first / b), int(np.ceil(last / b))))
+            inside[tuple(ends)] = 1
+        return replace(data, data=data.data * inside)
+
+
 def run_flats(
-    scan: EnergyScan, recipe: Recipe, *, progress: Progress = no_progress
+    scan: EnergyScan, recipe: Recipe, within: Confinement | None = None, *, progress: Progress = no_progress
 ) -> tuple[StepResult, Normalised]:
     """Normalise one energy by its flats and fit the air: arrays ``air`` (n, 3), ``air_residual``, ``variance`` (n,)."""
     bin = estimation_bin(scan.frames.frame_shape[1])
-    found = normalise(scan, recipe.absorbance, bin=bin, progress=progress)
+    within = within or Confinement()
+    found = within.apply(normalise(scan, recipe.absorbance, bin=bin, mask=within.mask, progress=progress))
     n = len(scan)
     detector = scan_detector(scan)
     residual = float(np.nanmedian(found.air_residual)) if np.isfinite(found.air_residual).any() else float("nan")
@@ -118,10 +166,12 @@ def run_flats(
     return StepResult(arrays, numbers, Quality(scores)), found
 
 
-def renormalise(scan: EnergyScan, recipe: Recipe, flats: StepResult) -> Normalised:
+def renormalise(scan: EnergyScan, recipe: Recipe, flats: StepResult, within: Confinement | None = None) -> Normalised:
     """Read one energy again with the air planes that were found."""
     air = np.nan_to_num(flats.arrays["air"])
-    return normalise(scan, recipe.absorbance, bin=int(flats.numbers["bin"]), air=air)
+    within = within or Confinement()
+    found = normalise(scan, recipe.absorbance, bin=int(flats.numbers["bin"]), air=air, mask=within.mask)
+    return within.apply(found)
 
 
 def run_jitter(
@@ -130,6 +180,7 @@ def run_jitter(
     flats: StepResult,
     data: Normalised,
     *,
+    change_points: Sequence[int] = (),
     progress: Progress = no_progress,
 ) -> StepResult:
     """Find the jitter of one energy: arrays ``shift``, ``sigma``, ``moments`` (n, 2) raw px, ``residual`` (n,)."""
@@ -158,8 +209,30 @@ def run_jitter(
         "center": center,
         "center_sigma": found.center_sigma * data.bin,
         "method": found.method,
+        "jumps": _jumps(raw.shift, theta, index, scan, change_points),
     }
     return StepResult(arrays, numbers, found.quality)
+
+
+def _jumps(
+    shift: FloatArray, theta_deg: FloatArray, index: npt.NDArray[np.intp], scan: EnergyScan, points: Sequence[int]
+) -> list[list[float]]:
+    """``[frame, dy, dx]`` of the sample's jump where flats were taken and at the points named by hand, raw px.
+
+    Medians of the ten displacements behind and before it, the object's own orbit taken out.
+    """
+    t = np.deg2rad(theta_deg)
+    basis = np.stack([np.cos(t), np.sin(t)], axis=1)
+    rest = shift.copy()
+    rest[:, 1] -= basis @ np.linalg.lstsq(basis, shift[:, 1], rcond=None)[0]
+    seams = np.flatnonzero(np.diff(scan.half) != 0) + 1
+    out = []
+    for point in sorted({*(int(v) for v in seams), *(int(v) for v in points)}):
+        before, behind = index < point, index >= point
+        if before.sum() >= 3 and behind.sum() >= 3:
+            jump = np.median(rest[behind][:10], axis=0) - np.median(rest[before][-10:], axis=0)
+            out.append([float(point), float(jump[0]), float(jump[1])])
+    return out
 
 
 def alignment_of(result: StepResult, scan: EnergyScan) -> Alignment:
@@ -186,6 +259,7 @@ def run_registration(
     *,
     magnification: float,
     reference: bool,
+    fixed: bool = False,
     progress: Progress = no_progress,
 ) -> StepResult:
     """Register one energy: ``shift``, ``sigma`` (n, 2) raw px and ``residual`` (n,), with M and the translation.
@@ -215,6 +289,7 @@ def run_registration(
         part,
         template,
         magnification=magnification,
+        fixed=fixed,
         parameters=recipe.registration,
         progress=progress,
         what=f"{scan.energy_ev:g} eV",

@@ -8,12 +8,11 @@ interrupted goes on where it stopped.
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from psygnal import Signal
 from .absorbance import Normalised
 from .agreement import center_of_rotation
 from .edges import bracketed_elements, edge_energy_ev
+from .execution import Execution, Threads
 from .io.journal import plain_json
 from .io.store import (
     EnergyRow,
-    Event,
     Journal,
     MapSpec,
     MapStore,
@@ -40,12 +39,13 @@ from .io.store import (
     write_shifts,
 )
 from .maps import AlignedEnergy, MapPlan, Slab, map_slab, plan_maps, require_energies
-from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
-from .recipe import Recipe, parameter_key
+from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Series, XanesTomoError, no_progress
+from .recipe import MapsParameters, Recipe, parameter_key
 from .registration import Template, make_template, reference_energy
+from .state import UNDOABLE, Box, Candidate, State, Unit, UnitState, active_events, resolve
 from .steps import (
     STEPS,
-    Step,
+    Confinement,
     StepResult,
     alignment_of,
     renormalise,
@@ -55,235 +55,11 @@ from .steps import (
     step,
 )
 
-__all__ = ["Candidate", "State", "Unit", "UnitState", "Workflow", "resolve"]
+__all__ = ["Cancelled", "Candidate", "State", "Unit", "UnitState", "Workflow", "resolve"]
 
 log = logging.getLogger(__name__)
 
-Unit = tuple[str, int | None]
-"""A step, and the number of the energy it is done for (None for a step done once)."""
-
 SLAB_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One result of one step, as the journal has it.
-
-    Attributes
-    ----------
-    id : int
-        Number of its event.
-    unit : Unit
-    parameter_key, input_key : str
-        What it was made with and from.
-    payload : mapping
-        Scores, numbers, references to arrays.
-    """
-
-    id: int
-    unit: Unit
-    parameter_key: str
-    input_key: str
-    payload: Mapping[str, Any]
-
-    @property
-    def key(self) -> str:
-        """Identifies the result: the same parameters and inputs give the same result."""
-        return parameter_key(self.unit[0], self.parameter_key, self.input_key)
-
-    @property
-    def quality(self) -> Quality:
-        """The scores, with the verdict that follows from them."""
-        scores = tuple(
-            Score(
-                s["name"],
-                float("nan") if s["value"] is None else float(s["value"]),
-                s["unit"],
-                s["threshold"],
-                s["better"],
-            )
-            for s in self.payload["scores"]
-        )
-        return Quality(scores, tuple(self.payload["notes"]))
-
-
-@dataclass(frozen=True)
-class UnitState:
-    """Where one step of one energy stands.
-
-    Attributes
-    ----------
-    status : {"idle", "candidate", "accepted", "stale", "failed"}
-    parameter_key, input_key : str
-        What a result made now would be made with and from; `input_key` is empty while something upstream is missing.
-    candidate : Candidate or None
-        The one that counts: the one accepted last, else the newest.
-    reason : str
-        Of a failure.
-    """
-
-    status: str
-    parameter_key: str
-    input_key: str
-    candidate: Candidate | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class State:
-    """The state of all steps, resolved from recipe and journal.
-
-    Attributes
-    ----------
-    units : dict of Unit to UnitState
-    reference : int or None
-        Number of the reference energy.
-    excluded : dict of int to dict of int to str
-        Energy number to projection number to reason, by decision of the user.
-    """
-
-    units: Mapping[Unit, UnitState]
-    reference: int | None
-    excluded: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
-
-    def __getitem__(self, unit: Unit) -> UnitState:
-        return self.units[unit]
-
-    def summary(self, name: str) -> dict[str, int]:
-        """Return how many units of step `name` have which status."""
-        out: dict[str, int] = {}
-        for (s, _), u in self.units.items():
-            if s == name:
-                out[u.status] = out.get(u.status, 0) + 1
-        return out
-
-
-def resolve(
-    recipe: Recipe, events: Iterable[Event], energies_ev: Sequence[float], fingerprints: Sequence[str]
-) -> State:
-    """Return the state that follows from a recipe and what happened.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    events : iterable of Event
-        The journal.
-    energies_ev : sequence of float
-    fingerprints : sequence of str
-        One an energy, changing when its files change.
-
-    Notes
-    -----
-    A unit is *stale* when the candidate that counts was made from other inputs than it would be made from now. One that
-    was merely computed (not accepted) is stale as well when the recipe has other parameters by now; one that was
-    accepted was accepted with its own parameters. Once it was made again from the present inputs, the newest counts.
-    """
-    made: dict[Unit, list[Candidate]] = {}
-    chosen: dict[Unit, int] = {}
-    failed: dict[Unit, tuple[str, str]] = {}
-    excluded: dict[int, dict[int, str]] = {}
-    for event in events:
-        p = event.payload
-        if event.kind == "candidate":
-            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
-            made.setdefault(unit, []).append(
-                Candidate(event.seq, unit, str(p["parameter_key"]), str(p["input_key"]), p)
-            )
-            failed.pop(unit, None)
-        elif event.kind == "decision":
-            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
-            if p["candidate"] is None:
-                chosen.pop(unit, None)
-            else:
-                chosen[unit] = int(p["candidate"])
-        elif event.kind == "failure":
-            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
-            failed[unit] = (str(p["key"]), str(p["reason"]))
-        elif event.kind == "exclude":
-            excluded.setdefault(int(p["energy"]), {})[int(p["frame"])] = str(p["reason"])
-        elif event.kind == "restore":
-            excluded.get(int(p["energy"]), {}).pop(int(p["frame"]), None)
-
-    units: dict[Unit, UnitState] = {}
-    n = len(energies_ev)
-
-    def settle(s: Step, e: int | None, input_key: str) -> None:
-        unit: Unit = (s.name, e)
-        parameters = parameter_key(*(getattr(recipe, name) for name in s.parameters))
-        candidates = made.get(unit, [])
-        accepted = next((c for c in candidates if c.id == chosen.get(unit)), None)
-        best = accepted or (candidates[-1] if candidates else None)
-        reason = ""
-        key = parameter_key(s.name, parameters, input_key)
-        if best is not None and best.input_key != input_key and candidates[-1].input_key == input_key:
-            # What was accepted came from other inputs; it has been made again since.
-            best, accepted = candidates[-1], None
-        if unit in failed and failed[unit][0] == key and (best is None or best.key != key):
-            status, reason, best = "failed", failed[unit][1], None
-        elif best is None:
-            status = "idle"
-        elif not input_key or best.input_key != input_key or (accepted is None and best.parameter_key != parameters):
-            status = "stale"
-        else:
-            status = "accepted" if accepted is not None else "candidate"
-        units[unit] = UnitState(status, parameters, input_key, best, reason)
-
-    def own(e: int) -> list[Any]:
-        return [fingerprints[e], sorted(excluded.get(e, {}))]
-
-    def upstream(s: Step, e: int) -> list[str] | None:
-        keys = []
-        for name in s.upstream:
-            state = units[(name, e)]
-            if state.candidate is None or state.status == "stale":
-                return None
-            keys.append(state.candidate.key)
-        return keys
-
-    def hopeless(name: str, e: int) -> bool:
-        """Whether energy `e` cannot get through this step, because it or one before it failed."""
-        return units[(name, e)].status == "failed" or any(hopeless(u, e) for u in step(name).upstream)
-
-    reference: int | None = None
-    for s in STEPS:
-        if s.needs_reference:
-            ready = [e for e in range(n) if upstream(s, e) is not None]
-            reference = _reference(recipe, energies_ev, ready)
-        if s.per_energy:
-            for e in range(n):
-                keys = upstream(s, e)
-                ref = upstream(s, reference) if s.needs_reference and reference is not None else []
-                if keys is None or ref is None or (s.needs_reference and reference is None):
-                    settle(s, e, "")
-                else:
-                    settle(s, e, parameter_key(own(e), keys, ref))
-        else:
-            whole = [(e, upstream(s, e)) for e in range(n)]
-            present = [[e, k] for e, k in whole if k is not None]
-            open_ones = any(
-                units[(name, e)].status in ("idle", "stale") and not hopeless(name, e)
-                for e in range(n)
-                for name in s.upstream
-            )
-            settle(s, None, parameter_key(present) if present and not open_ones else "")
-    return State(units, reference, excluded)
-
-
-def _reference(recipe: Recipe, energies_ev: Sequence[float], ready: Sequence[int]) -> int | None:
-    """Choose the reference among the energies that got that far; the whole list says where the edges are."""
-    if not ready:
-        return None
-    wanted = recipe.registration.reference_ev
-    if wanted is not None:
-        best = reference_energy(energies_ev, wanted)
-        return best if best in ready else None
-    order = list(ready)
-    elements = bracketed_elements(energies_ev)
-    if elements:
-        last = max(edge_energy_ev(x) for x in elements)
-        high = [e for e in order if energies_ev[e] >= last + 150.0]
-        order = high or order
-    return max(order, key=lambda e: (energies_ev[e], -e))
 
 
 class Workflow:
@@ -298,6 +74,10 @@ class Workflow:
         By default the folder's own, or the standard one.
     memory_bytes : int
         What the maps step may take for its slabs.
+    execution : Execution, optional
+        Where slabs are made; the threads of this machine unless given.
+    source : path, optional
+        What the series was opened from; noted in the journal, so that the output can be opened together with it.
 
     Raises
     ------
@@ -314,7 +94,8 @@ class Workflow:
         recipe: Recipe | None = None,
         *,
         memory_bytes: int = 4 * 2**30,
-        threads: int | None = None,
+        execution: Execution | None = None,
+        source: str | Path | None = None,
     ) -> None:
         if not series.scans:
             raise XanesTomoError(f"{series.name}: expected at least one energy, got none")
@@ -323,8 +104,10 @@ class Workflow:
         _check_recipe(recipe, series)
         self.series = series
         self.memory_bytes = memory_bytes
-        self.threads = threads or os.cpu_count() or 1
+        self.execution: Execution = Threads() if execution is None else execution
+        self._source = None if source is None else str(Path(source).resolve())
         self.fingerprints = [_fingerprint(s) for s in series.scans]
+        self._state: tuple[int, Recipe, State] | None = None
         # A crash may have cut the first event short: then there is a journal, but no recipe in it to go on with.
         begun = recipe is None and (Path(out) / "journal.jsonl").exists()
         begun = begun and any(e.kind == "run" for e in Journal(out).events)
@@ -344,6 +127,7 @@ class Workflow:
             self.output.close()
             raise
         self.messages = self.output.messages
+        self._opened = len(self.journal)
         self._data: tuple[str, Normalised] | None = None
         self._template: tuple[str, Template] | None = None
         for message in self.messages:
@@ -353,12 +137,15 @@ class Workflow:
         """Write down what was odd about the measurement and which files it had: for the report, and for later."""
         payload = {
             "name": self.series.name,
+            "source": self._source,
             "n_expected": list(self.series.n_expected),
             "problems": [asdict(p) for p in self.series.problems],
             "names": self.journal.put_array(np.frombuffer("\n".join(names).encode("utf-8", "replace"), dtype=np.uint8)),
             "stamps": self.journal.put_array(stamps),
         }
         known = [e.payload for e in self.journal.events if e.kind == "scan"]
+        if known and payload["source"] is None:
+            payload["source"] = known[-1].get("source")
         if not known or known[-1] != plain_json(payload, "scan"):
             self.journal.append("scan", payload)
 
@@ -372,7 +159,10 @@ class Workflow:
     @property
     def state(self) -> State:
         """The state of every step, from recipe and journal."""
-        return resolve(self.recipe, self.journal.events, self.series.energies_ev.tolist(), self.fingerprints)
+        if self._state is None or self._state[:2] != (len(self.journal), self.recipe):
+            found = resolve(self.recipe, self.journal.events, self.series.energies_ev.tolist(), self.fingerprints)
+            self._state = (len(self.journal), self.recipe, found)
+        return self._state[2]
 
     def candidates(self, name: str, energy: int | None = None) -> list[Candidate]:
         """Return every result of a step (of one energy), oldest first."""
@@ -397,7 +187,8 @@ class Workflow:
         for name in ("registration", "jitter"):
             candidate = state[(name, energy)].candidate
             if candidate is not None and state[(name, energy)].status != "stale":
-                return alignment_of(self.result(candidate), self.scan(energy))
+                found = self._jitter(state, energy) if name == "jitter" else self.result(candidate)
+                return alignment_of(found, self.scan(energy))
         return None
 
     # --------------------------------------------------------------------------------------------- deciding
@@ -421,21 +212,113 @@ class Workflow:
         self.journal.append("decision", {"step": name, "energy": energy, "candidate": candidate})
         self.changed.emit(name, energy)
 
-    def exclude(self, energy: int, frame: int, reason: str = "by hand") -> None:
-        """Leave a projection out from now on; what depends on it becomes stale."""
+    def exclude(self, energy: int, frame: int | None = None, reason: str = "by hand") -> None:
+        """Leave a projection (or, without `frame`, an energy) out from now on; what depends on it becomes stale."""
         self._check_frame(energy, frame)
-        self.journal.append("exclude", {"energy": energy, "frame": frame, "reason": reason})
-        self.changed.emit("flats", energy)
+        if frame is None:
+            self._manual("exclude_energy", energy, reason=reason)
+        else:
+            self._manual("exclude", energy, frame=frame, reason=reason)
 
-    def restore(self, energy: int, frame: int) -> None:
+    def restore(self, energy: int, frame: int | None = None) -> None:
         """Take an exclusion back."""
         self._check_frame(energy, frame)
-        self.journal.append("restore", {"energy": energy, "frame": frame})
+        if frame is None:
+            self._manual("restore_energy", energy)
+        else:
+            self._manual("restore", energy, frame=frame)
+
+    def nudge(self, energy: int, frame: int, dy: float, dx: float) -> None:
+        """Add to the displacement found for a projection, raw px, positive down / right; nudges add up."""
+        self._check_frame(energy, frame)
+        if not (np.isfinite(dy) and np.isfinite(dx)):
+            raise XanesTomoError(f"nudge: expected two numbers in px, got {dy} and {dx}")
+        self._manual("nudge", energy, frame=frame, dy=float(dy), dx=float(dx))
+
+    def set_center(self, energy: int, center_px: float | None) -> None:
+        """Set the rotation axis of an energy, raw px from the middle column; None goes back to the one found."""
+        self._check_frame(energy, None)
+        if center_px is not None and not abs(center_px) <= self.series.frame_shape[1]:
+            raise XanesTomoError(f"rotation centre: expected a place inside the frame, got {center_px} px")
+        self._manual("center", energy, value=None if center_px is None else float(center_px))
+
+    def fix_magnification(self, energy: int, magnification: float | None) -> None:
+        """Set the magnification of an energy instead of measuring it; None measures it again."""
+        self._check_frame(energy, None)
+        if magnification is not None and not 0.2 < magnification < 5:
+            raise XanesTomoError(f"magnification: expected a number near 1, got {magnification}")
+        self._manual("magnification", energy, value=None if magnification is None else float(magnification))
+
+    def name_change_point(self, energy: int, frame: int, present: bool = True) -> None:
+        """Say that the sample was moved before projection `frame`, or (with `present` False) that it was not."""
+        self._check_frame(energy, frame)
+        self._manual("change_point", energy, frame=frame, present=bool(present))
+
+    def set_boxes(self, boxes: Iterable[Box]) -> None:
+        """Work inside these boxes, ``(y0, y1, x0, x1)`` of a frame at the reference energy; none is the whole frame."""
+        height, width = self.series.frame_shape
+        listed = [[int(v) for v in box] for box in boxes]
+        for y0, y1, x0, x1 in listed:
+            if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width) or min(y1 - y0, x1 - x0) < 8:
+                raise XanesTomoError(
+                    f"box: expected rows and columns inside {height} x {width}, at least 8 wide, got "
+                    f"{y0}:{y1}, {x0}:{x1}"
+                )
+        self._manual("boxes", None, boxes=listed)
+
+    def set_mask(self, mask: npt.ArrayLike | None) -> None:
+        """Mark pixels of the camera that are not to be trusted: a (y, x) array, True there; None marks none."""
+        reference = None
+        if mask is not None:
+            bad = np.asarray(mask, dtype=bool)
+            if bad.shape != self.series.frame_shape:
+                raise XanesTomoError(f"mask: expected the shape of a frame, {self.series.frame_shape}, got {bad.shape}")
+            reference = self.journal.put_array(bad.astype(np.uint8))
+        self._manual("mask", None, mask=reference)
+
+    def note(self, text: str) -> None:
+        """Write a remark into the journal."""
+        self.journal.append("note", {"text": str(text)})
+
+    def undo(self) -> str | None:
+        """Take the last decision back; return what it was, None where there is none."""
+        held = [e for e in active_events(self.journal.events) if e.kind in UNDOABLE]
+        if not held:
+            return None
+        self.journal.append("undo", {"event": held[-1].seq})
+        self._tell(held[-1].payload.get("energy"))
+        return held[-1].kind
+
+    def redo(self) -> str | None:
+        """Let the decision taken back last hold again, unless another was made since; return what it was."""
+        events = self.journal.events
+        undone: list[int] = []
+        for event in events:
+            if event.kind == "undo":
+                undone.append(int(event.payload["event"]))
+            elif event.kind == "redo":
+                undone.remove(int(event.payload["event"]))
+            elif event.kind in UNDOABLE:
+                undone.clear()
+        if not undone:
+            return None
+        self.journal.append("redo", {"event": undone[-1]})
+        event = events[undone[-1] - 1]
+        self._tell(event.payload.get("energy"))
+        return event.kind
+
+    def _manual(self, kind: str, energy: int | None, **payload: object) -> None:
+        self.journal.append(kind, {"energy": energy, **payload})
+        self._tell(energy)
+
+    def _tell(self, energy: int | None) -> None:
         self.changed.emit("flats", energy)
 
-    def _check_frame(self, energy: int, frame: int) -> None:
-        if not 0 <= energy < len(self.series.scans) or not 0 <= frame < len(self.series.scans[energy]):
-            raise XanesTomoError(f"expected a projection of this scan, got energy {energy}, frame {frame}")
+    def _check_frame(self, energy: int, frame: int | None) -> None:
+        if not 0 <= energy < len(self.series.scans):
+            raise XanesTomoError(f"expected one of {len(self.series.scans)} energies, got number {energy}")
+        if frame is not None and not 0 <= frame < len(self.series.scans[energy]):
+            raise XanesTomoError(f"expected one of {len(self.series.scans[energy])} projections, got number {frame}")
 
     def set_recipe(self, recipe: Recipe) -> None:
         """Ask for other parameters; what was made with others becomes stale unless it was accepted."""
@@ -491,7 +374,9 @@ class Workflow:
         """
         state = self.state
         unit = state[(name, energy)]
-        if unit.status in ("candidate", "accepted", "failed") or not unit.input_key:
+        if unit.status in ("candidate", "accepted") or not unit.input_key:
+            return unit
+        if unit.status == "failed" and self._failed_now(name, energy):
             return unit
         started = time.monotonic()
         try:
@@ -507,6 +392,11 @@ class Workflow:
             return self.state[(name, energy)]
         self._record(name, energy, unit, result, time.monotonic() - started)
         return self.state[(name, energy)]
+
+    def _failed_now(self, name: str, energy: int | None) -> bool:
+        """Whether a failure happened since this workflow was opened: one of an earlier session is worth another try."""
+        later = self.journal.events[self._opened :]
+        return any(e.kind == "failure" and e.payload["step"] == name and e.payload["energy"] == energy for e in later)
 
     def _record(self, name: str, energy: int | None, unit: UnitState, result: StepResult, seconds: float) -> None:
         from . import __version__
@@ -547,13 +437,15 @@ class Workflow:
         flats = self._chosen(state, "flats", energy)
         data = self._normalised(energy, state, flats)
         if name == "jitter":
-            return run_jitter(scan, self.recipe, flats, data, progress=progress)
+            points = state.manual.change_points.get(energy, ())
+            return run_jitter(scan, self.recipe, flats, data, change_points=points, progress=progress)
         reference = state.reference
         assert reference is not None  # registration has an input key only with a reference
         template = self._reference_template(reference, state)
-        jitter = self._chosen(state, "jitter", energy)
+        jitter = self._jitter(state, energy)
         size = [self.series.scans[i].pixel_size_nm for i in (reference, energy)]
         guess = size[0] / size[1] if size[1] > 0 else 1.0
+        fixed = state.manual.magnifications.get(energy)
         if energy == reference:
             data = self._normalised(energy, state, flats)
         return run_registration(
@@ -562,7 +454,8 @@ class Workflow:
             jitter,
             data,
             template,
-            magnification=guess,
+            magnification=guess if fixed is None else fixed,
+            fixed=fixed is not None,
             reference=energy == reference,
             progress=progress,
         )
@@ -571,6 +464,29 @@ class Workflow:
         candidate = state[(name, energy)].candidate
         assert candidate is not None
         return self.result(candidate)
+
+    def _jitter(self, state: State, energy: int) -> StepResult:
+        """Return the displacements within a tomogram, with what was nudged and set by hand."""
+        found = self._chosen(state, "jitter", energy)
+        if not state.manual.jitter_part(energy):
+            return found
+        shift = np.array(found.arrays["shift"], dtype=np.float64)
+        bin = self.recipe.scan.bin
+        for frame, nudge in state.manual.nudges.get(energy, {}).items():
+            shift[frame] += np.array(nudge) / bin
+        center = state.manual.centers.get(energy)
+        if center is not None:
+            shift[:, 1] += center / bin - float(found.numbers["center"])
+        return replace(found, arrays={**found.arrays, "shift": shift})
+
+    def _confinement(self, energy: int, state: State) -> Confinement:
+        """Return what the user drew: boxes (scaled to this energy by the calibration) and the mask."""
+        manual = state.manual
+        mask = None if manual.mask is None else self.journal.get_array(manual.mask).astype(bool)
+        reference = reference_energy(self.series.energies_ev, self.recipe.registration.reference_ev)
+        sizes = [self.series.scans[i].pixel_size_nm for i in (reference, energy)]
+        scale = sizes[0] / sizes[1] if sizes[1] > 0 else 1.0
+        return Confinement(manual.boxes, scale, mask)
 
     def _data_key(self, energy: int, state: State) -> str:
         candidate = state[("flats", energy)].candidate
@@ -581,19 +497,20 @@ class Workflow:
         """One energy as absorbance; the last one asked for is kept."""
         key = self._data_key(energy, state)
         if self._data is None or self._data[0] != key:
-            self._data = (key, renormalise(self.scan(energy), self.recipe, flats))
+            self._data = (key, renormalise(self.scan(energy), self.recipe, flats, self._confinement(energy, state)))
         return self._data[1]
 
     def _reference_template(self, reference: int, state: State) -> Template:
         candidate = state[("jitter", reference)].candidate
         assert candidate is not None
-        if self._template is None or self._template[0] != candidate.key:
+        key = parameter_key(candidate.key, state.manual.jitter_part(reference))
+        if self._template is None or self._template[0] != key:
             data = self._normalised(reference, state, self._chosen(state, "flats", reference))
-            whole = alignment_of(self.result(candidate), self.scan(reference))
+            whole = alignment_of(self._jitter(state, reference), self.scan(reference))
             theta = np.asarray(self.series.scans[reference].theta_deg, dtype=float)[data.index]
             part = replace(whole, shift=whole.shift[data.index], sigma=whole.sigma[data.index], status=())
             made = make_template(data.data, theta, part, bin=data.bin, frame_shape=data.frame_shape)
-            self._template = (candidate.key, made)
+            self._template = (key, made)
         return self._template[1]
 
     # ------------------------------------------------------------------------------------------------- maps
@@ -603,6 +520,7 @@ class Workflow:
         state = self.state if state is None else state
         items, mass, noise, numbers = [], [], [], []
         level = float("nan")
+        mask = None if state.manual.mask is None else self.journal.get_array(state.manual.mask).astype(bool)
         for e in range(len(self.series.scans)):
             unit = state[("registration", e)]
             if unit.candidate is None or unit.status in ("stale", "failed"):
@@ -610,7 +528,7 @@ class Workflow:
             found = self.result(unit.candidate)
             scan = self.scan(e)
             air = np.nan_to_num(self._chosen(state, "flats", e).arrays["air"])
-            items.append(AlignedEnergy(scan, alignment_of(found, scan), air))
+            items.append(AlignedEnergy(scan, alignment_of(found, scan), air, mask))
             mass.append(float(found.numbers["mass"]))
             noise.append(float(found.numbers["variance"]) / float(found.numbers["magnification"]) ** 2)
             numbers.append(e)
@@ -645,9 +563,10 @@ class Workflow:
             for name in plan.names
         ]
         unit = state[("maps", None)]
+        y0, y1, c0, c1 = _map_window(state.manual.boxes, height, width)
         store = MapStore(
             self.output.maps,
-            (height, width, width),
+            (y1 - y0, c1 - c0, c1 - c0),
             voxel_nm,
             specs,
             slab_rows=SLAB_ROWS,
@@ -658,30 +577,17 @@ class Workflow:
         halo = int(np.ceil(4 * p.smoothing_voxel))
         done = len(store.slabs) - len(pending)
         progress("maps", done, len(store.slabs))
-        per_slab = (SLAB_ROWS + 2 * halo) * width * (width * 3 * len(plan.components) + 180 * (len(specs) + 6)) * 4
-        workers = max(1, min(self.threads, len(pending) or 1, int(self.memory_bytes // max(per_slab, 1))))
-        inner = max(1, self.threads // workers)
-
-        def make(rows: tuple[int, int]) -> None:
-            maps = map_slab(items, plan, Slab(*rows, halo), voxel_nm, p, threads=inner)
-            store.write(rows[0], maps)
-
-        with ThreadPoolExecutor(workers) as pool:
-            todo = list(pending)
-            running: set[Future[None]] = set()
-            try:
-                while todo or running:
-                    while todo and len(running) < workers:
-                        running.add(pool.submit(make, todo.pop(0)))
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        future.result()
-                        done += 1
-                        progress("maps", done, len(store.slabs))
-            except BaseException:
-                for future in running:
-                    future.cancel()
-                raise
+        # Volumes of all components at once, the sinograms they come from, and the work space of the projector.
+        rows = SLAB_ROWS + 2 * halo
+        per_slab = (
+            4 * rows * width * (width * (len(plan.components) + 4) + len(items[0].scan) * (len(plan.components) + 6))
+        )
+        workers = self.execution.workers(len(pending), per_slab, self.memory_bytes)
+        shared = SlabWork(tuple(items), plan, voxel_nm, p, store, halo, (y0, c0, c1))
+        with closing(self.execution.run(make_slab, shared, pending, workers)) as finished:
+            for _ in finished:
+                done += 1
+                progress("maps", done, len(store.slabs))
         metadata = {
             "reference_ev": plan.reference_ev,
             "energies_left_out_ev": list(plan.left_out_ev),
@@ -690,6 +596,7 @@ class Workflow:
             "edge_jump_per_cm": plan.edge_jump,
             "energy_calibrated": p.energy_offset_ev is not None,
             "handedness": "not verified",
+            "origin_voxel": [y0, c0, c0],
         }
         kept = store.finish(absent=dict(plan.absent), metadata=metadata)
         notes = [f"{name}: {why}" for name, why in plan.absent.items()]
@@ -716,7 +623,7 @@ class Workflow:
                 if unit.status == "failed":
                     status = f"excluded:{unit.reason}"
                 elif unit.candidate is not None and unit.status != "stale" and name != "flats":
-                    found = self.result(unit.candidate)
+                    found = self._jitter(state, e) if name == "jitter" else self.result(unit.candidate)
             if found is None and status == "ok":
                 status = "excluded:not aligned"
             alignment = None if found is None else alignment_of(found, scan)
@@ -779,6 +686,39 @@ _DESCRIPTIONS = {
     "mask": "1 inside the particle where every energy saw the voxel",
     "coverage": "part of all (energy, angle) pairs that saw the voxel",
 }
+
+
+@dataclass(frozen=True)
+class SlabWork:
+    """What every slab needs: small, picklable, no pixels in it."""
+
+    energies: tuple[AlignedEnergy, ...]
+    plan: MapPlan
+    voxel_nm: float
+    parameters: MapsParameters
+    store: MapStore
+    halo: int
+    window: tuple[int, int, int]
+
+
+def make_slab(work: SlabWork, rows: tuple[int, int], threads: int) -> int:
+    """Make and store one slab; `rows` count from the top of the maps. Runs here or on a worker of a cluster."""
+    top, c0, c1 = work.window
+    slab = Slab(rows[0] + top, rows[1] + top, work.halo)
+    maps = map_slab(work.energies, work.plan, slab, work.voxel_nm, work.parameters, threads=threads)
+    work.store.write(rows[0], {name: m[:, c0:c1, c0:c1] for name, m in maps.items()})
+    return rows[0]
+
+
+def _map_window(boxes: Sequence[Box], height: int, width: int) -> tuple[int, int, int, int]:
+    """Rows, and columns about the axis, that the maps cover: all, unless the user drew boxes."""
+    if not boxes:
+        return 0, height, 0, width
+    y0, y1 = min(b[0] for b in boxes), max(b[1] for b in boxes)
+    half = max(abs(v - width / 2) for b in boxes for v in b[2:])
+    # A particle beside the axis is seen at any column up to its distance from it.
+    c0 = max(0, int(np.floor(width / 2 - half)))
+    return y0, y1, c0, width - c0
 
 
 def _check_recipe(recipe: Recipe | None, series: Series) -> None:
@@ -877,6 +817,3 @@ def _verdicts(score: npt.NDArray[Any], alignment: Alignment | None, scan: Energy
         else:
             out.append("check" if (value - centre) / spread > 5 else "good")
     return out
-
-
-__all__ += ["Cancelled"]

@@ -1,0 +1,384 @@
+"""The state of a run, resolved from what was asked for (a recipe) and what happened (the events of a journal).
+
+Nothing here is kept in step by hand: the same recipe and events give the same state, after a crash or elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .edges import bracketed_elements, edge_energy_ev
+from .io.store import Event
+from .model import Quality, Score
+from .recipe import Recipe, parameter_key
+from .registration import reference_energy
+from .steps import STEPS, Step, step
+
+__all__ = ["UNDOABLE", "Box", "Candidate", "Manual", "State", "Unit", "UnitState", "active_events", "resolve"]
+
+Unit = tuple[str, int | None]
+"""A step, and the number of the energy it is done for (None for a step done once)."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One result of one step, as the journal has it.
+
+    Attributes
+    ----------
+    id : int
+        Number of its event.
+    unit : Unit
+    parameter_key, input_key : str
+        What it was made with and from.
+    payload : mapping
+        Scores, numbers, references to arrays.
+    """
+
+    id: int
+    unit: Unit
+    parameter_key: str
+    input_key: str
+    payload: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Identifies the result: the same parameters and inputs give the same result."""
+        return parameter_key(self.unit[0], self.parameter_key, self.input_key)
+
+    @property
+    def quality(self) -> Quality:
+        """The scores, with the verdict that follows from them."""
+        scores = tuple(
+            Score(
+                s["name"],
+                float("nan") if s["value"] is None else float(s["value"]),
+                s["unit"],
+                s["threshold"],
+                s["better"],
+            )
+            for s in self.payload["scores"]
+        )
+        return Quality(scores, tuple(self.payload["notes"]))
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """Where one step of one energy stands.
+
+    Attributes
+    ----------
+    status : {"idle", "candidate", "accepted", "stale", "failed"}
+    parameter_key, input_key : str
+        What a result made now would be made with and from; `input_key` is empty while something upstream is missing.
+    candidate : Candidate or None
+        The one that counts: the one accepted last, else the newest.
+    reason : str
+        Of a failure.
+    """
+
+    status: str
+    parameter_key: str
+    input_key: str
+    candidate: Candidate | None = None
+    reason: str = ""
+
+
+Box = tuple[int, int, int, int]
+"""``(y0, y1, x0, x1)``: rows and columns of a frame at the reference energy, ends not included."""
+
+UNDOABLE = (
+    "decision",
+    "exclude",
+    "restore",
+    "exclude_energy",
+    "restore_energy",
+    "nudge",
+    "center",
+    "magnification",
+    "change_point",
+    "boxes",
+    "mask",
+)
+"""Kinds of events that are decisions of the user and can be taken back."""
+
+
+@dataclass(frozen=True)
+class Manual:
+    """What the user decided by hand; it survives every new run of the automatic steps.
+
+    Attributes
+    ----------
+    frames : dict of int to dict of int to str
+        Excluded projections: energy number to projection number to reason.
+    energies : dict of int to str
+        Excluded energies, with the reason.
+    nudges : dict of int to dict of int to (float, float)
+        ``(dy, dx)`` added to the displacement found, raw px, positive down / right.
+    centers : dict of int to float
+        Rotation axes that were set, raw px from the middle column.
+    magnifications : dict of int to float
+        Magnifications that were set instead of measured.
+    change_points : dict of int to tuple of int
+        Projections at which the sample was moved, by energy number.
+    boxes : tuple of Box
+        Particle boxes; none means the whole frame.
+    mask : mapping or None
+        Reference to a (y, x) array in the journal, True where the camera is not to be trusted.
+    """
+
+    frames: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
+    energies: Mapping[int, str] = field(default_factory=dict)
+    nudges: Mapping[int, Mapping[int, tuple[float, float]]] = field(default_factory=dict)
+    centers: Mapping[int, float] = field(default_factory=dict)
+    magnifications: Mapping[int, float] = field(default_factory=dict)
+    change_points: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    boxes: tuple[Box, ...] = ()
+    mask: Mapping[str, Any] | None = None
+
+    def data_part(self, energy: int) -> list[Any]:
+        """Return what changes the pixels an energy is estimated from; part of the keys of its results."""
+        out: list[Any] = [sorted(self.frames.get(energy, {}))]
+        if self.boxes:
+            out.append(["boxes", [list(b) for b in self.boxes]])
+        if self.mask is not None:
+            out.append(["mask", str(self.mask["array"])])
+        return out
+
+    def jitter_part(self, energy: int) -> list[Any]:
+        """Return what changes the displacements taken over from the jitter step."""
+        nudges = [[f, *d] for f, d in sorted(self.nudges.get(energy, {}).items())]
+        center = self.centers.get(energy)
+        return [nudges, center] if nudges or center is not None else []
+
+
+def active_events(events: Iterable[Event]) -> list[Event]:
+    """Return the events that hold: those taken back are left out, those restored are in again."""
+    listed = list(events)
+    undone: set[int] = set()
+    for event in listed:
+        if event.kind == "undo":
+            undone.add(int(event.payload["event"]))
+        elif event.kind == "redo":
+            undone.discard(int(event.payload["event"]))
+    return [e for e in listed if e.seq not in undone] if undone else listed
+
+
+def _manual(events: Iterable[Event]) -> Manual:
+    frames: dict[int, dict[int, str]] = {}
+    energies: dict[int, str] = {}
+    nudges: dict[int, dict[int, tuple[float, float]]] = {}
+    values: dict[str, dict[int, float]] = {"center": {}, "magnification": {}}
+    points: dict[int, set[int]] = {}
+    boxes: tuple[Box, ...] = ()
+    mask: Mapping[str, Any] | None = None
+    for event in events:
+        p = event.payload
+        if event.kind == "exclude":
+            frames.setdefault(int(p["energy"]), {})[int(p["frame"])] = str(p["reason"])
+        elif event.kind == "restore":
+            frames.get(int(p["energy"]), {}).pop(int(p["frame"]), None)
+        elif event.kind == "exclude_energy":
+            energies[int(p["energy"])] = str(p["reason"])
+        elif event.kind == "restore_energy":
+            energies.pop(int(p["energy"]), None)
+        elif event.kind == "nudge":
+            of = nudges.setdefault(int(p["energy"]), {})
+            y, x = of.get(int(p["frame"]), (0.0, 0.0))
+            moved = (y + float(p["dy"]), x + float(p["dx"]))
+            of[int(p["frame"])] = moved
+            if moved == (0.0, 0.0):
+                del of[int(p["frame"])]
+        elif event.kind in values:
+            if p["value"] is None:
+                values[event.kind].pop(int(p["energy"]), None)
+            else:
+                values[event.kind][int(p["energy"])] = float(p["value"])
+        elif event.kind == "change_point":
+            at = points.setdefault(int(p["energy"]), set())
+            (at.add if p["present"] else at.discard)(int(p["frame"]))
+        elif event.kind == "boxes":
+            boxes = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in p["boxes"])
+        elif event.kind == "mask":
+            mask = p["mask"]
+    return Manual(
+        frames,
+        energies,
+        nudges,
+        values["center"],
+        values["magnification"],
+        {e: tuple(sorted(s)) for e, s in points.items() if s},
+        boxes,
+        mask,
+    )
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of all steps, resolved from recipe and journal.
+
+    Attributes
+    ----------
+    units : dict of Unit to UnitState
+    reference : int or None
+        Number of the reference energy.
+    manual : Manual
+        Decisions of the user.
+    """
+
+    units: Mapping[Unit, UnitState]
+    reference: int | None
+    manual: Manual = field(default_factory=Manual)
+
+    @property
+    def excluded(self) -> Mapping[int, Mapping[int, str]]:
+        """Excluded projections: energy number to projection number to reason."""
+        return self.manual.frames
+
+    def __getitem__(self, unit: Unit) -> UnitState:
+        return self.units[unit]
+
+    def summary(self, name: str) -> dict[str, int]:
+        """Return how many units of step `name` have which status."""
+        out: dict[str, int] = {}
+        for (s, _), u in self.units.items():
+            if s == name:
+                out[u.status] = out.get(u.status, 0) + 1
+        return out
+
+
+def resolve(
+    recipe: Recipe, events: Iterable[Event], energies_ev: Sequence[float], fingerprints: Sequence[str]
+) -> State:
+    """Return the state that follows from a recipe and what happened.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    events : iterable of Event
+        The journal.
+    energies_ev : sequence of float
+    fingerprints : sequence of str
+        One an energy, changing when its files change.
+
+    Notes
+    -----
+    A unit is *stale* when the candidate that counts was made from other inputs than it would be made from now. One that
+    was merely computed (not accepted) is stale as well when the recipe has other parameters by now; one that was
+    accepted was accepted with its own parameters. Once it was made again from the present inputs, the newest counts.
+    """
+    made: dict[Unit, list[Candidate]] = {}
+    chosen: dict[Unit, int] = {}
+    failed: dict[Unit, tuple[str, str]] = {}
+    holding = active_events(events)
+    manual = _manual(holding)
+    for event in holding:
+        p = event.payload
+        if event.kind == "candidate":
+            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
+            made.setdefault(unit, []).append(
+                Candidate(event.seq, unit, str(p["parameter_key"]), str(p["input_key"]), p)
+            )
+            failed.pop(unit, None)
+        elif event.kind == "decision":
+            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
+            if p["candidate"] is None:
+                chosen.pop(unit, None)
+            else:
+                chosen[unit] = int(p["candidate"])
+        elif event.kind == "failure":
+            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
+            failed[unit] = (str(p["key"]), str(p["reason"]))
+
+    units: dict[Unit, UnitState] = {}
+    n = len(energies_ev)
+    parameters_of = {s.name: parameter_key(*(getattr(recipe, name) for name in s.parameters)) for s in STEPS}
+
+    def settle(s: Step, e: int | None, input_key: str) -> None:
+        unit: Unit = (s.name, e)
+        parameters = parameters_of[s.name]
+        candidates = made.get(unit, [])
+        accepted = next((c for c in candidates if c.id == chosen.get(unit)), None)
+        best = accepted or (candidates[-1] if candidates else None)
+        reason = ""
+        if e is not None and e in manual.energies:
+            units[unit] = UnitState("failed", parameters, "", None, manual.energies[e])
+            return
+        key = parameter_key(s.name, parameters, input_key)
+        if best is not None and best.input_key != input_key and candidates[-1].input_key == input_key:
+            # What was accepted came from other inputs; it has been made again since.
+            best, accepted = candidates[-1], None
+        if unit in failed and failed[unit][0] == key and (best is None or best.key != key):
+            status, reason, best = "failed", failed[unit][1], None
+        elif best is None:
+            status = "idle"
+        elif not input_key or best.input_key != input_key or (accepted is None and best.parameter_key != parameters):
+            status = "stale"
+        else:
+            status = "accepted" if accepted is not None else "candidate"
+        units[unit] = UnitState(status, parameters, input_key, best, reason)
+
+    def own(e: int) -> list[Any]:
+        return [fingerprints[e], *manual.data_part(e)]
+
+    def upstream(s: Step, e: int) -> list[Any] | None:
+        keys: list[Any] = []
+        for name in s.upstream:
+            state = units[(name, e)]
+            if state.candidate is None or state.status == "stale":
+                return None
+            keys.append(state.candidate.key)
+            if name == "jitter" and manual.jitter_part(e):
+                keys.append(manual.jitter_part(e))
+        return keys
+
+    def hopeless(name: str, e: int) -> bool:
+        """Whether energy `e` cannot get through this step, because it or one before it failed."""
+        return units[(name, e)].status == "failed" or any(hopeless(u, e) for u in step(name).upstream)
+
+    reference: int | None = None
+    for s in STEPS:
+        if s.needs_reference:
+            ready = [e for e in range(n) if upstream(s, e) is not None]
+            reference = _reference(recipe, energies_ev, ready)
+        if s.per_energy:
+            for e in range(n):
+                keys = upstream(s, e)
+                ref = upstream(s, reference) if s.needs_reference and reference is not None else []
+                if keys is None or ref is None or (s.needs_reference and reference is None):
+                    settle(s, e, "")
+                else:
+                    by_hand = [manual.magnifications.get(e)] if s.name == "registration" else []
+                    points = [list(manual.change_points.get(e, ()))] if s.name == "jitter" else []
+                    extra = [v for v in (*by_hand, *points) if v]
+                    settle(s, e, parameter_key(own(e), keys, ref, *extra))
+        else:
+            whole = [(e, upstream(s, e)) for e in range(n)]
+            present = [[e, k] for e, k in whole if k is not None]
+            open_ones = any(
+                units[(name, e)].status in ("idle", "stale") and not hopeless(name, e)
+                for e in range(n)
+                for name in s.upstream
+            )
+            boxes = [list(b) for b in manual.boxes]
+            settle(s, None, parameter_key(present, *([boxes] if boxes else [])) if present and not open_ones else "")
+    return State(units, reference, manual)
+
+
+def _reference(recipe: Recipe, energies_ev: Sequence[float], ready: Sequence[int]) -> int | None:
+    """Choose the reference among the energies that got that far; the whole list says where the edges are."""
+    if not ready:
+        return None
+    wanted = recipe.registration.reference_ev
+    if wanted is not None:
+        best = reference_energy(energies_ev, wanted)
+        return best if best in ready else None
+    order = list(ready)
+    elements = bracketed_elements(energies_ev)
+    if elements:
+        last = max(edge_energy_ev(x) for x in elements)
+        high = [e for e in order if energies_ev[e] >= last + 150.0]
+        order = high or order
+    return max(order, key=lambda e: (energies_ev[e], -e))
