@@ -28,6 +28,7 @@ def orbit(theta, values, constant):
 
 
 def rms(values):
+    """Root mean square."""
     return float(np.sqrt(np.mean(np.square(values))))
 
 
@@ -47,11 +48,10 @@ def alignment_errors(twin: Path, out: Path):
         t = theta[ok]
         x, _ = orbit(t, d[:, 1], False)
         _, centre = orbit(t, d[:, 1], True)
-        sigma = a.sigma[ok]
-        rows.append(
-            [energy, rms(d[:, 0] - d[:, 0].mean()), rms(x), centre, np.nan, np.nan, a.magnification / true.magnification - 1]
-            + [rms(d[:, 0] - d[:, 0].mean()) / rms(sigma[:, 0]), rms(orbit(t, d[:, 1], True)[0]) / rms(sigma[:, 1])]
-        )
+        jitter_y, jitter_x = rms(d[:, 0] - d[:, 0].mean()), rms(x)
+        scale = a.magnification / true.magnification - 1
+        z_y, z_x = jitter_y / rms(a.sigma[ok, 0]), rms(orbit(t, d[:, 1], True)[0]) / rms(a.sigma[ok, 1])
+        rows.append([energy, jitter_y, jitter_x, centre, np.nan, np.nan, scale, z_y, z_x])
         parts.append((len(rows) - 1, len(t)))
         all_theta.append(t)
         all_y.append(d[:, 0] / true.magnification)
@@ -115,6 +115,7 @@ def map_errors(twin: Path, out: Path):
 
 
 def main(twin: str, out: str, as_json: bool = False) -> int:
+    """Print the errors; return the exit code."""
     try:
         rows = alignment_errors(Path(twin), Path(out))
         maps, offset = map_errors(Path(twin), Path(out)) if (Path(out) / "maps.ome.zarr").exists() else ({}, None)
@@ -127,12 +128,13 @@ def main(twin: str, out: str, as_json: bool = False) -> int:
     print("Accuracy against the truth of the twin (px of a raw frame, rms over angles)")
     print("  energy   jitter y      x   centre x   registration y      x   magnification   error/sigma y    x")
     for e, jy, jx, c, ry, rx, m, zy, zx in rows:
-        print(f"{e:8.1f}   {jy:8.4f} {jx:6.4f}   {c:+8.4f}   {ry:14.4f} {rx:6.4f}   {m:+13.1e}   {zy:13.2f} {zx:4.2f}")
-    worst = np.nanmax(np.abs(rows[:, 1:7]), axis=0)
-    print(f"   worst   {worst[0]:8.4f} {worst[1]:6.4f}   {worst[2]:8.4f}   {worst[3]:14.4f} {worst[4]:6.4f}   {worst[5]:13.1e}")
+        print(f"{e:8.1f}   {jy:8.4f} {jx:6.4f}   {c:+8.4f}   {ry:14.4f} {rx:6.4f}   {m:+13.1e}", end="")
+        print(f"   {zy:13.2f} {zx:4.2f}")
+    jy, jx, c, ry, rx, m = np.nanmax(np.abs(rows[:, 1:7]), axis=0)
+    print(f"   worst   {jy:8.4f} {jx:6.4f}   {c:8.4f}   {ry:14.4f} {rx:6.4f}   {m:13.1e}")
     if maps:
         print(f"Undetermined shift of the whole, taken out (y, z, x): {np.round(offset, 3)} voxels")
-        print("Maps against the unsmoothed truth: where the density exceeds 60 %, two voxels inside / the whole particle")
+        print("Maps against the unsmoothed truth: density above 60 %, two voxels inside / the whole particle")
         for (name, where), (r, slope, bias, part) in maps.items():
             extra = "" if np.isnan(bias) else f"   mean {bias:+5.1f} %"
             print(f"  {name:22s} {where:7s} r {r:5.3f}   slope {slope:5.2f}{extra}   defined {100 * part:5.1f} %")

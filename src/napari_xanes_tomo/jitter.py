@@ -164,15 +164,21 @@ def _check(data: F32, theta: FloatArray) -> None:
         raise XanesTomoError(f"theta: expected one angle for each of {len(data)} projections, got {theta.size}")
     if len(data) < FEWEST_ANGLES:
         raise XanesTomoError(f"stack: expected at least {FEWEST_ANGLES} usable projections, got {len(data)}")
+    if not np.isfinite(theta).all():
+        raise XanesTomoError("theta: expected finite angles in degrees, got NaN or infinity")
     if not np.isfinite(data).all():
         raise XanesTomoError("stack: expected finite values, got NaN or infinity; exclude those projections")
-    if not np.any(data.std(axis=(1, 2)) > 0):
+    level = np.abs(data).max(axis=(1, 2))
+    if not np.any(np.ptp(data, axis=(1, 2)) > 1e-5 * np.maximum(level, 1e-12)):
         raise XanesTomoError("stack: expected images with contrast, got constant frames")
 
 
 def _variance(variance: npt.ArrayLike | float | None, n: int, data: F32) -> FloatArray:
     if variance is not None:
-        return np.broadcast_to(np.asarray(variance, dtype=float), (n,)).copy()
+        given = np.asarray(variance, dtype=float)
+        if given.shape not in ((), (n,)):
+            raise XanesTomoError(f"variance: expected one number or one for each of {n} projections, got {given.shape}")
+        return np.maximum(np.broadcast_to(given, (n,)), 1e-12)
     # The difference of diagonal neighbours (second differences) is noise for a smooth object.
     d = data[:, 1:-1:2, 1:-1:2] - 0.25 * (
         data[:, :-2:2, 1:-1:2] + data[:, 2::2, 1:-1:2] + data[:, 1:-1:2, :-2:2] + data[:, 1:-1:2, 2::2]
@@ -353,7 +359,8 @@ class _Scene:
         scale = np.maximum(1.0, np.sqrt(np.mean(difference**2, axis=0)))
         finite = np.where(np.isfinite(formal), formal, 0)
         sigma = np.where(np.isfinite(formal), formal, finite.max(axis=0))
-        return solution[:, :2], np.asarray(sigma * scale)
+        contrast = np.clip(1 + solution[:, 2:3], 0.2, 5.0)
+        return solution[:, :2] / contrast, np.asarray(sigma * scale)
 
     def held_out(self, shift: FloatArray) -> FloatArray:
         """Return the mean squared difference (n,) from the reprojection of the other half of the angles.

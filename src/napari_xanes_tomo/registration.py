@@ -239,10 +239,8 @@ def register(
     covariance = np.full((4, 4), np.inf)
     height = data.shape[1]
     # Coarse to fine: a wide band takes in large errors, the fine band is least fooled by contrast.
-    for fine, coarse, extra in (
-        (3.0 * p.fine_px, 4.0 * p.coarse_px, 2 if w >= 128 else 1),
-        (p.fine_px, p.coarse_px, 1),
-    ):
+    scales = ((3.0 * p.fine_px, 4.0 * p.coarse_px, 2 if w >= 128 else 1), (p.fine_px, p.coarse_px, 1))
+    for stage, (fine, coarse, extra) in enumerate(scales):
         small = bin_frames(model, extra)
         weight = _object_weight(small, 1.0 / extra)
         rows = np.flatnonzero(weight.any(axis=(0, 2)))
@@ -266,7 +264,7 @@ def register(
             # data(q) = model(q - scale q - t): the point that should be at q is found at q + scale q + t.
             translation = translation + change[1:4] + change[0] * translation
             m *= 1 + change[0]
-            progress(what, k + 1, p.iterations)
+            progress(what, stage * p.iterations + k + 1, len(scales) * p.iterations)
             if max(abs(change[0]) * w * scale / 2, np.abs(change[1:]).max()) < 2e-3 * scale * extra:
                 break
     sigma = np.sqrt(np.maximum(np.diag(covariance), 0))
@@ -351,6 +349,9 @@ def _joint(
     covariance = (len(blocks) - 1) / len(blocks) * spread_of.T @ spread_of
     # Correlation with the template: explained by the model over what there is.
     gain = 1 + inner[:, 0]
+    # The derivatives are those of the template; where the data have another contrast, theirs are larger or smaller.
+    contrast = float(np.clip(np.median(gain), 0.2, 5.0))
+    solution, covariance = solution / contrast, covariance / contrast**2
     signal = gain**2 * normal[:, 4, 4]
     correlation = float(
         np.median(np.sqrt(signal / np.maximum(signal + np.maximum(left_over, 0), 1e-30)) * np.sign(gain))

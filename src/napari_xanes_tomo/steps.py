@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .absorbance import Normalised, normalise, scan_detector
-from .jitter import find_jitter
+from .jitter import FEWEST_ANGLES, find_jitter
 from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import Recipe
 from .registration import Template, object_mass, register
@@ -184,7 +184,14 @@ def run_jitter(
     progress: Progress = no_progress,
 ) -> StepResult:
     """Find the jitter of one energy: arrays ``shift``, ``sigma``, ``moments`` (n, 2) raw px, ``residual`` (n,)."""
-    index, n = data.index, len(scan)
+    n = len(scan)
+    dropped = _without_object(data)
+    keep = np.array([i not in dropped for i in data.index.tolist()])
+    if keep.sum() >= FEWEST_ANGLES:
+        data = replace(data, data=data.data[keep], index=data.index[keep])
+    else:
+        dropped = {}  # too few are left: let the search say what is wrong
+    index = data.index
     theta = np.asarray(scan.theta_deg, dtype=float)[index]
     try:
         found = find_jitter(
@@ -209,9 +216,23 @@ def run_jitter(
         "center": center,
         "center_sigma": found.center_sigma * data.bin,
         "method": found.method,
+        "dropped": [[frame, why] for frame, why in sorted(dropped.items())],
         "jumps": _jumps(raw.shift, theta, index, scan, change_points),
     }
     return StepResult(arrays, numbers, found.quality)
+
+
+def _without_object(data: Normalised) -> dict[int, str]:
+    """Return the projections that do not show the object, with the reason: {number: why}."""
+    mass = data.data.sum(axis=(1, 2), dtype=np.float64)
+    typical = float(np.nanmedian(mass[np.isfinite(mass)])) if np.isfinite(mass).any() else 0.0
+    out = {}
+    for frame, m in zip(data.index.tolist(), mass, strict=True):
+        if not np.isfinite(m):
+            out[frame] = "values that are no numbers"
+        elif typical > 0 and not 0.3 * typical < m < 3 * typical:
+            out[frame] = "the object is not in it"
+    return out
 
 
 def _jumps(
@@ -237,9 +258,10 @@ def _jumps(
 
 def alignment_of(result: StepResult, scan: EnergyScan) -> Alignment:
     """Return the alignment a result holds, over all planned projections of its energy."""
+    dropped = {int(frame): str(why) for frame, why in result.numbers.get("dropped", ())}
     status = tuple(
-        s if s != "ok" or np.isfinite(row).all() else "excluded:no shift was found"
-        for s, row in zip(scan.status, result.arrays["shift"], strict=True)
+        s if s != "ok" or np.isfinite(row).all() else f"excluded:{dropped.get(i, 'no shift was found')}"
+        for i, (s, row) in enumerate(zip(scan.status, result.arrays["shift"], strict=True))
     )
     return Alignment(
         result.arrays["shift"],
@@ -266,14 +288,18 @@ def run_registration(
 
     The reference itself is not moved.
     """
-    index, n = data.index, len(scan)
-    theta = np.asarray(scan.theta_deg, dtype=float)[index]
+    n = len(scan)
     whole = alignment_of(jitter, scan)
+    known = np.isfinite(whole.shift[data.index]).all(axis=1)
+    data = replace(data, data=data.data[known], index=data.index[known])
+    index = data.index
+    theta = np.asarray(scan.theta_deg, dtype=float)[index]
     part = Alignment(whole.shift[index], whole.sigma[index])
     if reference:
         numbers = {
             "magnification": 1.0,
             "magnification_sigma": 0.0,
+            "dropped": list(jitter.numbers.get("dropped", ())),
             "law": 1.0,
             "translation": [0.0, 0.0, 0.0],
             "translation_sigma": [0.0, 0.0, 0.0],
@@ -302,6 +328,7 @@ def run_registration(
     numbers = {
         "magnification": found.alignment.magnification,
         "magnification_sigma": found.magnification_sigma,
+        "dropped": list(jitter.numbers.get("dropped", ())),
         "law": magnification,
         "translation": [float(v) for v in found.translation],
         "translation_sigma": [float(v) for v in found.translation_sigma],

@@ -507,9 +507,11 @@ class Workflow:
         if self._template is None or self._template[0] != key:
             data = self._normalised(reference, state, self._chosen(state, "flats", reference))
             whole = alignment_of(self._jitter(state, reference), self.scan(reference))
-            theta = np.asarray(self.series.scans[reference].theta_deg, dtype=float)[data.index]
-            part = replace(whole, shift=whole.shift[data.index], sigma=whole.sigma[data.index], status=())
-            made = make_template(data.data, theta, part, bin=data.bin, frame_shape=data.frame_shape)
+            known = np.isfinite(whole.shift[data.index]).all(axis=1)
+            index = data.index[known]
+            theta = np.asarray(self.series.scans[reference].theta_deg, dtype=float)[index]
+            part = replace(whole, shift=whole.shift[index], sigma=whole.sigma[index], status=())
+            made = make_template(data.data[known], theta, part, bin=data.bin, frame_shape=data.frame_shape)
             self._template = (key, made)
         return self._template[1]
 
