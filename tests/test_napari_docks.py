@@ -16,6 +16,7 @@ from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.store import Journal, read_shifts
 from napari_xanes_tomo.model import Cancelled, XanesTomoError
 from napari_xanes_tomo.recipe import JitterParameters, Recipe, ScanParameters
+from napari_xanes_tomo.state import quality_of
 from napari_xanes_tomo.workflow import UnitState, Workflow
 
 pytest.importorskip("napari")
@@ -131,8 +132,8 @@ def test_run_look_accept_revert(make_dock: Any, qtbot: Any, tiny_twin: Path, tmp
     assert dock.session.viewer.dims.current_step[:2] == (2, int(numbers[11]))
 
     names = [dock.scores.item(r, 0).text() for r in range(dock.scores.rowCount())]
-    assert names == [s["name"] for s in event.payload["scores"]]
-    assert event.payload["verdict"] in dock.verdict_label.text()
+    assert names == [s[0] for s in event.payload["scores"]]
+    assert quality_of(event.payload).verdict in dock.verdict_label.text()
     assert dock.candidates.rowCount() == 1
 
     # Run has nothing to do, Redo needs another parameter, both say so.

@@ -229,3 +229,14 @@ def test_yaml_of_a_recipe_is_plain() -> None:
     assert "!!" not in text
     assert list(yaml.safe_load(text)) == list(Recipe.model_fields)
     assert np.isfinite(Recipe().scan.pixel_law_slope_nm_per_ev)
+
+
+def test_the_exported_schema_is_current(repository: Path) -> None:
+    # xanes-tomo recipe --schema > docs/recipe.schema.json
+    stored = (repository / "docs" / "recipe.schema.json").read_text(encoding="utf-8")
+    assert stored == Recipe.schema_text()
+
+
+def test_what_is_done_about_a_missed_threshold_is_no_other_work() -> None:
+    assert Recipe(on_fail="stop").same_work(Recipe())
+    assert not Recipe(on_fail="stop", jitter=JitterParameters(refine=False)).same_work(Recipe())

@@ -1,4 +1,4 @@
-"""The command line: ``xanes-tomo inspect | demo | run | report | view``.
+"""The command line: ``xanes-tomo inspect | demo | recipe | run | report | view``.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by a threshold, 130 stopped by Ctrl-C. An error is one line on
 stderr. What is heavy to import (numba, zarr, napari) is imported inside the command that needs it.
@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
+    from .execution import Execution
     from .recipe import Recipe
     from .workflow import State, Workflow
 
 __all__ = ["app", "main"]
 
-FAILED, STOPPED_BY_USER = 1, 130
+FAILED, STOPPED_BY_THRESHOLD, STOPPED_BY_USER = 1, 3, 130
 _FEW_ANGLES = 8
 _PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _SCREEN = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")  # without one of them Qt ends the process
@@ -52,6 +54,7 @@ app = typer.Typer(
 )
 
 StepName = Literal["flats", "jitter", "registration", "maps"]
+OnFail = Literal["continue", "stop"]
 
 _Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more, and show the traceback of an error.")]
 _Script = Annotated[
@@ -372,6 +375,19 @@ def demo(
         typer.echo(f"next: xanes-tomo run {folder} --out {folder}-out")
 
 
+# ------------------------------------------------------------------------------------------------------- recipe
+
+
+@app.command()
+def recipe(
+    schema: Annotated[bool, typer.Option("--schema", help="Write its JSON schema, for editors and checks.")] = False,
+) -> None:
+    """Write the default recipe: every parameter of every step, as YAML."""
+    from .recipe import Recipe
+
+    typer.echo(Recipe.schema_text() if schema else Recipe().to_yaml(), nl=False)
+
+
 # ---------------------------------------------------------------------------------------------------------- run
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
@@ -398,7 +414,9 @@ def _own_recipe(out: Path) -> Recipe | None:
     return None
 
 
-def _recipe_for(out: Path, recipe: Recipe | None, bin: int | None) -> tuple[Recipe, Recipe | None]:
+def _recipe_for(
+    out: Path, recipe: Recipe | None, bin: int | None, on_fail: OnFail | None
+) -> tuple[Recipe, Recipe | None]:
     """Return the recipe of a run, and what is to be asked of the folder (None: go on with its own)."""
     from .recipe import Recipe
 
@@ -406,82 +424,130 @@ def _recipe_for(out: Path, recipe: Recipe | None, bin: int | None) -> tuple[Reci
     wanted = recipe or own or Recipe()
     if bin is not None and bin != wanted.scan.bin:
         wanted = wanted.model_copy(update={"scan": wanted.scan.model_copy(update={"bin": bin})})
+    if on_fail is not None:
+        wanted = wanted.model_copy(update={"on_fail": on_fail})
     return wanted, None if own is not None and wanted == own else wanted
 
 
-@app.command()
-def run(
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line says about every scan of a run."""
+
+    recipe: Recipe | None
+    script: Path | None
+    bin: int | None
+    on_fail: OnFail | None
+    memory_bytes: int
+    execution: Execution
+    until: StepName
+    verbose: bool
+
+
+@app.command("run")
+def run_command(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Scan scripts, folders, .xrm or .txrm files.")],
     out: Annotated[Path, typer.Option(help="Output folder; for several scans one folder for each in it.")],
     recipe: Annotated[Path | None, typer.Option(help="Parameters of every step, YAML.")] = None,
     script: _Script = None,
     bin: Annotated[int | None, typer.Option(min=1, max=16, help="Sum n x n pixels; goes before the recipe's.")] = None,
+    on_fail: Annotated[
+        OnFail | None, typer.Option(help="Where a score misses its threshold; goes before the recipe's.")
+    ] = None,
     memory: Annotated[str, typer.Option(help="What the maps may take.", metavar="SIZE")] = "4G",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of this machine; all unless given.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Make the maps on the workers of this dask scheduler.")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="Make the maps on a batch system: options of dask-jobqueue, YAML.")
+    ] = None,
     until: Annotated[StepName, typer.Option(help="The last step to do.")] = "maps",
     verbose: _Verbose = False,
 ) -> None:
-    """Do the whole chain. Again on the same output folder, it goes on where it stopped."""
+    """Do the whole chain. Again on the same output folder, it goes on where it stopped.
+
+    Results whose scores all pass are accepted. Exit code 3: stopped by a threshold (on_fail: stop).
+    """
     memory_bytes = _bytes(memory)
     if script is not None and len(paths) > 1:
         raise typer.BadParameter("--script goes with one PATH; give the scripts themselves as PATHs")
+    if scheduler is not None and cluster is not None:
+        raise typer.BadParameter("--scheduler and --cluster: expected one of the two, got both")
+    if threads is not None and (scheduler is not None or cluster is not None):
+        raise typer.BadParameter("--threads is for this machine; the workers of a cluster have their own number")
     again = "stopped; what is finished is kept, the same command goes on from there"
     with _one_line(verbose, again):
+        from .execution import from_options
         from .recipe import Recipe
 
-        asked = None if recipe is None else Recipe.from_yaml(recipe)
+        asked = _Asked(
+            None if recipe is None else Recipe.from_yaml(recipe), script, bin, on_fail, memory_bytes,
+            from_options(scheduler, cluster, threads), until, verbose,
+        )  # fmt: skip
         if len(paths) == 1:
-            _run_one(paths[0], out, None, asked, script, bin, memory_bytes, until, verbose)
+            try:
+                _run_one(paths[0], out, None, asked)
+            except XanesTomoError as error:
+                code = _code(error)
+                if code == FAILED:
+                    raise
+                _complain(_explain(error, verbose))
+                raise typer.Exit(code) from None
             return
         if (out / "journal.jsonl").exists():
             raise XanesTomoError(f"{out}: expected a folder for several runs, it holds one itself; choose another")
         names: set[str] = set()
-        failures = 0
+        codes = []
         for path in paths:
             try:
-                _run_one(path, out, names, asked, None, bin, memory_bytes, until, verbose)
+                _run_one(path, out, names, asked)
             except (KeyboardInterrupt, Cancelled):
                 raise
             except Exception as error:  # noqa: BLE001 - one scan must not cost the others the night; reported here
-                failures += 1
+                codes.append(_code(error))
                 _complain(f"{path}: {_explain(error, verbose)}")
-        if failures:
-            _complain(f"{failures} of {len(paths)} scans failed; the others are done")
-            raise typer.Exit(FAILED)
+        if codes:
+            ends = {FAILED: "failed", STOPPED_BY_THRESHOLD: "stopped by a threshold"}
+            parts = [f"{codes.count(c)} of {len(paths)} scans {end}" for c, end in ends.items() if c in codes]
+            _complain(f"{', '.join(parts)}; the others are done")
+            raise typer.Exit(FAILED if FAILED in codes else STOPPED_BY_THRESHOLD)
 
 
-def _run_one(
-    path: Path,
-    out: Path,
-    names: set[str] | None,
-    asked: Recipe | None,
-    script: Path | None,
-    bin: int | None,
-    memory_bytes: int,
-    until: StepName,
-    verbose: bool,
-) -> None:
+def _code(error: Exception) -> int:
+    from .workflow import StoppedByThreshold
+
+    return STOPPED_BY_THRESHOLD if isinstance(error, StoppedByThreshold) else FAILED
+
+
+def _run_one(path: Path, out: Path, names: set[str] | None, asked: _Asked) -> None:
     """Run one scan into `out`, or into a subfolder of its own name when `names` (those taken so far) is given."""
     from .io.scan import open_series
 
     started = time.monotonic()
-    with _showing(verbose) as show:
+    script = asked.script
+    with _showing(asked.verbose) as show:
         if names is not None:
             # Its name tells the folder, the folder its recipe, and that how the files are read.
             out = out / _free_name(open_series(path, verify=False).name, names)
-        recipe, of_folder = _recipe_for(out, asked, bin)
+        recipe, of_folder = _recipe_for(out, asked.recipe, asked.bin, asked.on_fail)
         series = open_series(path, recipe.scan, script=script, progress=show)
     _introduce(series)
     from .workflow import Workflow
 
-    with _showing(verbose) as show, Workflow(series, out, of_folder, memory_bytes=memory_bytes) as workflow:
+    with (
+        _showing(asked.verbose) as show,
+        Workflow(
+            series, out, of_folder, memory_bytes=asked.memory_bytes, execution=asked.execution, source=script or path
+        ) as workflow,
+    ):
         try:
-            state = workflow.run(until=until, progress=show)
+            state = workflow.run(until=asked.until, progress=show, accept="thresholds")
         except XanesTomoError:
             with contextlib.suppress(XanesTomoError):
                 _report(out)  # what was found so far, and why it went no further
             raise
         report = _report(out)
-    _conclude(workflow, state, report, until, time.monotonic() - started)
+    _conclude(workflow, state, report, asked.until, time.monotonic() - started)
 
 
 def _report(out: Path) -> Path:
@@ -528,7 +594,7 @@ def _conclude(workflow: Workflow, state: State, report: Path, until: str, second
         for e, u in units:
             if u.status == "failed" and e is not None:
                 out.append((float(energies[e]), u.reason))
-            elif u.candidate is not None and u.status != "stale":
+            elif u.candidate is not None and u.status == "candidate":
                 check += [
                     f"{s.name}{'' if e is None else f' {energies[e]:g} eV'}: {x.name} {x.value:.3g} {x.unit}".rstrip()
                     + f", expected at {'most' if x.better == 'lower' else 'least'} {x.threshold:g}"
@@ -584,9 +650,10 @@ def report(
 @app.command()
 def view(
     path: Annotated[Path, typer.Argument(metavar="PATH|OUT", help="A measurement, or the output folder of a run.")],
+    out: Annotated[Path | None, typer.Option(help="With a measurement: the output folder of its run.")] = None,
     verbose: _Verbose = False,
 ) -> None:
-    """Open a measurement or an output folder in napari."""
+    """Open a measurement or a run in napari. An output folder opens together with the scan it was made from."""
     with _one_line(verbose):
         if not path.exists():
             raise XanesTomoError(
@@ -604,7 +671,28 @@ def view(
             raise XanesTomoError(
                 f"view: expected napari and a Qt binding ({error}); pip install 'napari-xanes-tomo[all]'"
             ) from None
+        if out is None and (path / "journal.jsonl").is_file():
+            source = _source_of(path)
+            if source is not None:
+                show(source, out=path)
+                return
+        elif out is not None:
+            show(path, out=out)
+            return
         show(path)
+
+
+def _source_of(out: Path) -> Path | None:
+    """Return the scan that the run in `out` was made from; None, with a line, where it is not there."""
+    from .io.journal import Journal
+    from .workflow import scan_source
+
+    source = scan_source(Journal(out))
+    if source is not None and Path(source).exists():
+        return Path(source)
+    where = "its journal does not name its scan" if source is None else f"its scan is not at {source} any more"
+    typer.echo(f"{out.name}: {where}; view SCAN --out {out} opens both", err=True)
+    return None
 
 
 # --------------------------------------------------------------------------------------------------------- main

@@ -6,23 +6,32 @@ nothing large travels and a worker that dies costs the slab it was at.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import pickle
+import queue
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from .model import XanesTomoError
 
-__all__ = ["Cluster", "Execution", "Threads", "from_options"]
+__all__ = ["WAITING", "Cluster", "Execution", "Threads", "from_options"]
 
-T = TypeVar("T")
 Work = Callable[[Any, Any, int], Any]
 """``work(shared, job, threads)``: an importable function; `threads` is what one job may use."""
 
+WAITING: Final = object()
+"""Yielded from time to time while nothing is finished, so that a caller can show that and stop."""
+
 _RETRIES = 3  # a job lost with its worker is tried again
+_PATIENCE = 1.0  # s between two looks at the cluster
+_CONNECT = "10s"
 
 
 class Execution(Protocol):
@@ -32,7 +41,10 @@ class Execution(Protocol):
         """Return how many jobs run at a time."""
 
     def run(self, work: Work, shared: Any, jobs: Sequence[Any], workers: int) -> Generator[Any, None, None]:
-        """Do every job; yield each one's result as it is finished. Closing the iterator drops what has not begun."""
+        """Do every job; yield each one's result as it is finished, or `WAITING` meanwhile.
+
+        Closing the iterator drops what has not begun.
+        """
 
 
 @contextmanager
@@ -103,26 +115,21 @@ class Cluster:
             raise XanesTomoError(
                 "a cluster needs the package distributed, which is not there; pip install napari-xanes-tomo[cluster]"
             ) from None
-        with self._cluster() as where:
+        with self._cluster() as where, _quiet():
             try:
-                client = distributed.Client(where, timeout="20s", set_as_default=False)
+                client = distributed.Client(where, timeout=_CONNECT, set_as_default=False)
             except (OSError, TimeoutError, ValueError) as error:
                 raise XanesTomoError(
                     f"scheduler: expected a dask scheduler at {self.address or 'the cluster'}, found none "
                     f"({type(error).__name__}); start one, or leave --scheduler out"
                 ) from None
             with client:
-                if not client.scheduler_info()["workers"] and not self.queue:
-                    raise XanesTomoError(f"scheduler {self.address}: it has no workers; start some and try again")
-                everywhere = client.scatter(shared, broadcast=False, hash=False)
-                futures = [
-                    client.submit(_on_worker, work, everywhere, job, pure=False, retries=_RETRIES) for job in jobs
-                ]
-                try:
-                    for future in distributed.as_completed(futures):
-                        yield _outcome(future, distributed.KilledWorker)
-                finally:
-                    client.cancel(futures)
+                if not client.scheduler_info(n_workers=-1)["workers"] and not self.queue:
+                    raise XanesTomoError(
+                        f"scheduler {self.address}: it has no workers; start some (dask worker {self.address}) and "
+                        "give the same command again"
+                    )
+                yield from _spread(client, distributed, work, shared, jobs)
 
     @contextmanager
     def _cluster(self) -> Iterator[Any]:
@@ -150,22 +157,80 @@ class Cluster:
             yield cluster
 
 
+def _spread(client: Any, distributed: Any, work: Work, shared: Any, jobs: Sequence[Any]) -> Generator[Any, None, None]:
+    """Give the jobs to the workers and yield what comes back."""
+    # A task, not scattered data: what was scattered is lost with the worker that has it, a task is done again.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        everywhere = client.submit(pickle.loads, pickle.dumps(shared), pure=False, retries=_RETRIES)
+        futures = [client.submit(_on_worker, work, everywhere, job, pure=False, retries=_RETRIES) for job in jobs]
+    finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for future in futures:
+        future.add_done_callback(finished.put)
+    try:
+        for _ in jobs:
+            while True:
+                try:
+                    future = finished.get(timeout=_PATIENCE)
+                    break
+                except queue.Empty:
+                    if client.status not in ("running", "connecting"):
+                        raise _lost() from None
+                    yield WAITING
+            yield _outcome(future, distributed)
+    finally:
+        with contextlib.suppress(OSError, TimeoutError, distributed.CancelledError):
+            client.cancel([*futures, everywhere])
+
+
 def _on_worker(work: Work, shared: Any, job: Any) -> Any:
-    """Run one job on a worker with the threads it has."""
+    """Run one job on a worker; it has as many jobs at a time as threads, so that each may use one."""
     from distributed import get_worker
 
-    with one_blas_thread():
-        return work(shared, job, max(1, int(get_worker().state.nthreads)))
+    try:
+        with one_blas_thread():
+            return work(shared, job, 1)
+    except Exception as error:  # told where the work was asked for, with the worker's name
+        what = str(error) if isinstance(error, XanesTomoError) else f"{type(error).__name__}: {error}"
+        raise XanesTomoError(f"worker {get_worker().address}: {' '.join(what.split())}") from error
 
 
-def _outcome(future: Any, killed: type[BaseException]) -> Any:
+def _outcome(future: Any, distributed: Any) -> Any:
     try:
         return future.result()
-    except killed:
+    except XanesTomoError as error:
         raise XanesTomoError(
-            f"cluster: a slab was lost with its worker {_RETRIES + 1} times; the workers may be short of memory, "
+            f"{error}; every worker needs the input and the output under the same path; the same command goes on "
+            "from here"
+        ) from None
+    except distributed.KilledWorker:
+        raise XanesTomoError(
+            "cluster: a slab was lost with its worker again and again; the workers may be short of memory, "
             "see their logs; the same command goes on from here"
         ) from None
+    except (distributed.CancelledError, OSError):
+        raise _lost() from None
+    except Exception as error:  # noqa: BLE001 - whatever a worker could not even begin with, such as a package it lacks
+        raise XanesTomoError(
+            f"cluster: a worker could not do its part ({type(error).__name__}: {error}); it needs the same version of "
+            "napari-xanes-tomo as this machine"
+        ) from None
+
+
+def _lost() -> XanesTomoError:
+    return XanesTomoError("cluster: the scheduler is gone; start it again, the same command goes on from here")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep distributed from writing tracebacks to the terminal; what matters comes as an error of ours."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def from_options(scheduler: str | None, cluster: str | Path | None, threads: int | None = None) -> Execution:

@@ -160,6 +160,10 @@ class Recipe(_Parameters):
     """Every parameter of a run. The same file serves the GUI and the command line."""
 
     version: Literal[1] = 1
+    on_fail: Literal["continue", "stop"] = Field(
+        "continue",
+        description="What a run without a user does where a score misses its threshold: go on and flag it, or stop.",
+    )
     scan: ScanParameters = ScanParameters()
     absorbance: AbsorbanceParameters = AbsorbanceParameters()
     jitter: JitterParameters = JitterParameters()
@@ -199,6 +203,15 @@ class Recipe(_Parameters):
             return cls.model_validate(data)
         except ValidationError as error:
             raise XanesTomoError(f"{name}: {_explain(error, cls)}") from None
+
+    @classmethod
+    def schema_text(cls) -> str:
+        """Return the JSON schema of a recipe, as text."""
+        return json.dumps(cls.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+    def same_work(self, other: Recipe) -> bool:
+        """Whether both ask for the same results: what is done about a missed threshold does not count."""
+        return self.model_copy(update={"on_fail": other.on_fail}) == other
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML text; reading it back gives an equal recipe."""

@@ -34,6 +34,7 @@ from .io.store import (
     read_shifts,
 )
 from .model import XanesTomoError
+from .state import active_events, candidates_in, quality_of
 from .steps import STEPS
 
 __all__ = ["png", "write_report"]
@@ -286,11 +287,13 @@ def _read_run(out: Path) -> _Run:
     run = _Run(out, events, str(begun.payload.get("input_name") or "unnamed scan"), str(latest.payload["recipe"]))
     made: dict[int, tuple[tuple[str, int | None], Mapping[str, Any]]] = {}
     chosen: dict[tuple[str, int | None], int] = {}
-    for event in events:
+    whole = {c.id: c.payload for c in candidates_in(events)}
+    for event in active_events(events):
         p = event.payload
         if event.kind in ("candidate", "decision", "failure"):
             unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
             if event.kind == "candidate":
+                p = whole[event.seq]
                 made[event.seq] = (unit, p)
                 run.candidates[unit] = p
                 run.failures.pop(unit, None)
@@ -353,14 +356,11 @@ def _law(run: _Run) -> dict[int, tuple[float, float]]:
 
 def _failed_scores(p: Mapping[str, Any]) -> list[str]:
     bad = []
-    for s in p.get("scores", ()):
-        value, threshold = s["value"], s["threshold"]
-        if threshold is None:
-            continue
-        if value is None or (value > threshold if s["better"] == "lower" else value < threshold):
-            most = "most" if s["better"] == "lower" else "least"
-            shown = "undefined" if value is None else _number(value, 3)
-            bad.append(f"{s['name']} {shown} {s['unit']}".rstrip() + f" (expected at {most} {threshold:g})")
+    for s in quality_of(p).scores:
+        if not s.passed:
+            most = "most" if s.better == "lower" else "least"
+            shown = "undefined" if math.isnan(s.value) else _number(s.value, 3)
+            bad.append(f"{s.name} {shown} {s.unit}".rstrip() + f" (expected at {most} {s.threshold:g})")
     return bad
 
 
@@ -390,7 +390,7 @@ def _steps(run: _Run) -> str:
     for s in STEPS:
         units = [u for u in run.candidates if u[0] == s.name and u not in run.failures]
         failed = [u for u in run.failures if u[0] == s.name]
-        check = [u for u in units if run.candidates[u].get("verdict") != "good"]
+        check = [u for u in units if quality_of(run.candidates[u]).verdict != "good"]
         seconds = sum(float(run.candidates[u].get("seconds") or 0) for u in units)
         accepted = sum(u in run.accepted for u in units)
         rows.append(

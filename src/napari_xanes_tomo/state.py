@@ -16,7 +16,24 @@ from .recipe import Recipe, parameter_key
 from .registration import reference_energy
 from .steps import STEPS, Step, step
 
-__all__ = ["UNDOABLE", "Box", "Candidate", "Manual", "State", "Unit", "UnitState", "active_events", "resolve"]
+__all__ = [
+    "THRESHOLDS",
+    "UNDOABLE",
+    "Box",
+    "Candidate",
+    "Manual",
+    "State",
+    "Unit",
+    "UnitState",
+    "active_events",
+    "candidates_in",
+    "quality_of",
+    "resolve",
+    "undoable",
+]
+
+THRESHOLDS = "thresholds"
+"""In a decision's ``by``: it was taken by the scores, in a run without a user."""
 
 Unit = tuple[str, int | None]
 """A step, and the number of the energy it is done for (None for a step done once)."""
@@ -51,17 +68,21 @@ class Candidate:
     @property
     def quality(self) -> Quality:
         """The scores, with the verdict that follows from them."""
-        scores = tuple(
-            Score(
-                s["name"],
-                float("nan") if s["value"] is None else float(s["value"]),
-                s["unit"],
-                s["threshold"],
-                s["better"],
-            )
-            for s in self.payload["scores"]
-        )
-        return Quality(scores, tuple(self.payload["notes"]))
+        return quality_of(self.payload)
+
+
+def quality_of(payload: Mapping[str, Any]) -> Quality:
+    """Return the scores and notes of a candidate's event."""
+    return Quality(tuple(_score(s) for s in payload.get("scores", ())), tuple(payload.get("notes", ())))
+
+
+def _score(s: Any) -> Score:
+    if isinstance(s, Mapping):  # as the first versions wrote them
+        s = [s["name"], s["value"], s["unit"], s["threshold"], s["better"]]
+    row: list[Any] = [*s]
+    row += ["", None, "lower"][len(row) - 2 :]
+    name, value, unit, threshold, better = row
+    return Score(name, float("nan") if value is None else float(value), unit, threshold, better)
 
 
 @dataclass(frozen=True)
@@ -103,6 +124,11 @@ UNDOABLE = (
     "mask",
 )
 """Kinds of events that are decisions of the user and can be taken back."""
+
+
+def undoable(event: Event) -> bool:
+    """Whether an event is a decision of the user, to be taken back by `undo`."""
+    return event.kind in UNDOABLE and event.payload.get("by") != THRESHOLDS
 
 
 @dataclass(frozen=True)
@@ -164,6 +190,24 @@ def active_events(events: Iterable[Event]) -> list[Event]:
         elif event.kind == "redo":
             undone.discard(int(event.payload["event"]))
     return [e for e in listed if e.seq not in undone] if undone else listed
+
+
+def _unit(payload: Mapping[str, Any]) -> Unit:
+    return str(payload["step"]), None if payload["energy"] is None else int(payload["energy"])
+
+
+def candidates_in(events: Iterable[Event]) -> list[Candidate]:
+    """Return every candidate among the events, oldest first, its parameters (noted once) in its payload."""
+    noted: dict[str, Any] = {}
+    out = []
+    for event in events:
+        p = event.payload
+        if event.kind == "parameters":
+            noted[str(p["key"])] = {k: p[k] for k in ("parameters", "versions")}
+        elif event.kind == "candidate":
+            key = str(p["parameter_key"])
+            out.append(Candidate(event.seq, _unit(p), key, str(p["input_key"]), {**noted.get(key, {}), **p}))
+    return out
 
 
 def _manual(events: Iterable[Event]) -> Manual:
@@ -267,30 +311,28 @@ def resolve(
     -----
     A unit is *stale* when the candidate that counts was made from other inputs than it would be made from now. One that
     was merely computed (not accepted) is stale as well when the recipe has other parameters by now; one that was
-    accepted was accepted with its own parameters. Once it was made again from the present inputs, the newest counts.
+    accepted by hand was accepted with its own parameters; what the thresholds accepted follows the recipe. Where what
+    was accepted came from other inputs, the newest result from the present ones counts.
     """
     made: dict[Unit, list[Candidate]] = {}
-    chosen: dict[Unit, int] = {}
+    chosen: dict[Unit, tuple[int, bool]] = {}
     failed: dict[Unit, tuple[str, str]] = {}
     holding = active_events(events)
     manual = _manual(holding)
+    for candidate in candidates_in(holding):
+        made.setdefault(candidate.unit, []).append(candidate)
     for event in holding:
         p = event.payload
         if event.kind == "candidate":
-            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
-            made.setdefault(unit, []).append(
-                Candidate(event.seq, unit, str(p["parameter_key"]), str(p["input_key"]), p)
-            )
-            failed.pop(unit, None)
+            failed.pop(_unit(p), None)
         elif event.kind == "decision":
-            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
+            unit = _unit(p)
             if p["candidate"] is None:
                 chosen.pop(unit, None)
             else:
-                chosen[unit] = int(p["candidate"])
+                chosen[unit] = (int(p["candidate"]), p.get("by") != THRESHOLDS)
         elif event.kind == "failure":
-            unit = (str(p["step"]), None if p["energy"] is None else int(p["energy"]))
-            failed[unit] = (str(p["key"]), str(p["reason"]))
+            failed[_unit(p)] = (str(p["key"]), str(p["reason"]))
 
     units: dict[Unit, UnitState] = {}
     n = len(energies_ev)
@@ -300,16 +342,22 @@ def resolve(
         unit: Unit = (s.name, e)
         parameters = parameters_of[s.name]
         candidates = made.get(unit, [])
-        accepted = next((c for c in candidates if c.id == chosen.get(unit)), None)
+        number, by_hand = chosen.get(unit, (0, True))
+        accepted = next((c for c in candidates if c.id == number), None)
+        if accepted is not None and not by_hand and accepted.parameter_key != parameters:
+            accepted = None  # nobody wanted these parameters instead of the recipe's
         best = accepted or (candidates[-1] if candidates else None)
         reason = ""
         if e is not None and e in manual.energies:
             units[unit] = UnitState("failed", parameters, "", None, manual.energies[e])
             return
         key = parameter_key(s.name, parameters, input_key)
-        if best is not None and best.input_key != input_key and candidates[-1].input_key == input_key:
-            # What was accepted came from other inputs; it has been made again since.
-            best, accepted = candidates[-1], None
+        if best is not None and (accepted is None or best.input_key != input_key):
+            # Of what was made from the present inputs the newest counts: a decision taken back brings it back.
+            fitting = [c for c in candidates if c.input_key == input_key]
+            exact = [c for c in fitting if c.parameter_key == parameters]
+            if fitting:
+                best, accepted = (exact or fitting)[-1], None
         if unit in failed and failed[unit][0] == key and (best is None or best.key != key):
             status, reason, best = "failed", failed[unit][1], None
         elif best is None:
@@ -320,8 +368,11 @@ def resolve(
             status = "accepted" if accepted is not None else "candidate"
         units[unit] = UnitState(status, parameters, input_key, best, reason)
 
+    # Boxes are drawn on the reference energy, whichever the recipe says that is.
+    frame_of_boxes = [reference_energy(energies_ev, recipe.registration.reference_ev)] if manual.boxes else []
+
     def own(e: int) -> list[Any]:
-        return [fingerprints[e], *manual.data_part(e)]
+        return [fingerprints[e], *manual.data_part(e), *frame_of_boxes]
 
     def upstream(s: Step, e: int) -> list[Any] | None:
         keys: list[Any] = []

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from psygnal import Signal
 from .absorbance import Normalised
 from .agreement import center_of_rotation
 from .edges import bracketed_elements, edge_energy_ev
-from .execution import Execution, Threads
+from .execution import WAITING, Execution, Threads
 from .io.journal import plain_json
 from .io.store import (
     EnergyRow,
@@ -32,6 +32,7 @@ from .io.store import (
     MapStore,
     Output,
     QualityTable,
+    bring_back,
     open_output,
     shifts_rows,
     write_energies,
@@ -42,7 +43,18 @@ from .maps import AlignedEnergy, MapPlan, Slab, map_slab, plan_maps, require_ene
 from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Series, XanesTomoError, no_progress
 from .recipe import MapsParameters, Recipe, parameter_key
 from .registration import Template, make_template, reference_energy
-from .state import UNDOABLE, Box, Candidate, State, Unit, UnitState, active_events, resolve
+from .state import (
+    THRESHOLDS,
+    Box,
+    Candidate,
+    State,
+    Unit,
+    UnitState,
+    active_events,
+    candidates_in,
+    resolve,
+    undoable,
+)
 from .steps import (
     STEPS,
     Confinement,
@@ -55,11 +67,27 @@ from .steps import (
     step,
 )
 
-__all__ = ["Cancelled", "Candidate", "State", "Unit", "UnitState", "Workflow", "resolve"]
+__all__ = [
+    "Cancelled",
+    "Candidate",
+    "State",
+    "StoppedByThreshold",
+    "Unit",
+    "UnitState",
+    "Workflow",
+    "resolve",
+    "scan_source",
+]
 
 log = logging.getLogger(__name__)
 
 SLAB_ROWS = 32
+
+Acceptance = Literal["by hand", "thresholds"]
+
+
+class StoppedByThreshold(XanesTomoError):
+    """A run with ``on_fail: stop`` came to a result that does not pass; says what to look at."""
 
 
 class Workflow:
@@ -108,6 +136,7 @@ class Workflow:
         self._source = None if source is None else str(Path(source).resolve())
         self.fingerprints = [_fingerprint(s) for s in series.scans]
         self._state: tuple[int, Recipe, State] | None = None
+        self._made: tuple[int, list[Candidate]] | None = None
         # A crash may have cut the first event short: then there is a journal, but no recipe in it to go on with.
         begun = recipe is None and (Path(out) / "journal.jsonl").exists()
         begun = begun and any(e.kind == "run" for e in Journal(out).events)
@@ -121,7 +150,10 @@ class Workflow:
             explain=lambda journal: _changed_files(journal, names, stamps),
         )
         try:
-            self.recipe = recipe or Recipe.from_yaml(self.output.recipe)
+            self.recipe = Recipe.from_yaml(self.output.recipe)
+            if recipe is not None and recipe != self.recipe:  # the same but for `on_fail`
+                self.output.change_recipe(recipe.to_yaml())
+                self.recipe = recipe
             self._note_scan(names, stamps)
         except BaseException:
             self.output.close()
@@ -166,15 +198,17 @@ class Workflow:
 
     def candidates(self, name: str, energy: int | None = None) -> list[Candidate]:
         """Return every result of a step (of one energy), oldest first."""
-        return [
-            Candidate(e.seq, (name, energy), str(e.payload["parameter_key"]), str(e.payload["input_key"]), e.payload)
-            for e in self.journal.events
-            if e.kind == "candidate" and e.payload["step"] == name and e.payload["energy"] == energy
-        ]
+        return [c for c in self._candidates() if c.unit == (name, energy)]
+
+    def _candidates(self) -> list[Candidate]:
+        if self._made is None or self._made[0] != len(self.journal):
+            self._made = (len(self.journal), candidates_in(self.journal.events))
+        return self._made[1]
 
     def result(self, candidate: Candidate) -> StepResult:
-        """Load the arrays and numbers of a candidate."""
+        """Load the arrays and numbers of a candidate; floats come in double precision, whatever they are kept in."""
         arrays = {k: self.journal.get_array(v) for k, v in candidate.payload["arrays"].items()}
+        arrays = {k: a.astype(np.float64) if a.dtype.kind == "f" else a for k, a in arrays.items()}
         return StepResult(arrays, dict(candidate.payload["numbers"]), candidate.quality)
 
     def scan(self, energy: int) -> EnergyScan:
@@ -208,8 +242,8 @@ class Workflow:
         """Take back the last acceptance of a step."""
         self._decide(name, energy, None)
 
-    def _decide(self, name: str, energy: int | None, candidate: int | None) -> None:
-        self.journal.append("decision", {"step": name, "energy": energy, "candidate": candidate})
+    def _decide(self, name: str, energy: int | None, candidate: int | None, **by: str) -> None:
+        self.journal.append("decision", {"step": name, "energy": energy, "candidate": candidate, **by})
         self.changed.emit(name, energy)
 
     def exclude(self, energy: int, frame: int | None = None, reason: str = "by hand") -> None:
@@ -282,7 +316,7 @@ class Workflow:
 
     def undo(self) -> str | None:
         """Take the last decision back; return what it was, None where there is none."""
-        held = [e for e in active_events(self.journal.events) if e.kind in UNDOABLE]
+        held = [e for e in active_events(self.journal.events) if undoable(e)]
         if not held:
             return None
         self.journal.append("undo", {"event": held[-1].seq})
@@ -298,7 +332,7 @@ class Workflow:
                 undone.append(int(event.payload["event"]))
             elif event.kind == "redo":
                 undone.remove(int(event.payload["event"]))
-            elif event.kind in UNDOABLE:
+            elif undoable(event):
                 undone.clear()
         if not undone:
             return None
@@ -330,7 +364,7 @@ class Workflow:
 
     # ---------------------------------------------------------------------------------------------- running
 
-    def run(self, *, until: str = "maps", progress: Progress = no_progress) -> State:
+    def run(self, *, until: str = "maps", progress: Progress = no_progress, accept: Acceptance = "by hand") -> State:
         """Do every step up to `until` that is not done yet.
 
         An energy that cannot be used is flagged and left out; the others go on.
@@ -340,20 +374,32 @@ class Workflow:
         until : {"flats", "jitter", "registration", "maps"}
         progress : callable
             See `Progress`. Raising `Cancelled` in it stops at the next safe point; what was finished stays.
+        accept : {"by hand", "thresholds"}
+            With ``thresholds`` a result whose scores all pass is accepted at once, marked as such; the others are
+            used as well but stay flagged, or end the run after their step where the recipe has ``on_fail: stop``.
 
         Raises
         ------
         XanesTomoError
             No energy got through a step, or the output cannot be written.
+        StoppedByThreshold
+            See `accept`.
         Cancelled
             As raised by `progress`.
         """
         names = [s.name for s in STEPS]
         last = names.index(step(until).name)
         energies = range(len(self.series.scans))
+        judged = accept == "thresholds"
+        stopping = judged and self.recipe.on_fail == "stop"
         for e in energies:
             for name in names[: min(last, 1) + 1]:
+                if name == "jitter" and stopping and self._flags("flats"):
+                    continue  # the run ends after the flats
                 self.run_unit(name, e, progress=_within(progress, name, e, len(energies)))
+                self._judge(name, e, judged)
+        for name in names[: min(last, 1) + 1]:
+            self._stop_at(name, stopping)
         if last >= 2:
             state = self.state
             if state.reference is None:
@@ -361,11 +407,57 @@ class Workflow:
             order = [state.reference, *(e for e in energies if e != state.reference)]
             for k, e in enumerate(order):
                 self.run_unit("registration", e, progress=_within(progress, "registration", k, len(order)))
+                self._judge("registration", e, judged)
+            self._stop_at("registration", stopping)
         self.write_tables()
         if last >= 3:
             self.run_unit("maps", None, progress=progress)
-        self.write_tables()
+            self._judge("maps", None, judged)
+            self.write_tables()
+            self._stop_at("maps", stopping)
         return self.state
+
+    def _judge(self, name: str, energy: int | None, judged: bool) -> None:
+        """Accept a result whose scores pass, unless the user has decided about it."""
+        unit = self.state[(name, energy)]
+        if not judged or unit.status != "candidate" or unit.candidate is None:
+            return
+        if unit.candidate.quality.verdict != "good":
+            return
+        said = [
+            e.seq
+            for e in active_events(self.journal.events[unit.candidate.id :])
+            if e.kind == "decision" and (e.payload["step"], e.payload["energy"]) == (name, energy)
+        ]
+        if not said:
+            self._decide(name, energy, unit.candidate.id, by=THRESHOLDS)
+
+    def _flags(self, name: str) -> list[str]:
+        """Return what is to be looked at in a step: scores that do not pass and were not accepted, and failures."""
+        state, out = self.state, []
+        for (s, e), unit in state.units.items():
+            if s != name:
+                continue
+            where = f"{step(name).title}{'' if e is None else f', {self.series.scans[e].energy_ev:g} eV'}"
+            if unit.status == "failed" and unit.input_key:
+                out.append(f"{where}: {unit.reason}")
+            elif unit.status == "candidate" and unit.candidate is not None:
+                out += [
+                    f"{where}: {x.name} {x.value:.3g} {x.unit}".rstrip()
+                    + f", expected at {'most' if x.better == 'lower' else 'least'} {x.threshold:g}"
+                    for x in unit.candidate.quality.scores
+                    if not x.passed
+                ]
+        return out
+
+    def _stop_at(self, name: str, stopping: bool) -> None:
+        flags = self._flags(name) if stopping else []
+        if flags:
+            self.write_tables()
+            more = f" (and {len(flags) - 1} more)" if len(flags) > 1 else ""
+            raise StoppedByThreshold(
+                f"{flags[0]}{more}; look at it and accept it or redo the step in napari, or set on_fail: continue"
+            )
 
     def run_unit(self, name: str, energy: int | None = None, *, progress: Progress = no_progress) -> UnitState:
         """Do one step (of one energy) unless a result with these parameters and inputs exists; return its state.
@@ -374,8 +466,13 @@ class Workflow:
         """
         state = self.state
         unit = state[(name, energy)]
-        if unit.status in ("candidate", "accepted") or not unit.input_key:
+        if not unit.input_key:
             return unit
+        if unit.status in ("candidate", "accepted"):
+            assert unit.candidate is not None
+            # Maps lie outside the journal: those that count may be the former ones, or have been removed by hand.
+            if name != "maps" or bring_back(self.output.maps, str(unit.candidate.payload["numbers"]["store_key"])):
+                return unit
         if unit.status == "failed" and self._failed_now(name, energy):
             return unit
         started = time.monotonic()
@@ -401,27 +498,12 @@ class Workflow:
     def _record(self, name: str, energy: int | None, unit: UnitState, result: StepResult, seconds: float) -> None:
         from . import __version__
 
-        self.journal.append(
-            "candidate",
-            {
-                "step": name,
-                "energy": energy,
-                "energy_ev": None if energy is None else self.series.scans[energy].energy_ev,
-                "parameter_key": unit.parameter_key,
-                "input_key": unit.input_key,
-                "parameters": {s: getattr(self.recipe, s).model_dump(mode="json") for s in step(name).parameters},
-                "scores": [
-                    {"name": s.name, "value": s.value, "unit": s.unit, "threshold": s.threshold, "better": s.better}
-                    for s in result.quality.scores
-                ],
-                "notes": list(result.quality.notes),
-                "verdict": result.quality.verdict,
-                "numbers": dict(result.numbers),
-                "arrays": {k: self.journal.put_array(np.asarray(v)) for k, v in result.arrays.items()},
-                "seconds": seconds,
-                "versions": {"napari-xanes-tomo": __version__, "python": platform.python_version()},
-            },
-        )
+        versions = {"napari-xanes-tomo": __version__, "python": platform.python_version()}
+        noted = [e for e in self.journal.events if e.kind == "parameters" and e.payload["key"] == unit.parameter_key]
+        if not noted or noted[-1].payload["versions"] != versions:
+            sections = {s: getattr(self.recipe, s).model_dump(mode="json") for s in step(name).parameters}
+            self.journal.append("parameters", {"key": unit.parameter_key, "parameters": sections, "versions": versions})
+        self.journal.append("candidate", candidate_payload(self.journal, name, energy, unit, result, seconds))
         self.changed.emit(name, energy)
 
     def _compute(self, name: str, energy: int | None, state: State, progress: Progress) -> StepResult:
@@ -430,7 +512,7 @@ class Workflow:
         assert energy is not None
         scan = self.scan(energy)
         if name == "flats":
-            result, data = run_flats(scan, self.recipe, progress=progress)
+            result, data = run_flats(scan, self.recipe, self._confinement(energy, state), progress=progress)
             unit = state[(name, energy)]
             self._data = (parameter_key(name, unit.parameter_key, unit.input_key), data)
             return result
@@ -587,8 +669,8 @@ class Workflow:
         workers = self.execution.workers(len(pending), per_slab, self.memory_bytes)
         shared = SlabWork(tuple(items), plan, voxel_nm, p, store, halo, (y0, c0, c1))
         with closing(self.execution.run(make_slab, shared, pending, workers)) as finished:
-            for _ in finished:
-                done += 1
+            for made in finished:
+                done += made is not WAITING
                 progress("maps", done, len(store.slabs))
         metadata = {
             "reference_ev": plan.reference_ev,
@@ -677,6 +759,51 @@ class Workflow:
         reasons = [u.reason for (s, _), u in self.state.units.items() if u.status == "failed" and s in ("flats", name)]
         first = reasons[0] if reasons else "see the table of energies"
         return f"{step(name).title}: no energy got through: {first}"
+
+
+def scan_source(journal: Journal) -> str | None:
+    """Return what the scan of a run was opened from, as the journal has it."""
+    noted = [e.payload.get("source") for e in journal.events if e.kind == "scan"]
+    return str(noted[-1]) if noted and noted[-1] else None
+
+
+_KEPT_AS = {
+    "shift": np.float32, "moments": np.float32, "variance": np.float32,
+    "sigma": np.float16, "residual": np.float16, "air_residual": np.float16,
+}  # fmt: skip
+
+
+def _kept(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array in the precision it is kept in: 24 bits for what is applied, 11 for what is only judged by."""
+    wanted = _KEPT_AS.get(name)
+    if wanted is None or values.dtype != np.float64:
+        return values
+    size = np.abs(values[np.isfinite(values) & (values != 0)])
+    if wanted is np.float16 and size.size and not (size.min() > 1e-4 and size.max() < 6e4):
+        wanted = np.float32
+    return values.astype(wanted)
+
+
+def candidate_payload(
+    journal: Journal, name: str, energy: int | None, unit: UnitState, result: StepResult, seconds: float
+) -> dict[str, Any]:
+    """Return the event of a result, its arrays stored; short, because there are many: see `state.candidates_in`."""
+    scores = []
+    for s in result.quality.scores:
+        value = float(f"{s.value:.6g}")
+        row = [s.name, value, s.unit, s.threshold, *(["higher"] if s.better == "higher" else [])]
+        scores.append(row[:-1] if row[-1] is None else row)
+    return {
+        "step": name,
+        "energy": energy,
+        "parameter_key": unit.parameter_key,
+        "input_key": unit.input_key,
+        "scores": scores,
+        "notes": list(result.quality.notes),
+        "numbers": dict(result.numbers),
+        "arrays": {k: journal.put_array(_kept(k, np.asarray(v)))["array"] for k, v in result.arrays.items()},
+        "seconds": round(seconds, 3),
+    }
 
 
 _DESCRIPTIONS = {

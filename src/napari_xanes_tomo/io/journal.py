@@ -162,7 +162,7 @@ class Journal:
         Parameters
         ----------
         array : array_like
-            Booleans, integers, float32 or float64, any shape; anything else is refused.
+            Booleans, integers or floats of 2, 4 or 8 bytes, any shape; anything else is refused.
 
         Returns
         -------
@@ -170,8 +170,8 @@ class Journal:
             ``{"array": sha256 of the .npy file, "shape": [...], "dtype": "..."}``.
         """
         a = np.asarray(array)
-        if a.dtype.kind not in "biu" and not (a.dtype.kind == "f" and a.dtype.itemsize in (4, 8)):
-            raise TypeError(f"array: expected booleans, integers, float32 or float64, got {a.dtype}")
+        if a.dtype.kind not in "biu" and not (a.dtype.kind == "f" and a.dtype.itemsize in (2, 4, 8)):
+            raise TypeError(f"array: expected booleans, integers or floats of at most 8 bytes, got {a.dtype}")
         a = np.asarray(a, dtype=a.dtype.newbyteorder("<"), order="C")
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, a, version=(1, 0), allow_pickle=False)

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import weakref
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,6 +93,7 @@ class OutputLock:
             finally:
                 if self._descriptor is None:
                     os.close(descriptor)
+            time.sleep(0.02)
         raise XanesTomoError(f"{self.path}: the lock file keeps changing; is another run starting in this folder?")
 
     def _settle(self, descriptor: int) -> bool:
@@ -99,6 +101,9 @@ class OutputLock:
         locked = _system_lock(descriptor)
         holder = _read(descriptor)
         if locked is False:
+            if holder.get("host") == socket.gethostname() and not _alive(holder):
+                # Its child of a moment ago has the file locked until it gets to its first line (see `_forget`).
+                return False
             raise XanesTomoError(self._busy(holder))
         with contextlib.suppress(OSError):
             if not os.path.samestat(os.fstat(descriptor), self.path.stat()):
@@ -189,10 +194,15 @@ def _read(descriptor: int) -> dict[str, Any]:
 
 def _ticks(pid: int) -> str:
     """Return when the process began, in the kernel's own count; it tells two processes of one number apart."""
+    return "".join(_stat(pid)[19:20])
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what Linux says about a process: its state first; nothing elsewhere."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _alive(holder: dict[str, Any]) -> bool:
@@ -206,6 +216,8 @@ def _alive(holder: dict[str, Any]) -> bool:
             return False
         except OSError:
             pass
+    if _stat(pid)[:1] == ["Z"]:  # killed, and its parent has not looked yet
+        return False
     began = holder.get("ticks")
     return not began or _ticks(pid) in ("", began)
 

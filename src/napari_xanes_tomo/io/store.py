@@ -27,7 +27,7 @@ from .tables import (
     write_quality,
     write_shifts,
 )
-from .zarr_maps import MapSpec, MapStore, read_map_attributes, read_map_levels, read_maps
+from .zarr_maps import MapSpec, MapStore, bring_back, read_map_attributes, read_map_levels, read_maps
 
 __all__ = [
     "EnergyRow",
@@ -39,6 +39,7 @@ __all__ = [
     "OutputLock",
     "QualityTable",
     "ShiftRow",
+    "bring_back",
     "open_output",
     "read_energies",
     "read_map_attributes",
@@ -165,7 +166,7 @@ def open_output(
     Notes
     -----
     The journal is written first: a folder with files and no journal is somebody else's. Two recipes are the same
-    when they give the same parameters, whatever their text.
+    when they give the same parameters, whatever their text and whatever is done about a missed threshold.
     """
     folder = Path(out)
     _refuse_foreign(folder)
@@ -246,7 +247,7 @@ def _same_recipe(one: str, other: str) -> bool:
     if one == other:
         return True
     try:
-        return Recipe.from_text(one) == Recipe.from_text(other)
+        return Recipe.from_text(one).same_work(Recipe.from_text(other))
     except XanesTomoError:
         return False
 

@@ -32,7 +32,7 @@ from .journal import plain_json
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["MapSpec", "MapStore", "read_map_attributes", "read_map_levels", "read_maps"]
+__all__ = ["MapSpec", "MapStore", "bring_back", "read_map_attributes", "read_map_levels", "read_maps"]
 
 AXES = ("y", "z", "x")
 COARSEST = 256  # no coarser level is made of a volume that is at most this long
@@ -294,6 +294,21 @@ class MapStore:
         shutil.rmtree(self.progress, ignore_errors=True)
         if self.progress.parent.is_dir() and not any(self.progress.parent.iterdir()):
             self.progress.parent.rmdir()
+
+
+def bring_back(path: Path, key: str) -> bool:
+    """Make the finished maps of `key` the current ones, whatever took their place; False where they are gone."""
+    if _key_of(path) == key:
+        return True
+    archived = next((p for p in _archives(path) if _key_of(p) == key), None)
+    if archived is None:
+        return False
+    with writing(path):
+        if path.exists():
+            path.rename(_free_name(path))
+        archived.rename(path)
+        sync_folder(path.parent)
+    return True
 
 
 def read_maps(path: str | Path) -> Maps:
