@@ -225,6 +225,19 @@ class Workflow:
                 return alignment_of(found, self.scan(energy))
         return None
 
+    def displacements(self, energy: int) -> StepResult:
+        """Return the jitter that counts for an energy, with what was nudged and set by hand.
+
+        Raises
+        ------
+        XanesTomoError
+            There is none yet.
+        """
+        state = self.state
+        if state[("jitter", energy)].candidate is None:
+            raise XanesTomoError(f"{self.series.scans[energy].energy_ev:g} eV: the jitter correction was not run yet")
+        return self._jitter(state, energy)
+
     # --------------------------------------------------------------------------------------------- deciding
 
     def accept(self, name: str, energy: int | None = None, candidate: int | None = None) -> None:
