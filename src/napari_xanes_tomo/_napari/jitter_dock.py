@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import weakref
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyqtgraph as pg
-from qtpy.QtWidgets import QCheckBox, QLabel, QVBoxLayout
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QDoubleSpinBox,
+    QGridLayout,
+    QGroupBox,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QSpinBox,
+    QVBoxLayout,
+)
 
-from napari_xanes_tomo.model import Alignment, FloatArray
-from napari_xanes_tomo.steps import StepResult, alignment_of
+from napari_xanes_tomo.model import Alignment, Progress, XanesTomoError
+from napari_xanes_tomo.qc import edge_traces, residual_stack, sinogram
+from napari_xanes_tomo.steps import StepResult, alignment_of, renormalise
 from napari_xanes_tomo.workflow import Candidate
 
-from .layers import AlignedStack, geometry, lazy_frames, spread_limits
-from .session import Session
+from .dock import allow, wrapped
+from .forms import StillWheel
+from .plots import BLUE, GREY, ORANGE, SinogramPlot, dress
+from .previews import AlignedPreview, ResidualPreview
 from .step_dock import StepDock
 
-__all__ = ["AlignedPreview", "JitterDock", "ShiftPlot"]
+__all__ = ["JitterDock", "ShiftPlot"]
 
-_COLOURS = ("#4fa3e0", "#e0904f")  # dy, dx: they differ in brightness too
-_GREY = "#909090"
+_COLOURS = (BLUE, ORANGE)  # dy, dx: they differ in brightness too
+_GREY = GREY
 
 
 class ShiftPlot(pg.GraphicsLayoutWidget):
@@ -37,13 +50,8 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
         self._parts: list[tuple[Any, Any, Any, Any, Any, Any]] = []
         for row, (axis, colour) in enumerate(zip(("y", "x"), _COLOURS, strict=True)):
             plot = self.addPlot(row=row, col=0, enableMenu=False)
-            plot.ctrlMenu.setParent(self, plot.ctrlMenu.windowFlags())  # pyqtgraph leaves it without an owner
+            dress(plot, self)
             plot.setLabel("left", f"d{axis} (px)")
-            plot.showGrid(x=True, y=True, alpha=0.15)
-            for side in ("left", "bottom"):
-                plot.getAxis(side).setPen(_GREY)
-                plot.getAxis(side).setTextPen(_GREY)
-            plot.getAxis("left").setWidth(52)
             faint = pg.mkColor(colour)
             faint.setAlpha(90)
             low, high = pg.PlotDataItem(pen=None), pg.PlotDataItem(pen=None)
@@ -110,82 +118,6 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
             self.on_click(int(points[0].data()))
 
 
-class AlignedPreview:
-    """A layer with every projection as it lies after the jitter correction; follows the journal."""
-
-    def __init__(self, session: Session, step: str) -> None:
-        self._session = session
-        self._step = step
-        self._stack: AlignedStack | None = None
-        self._layer: Any = lambda: None
-        self._keys: tuple[Any, ...] = ()
-
-    @property
-    def layer(self) -> Any:
-        """The layer; None while there is none."""
-        layer, viewer = self._layer(), self._session.viewer
-        if layer is None or viewer is None or not any(x is layer for x in viewer.layers):
-            return None
-        return layer
-
-    def _found(self) -> tuple[tuple[Any, ...], dict[int, tuple[Alignment, FloatArray]]]:
-        state, workflow = self._session.state, self._session.workflow
-        if state is None or workflow is None:
-            return (), {}
-        units = {
-            e: (state[(self._step, e)].candidate, state[("flats", e)].candidate)
-            for e in range(len(workflow.series.scans))
-            if state[(self._step, e)].status in ("candidate", "accepted")
-        }
-        ready = {e: (a, b) for e, (a, b) in units.items() if a is not None and b is not None}
-        keys = (id(workflow), tuple((e, a.id, b.id) for e, (a, b) in ready.items()))
-        if keys == self._keys and self.layer is not None:
-            return keys, {}
-        found = {}
-        for e, (a, b) in ready.items():
-            air = workflow.result(b).arrays["air"]
-            found[e] = (alignment_of(workflow.result(a), workflow.scan(e)), air)
-        return keys, found
-
-    def show(self) -> bool:
-        """Make or update the layer; return whether there is anything to show."""
-        viewer, scan, source = self._session.viewer, self._session.scan, self._session.layer
-        if viewer is None or scan is None or source is None:
-            return False
-        keys, found = self._found()
-        layer = self.layer
-        if keys == self._keys and layer is not None:
-            return True
-        if not found:
-            self.hide()
-            return False
-        if self._stack is None or self._stack.series is not scan.series:
-            self._stack = AlignedStack(scan.stack)
-        read = self._stack.reader(found)
-        data = lazy_frames(read, scan.stack.shape, np.float32)
-        self._keys = keys
-        if layer is not None:
-            layer.data = data
-            return True
-        energy = self._session.frame[0] if self._session.frame[0] in found else next(iter(found))
-        usable = np.flatnonzero(scan.series.scans[energy].usable)
-        limits = spread_limits([read(energy, int(usable[len(usable) // 2]))], 0.5, 99.9)
-        active = viewer.layers.selection.active
-        layer = viewer.add_image(
-            data, name="aligned, jitter corrected", contrast_limits=limits, colormap="gray", **geometry(scan.series)
-        )
-        viewer.layers.selection.active = active  # the scan stays the one that is worked on
-        self._layer = weakref.ref(layer)
-        return True
-
-    def hide(self) -> None:
-        """Remove the layer."""
-        viewer, layer = self._session.viewer, self.layer
-        if layer is not None:
-            viewer.layers.remove(layer)
-        self._keys = ()
-
-
 class JitterDock(StepDock):
     """Jitter correction: parameters, run, shift curves, decision.
 
@@ -201,12 +133,8 @@ class JitterDock(StepDock):
         self.plot = ShiftPlot()
         self.plot.on_click = self._jump
         box.addWidget(self.plot)
-        caption = QLabel("Grey: moments alone. Band: one sigma. Click a point to go there.")
-        caption.setWordWrap(True)
-        caption.setStyleSheet(f"color: {_GREY}; font-size: 11px;")
-        box.addWidget(caption)
-        self.readout = QLabel()
-        self.readout.setWordWrap(True)
+        box.addWidget(wrapped("Grey: moments alone. Band: one sigma. Click a point to go there.", faint=True))
+        self.readout = wrapped()
         self.readout.setToolTip("Displacement of the content of this projection, raw pixels, positive down / right.")
         box.addWidget(self.readout)
         self.preview = AlignedPreview(self.session, "jitter")
@@ -214,8 +142,71 @@ class JitterDock(StepDock):
         self.aligned_box.setToolTip("Absorbance, the shifts undone: the particle stands still when the angle changes.")
         self.aligned_box.toggled.connect(self._toggle_aligned)
         box.addWidget(self.aligned_box)
+        row = QHBoxLayout()
+        self.residual_button = QPushButton("Residual of this energy")
+        self.residual_button.clicked.connect(self._residual)
+        row.addWidget(self.residual_button)
+        self.sinogram_button = QPushButton("Sinogram at row")
+        self.sinogram_button.clicked.connect(self._sinogram)
+        row.addWidget(self.sinogram_button)
+        self.row_spin = QSpinBox()
+        self.row_spin.setToolTip("Row of the aligned projections.")
+        self._spins = StillWheel(self)
+        self._spins.watch(self.row_spin)
+        row.addWidget(self.row_spin)
+        box.addLayout(row)
+        self.residual = ResidualPreview(self.session)
+        self.sinogram_plot = SinogramPlot()
+        self.sinogram_plot.hide()
+        box.addWidget(self.sinogram_plot)
+        self.sinogram_label = wrapped(faint=True)
+        self.sinogram_label.hide()
+        box.addWidget(self.sinogram_label)
         self._result: StepResult | None = None
         self._result_key: tuple[Any, ...] = ()
+
+    def _build_extra(self, box: QVBoxLayout) -> None:
+        group = QGroupBox("By hand")
+        grid = QGridLayout(group)
+        grid.setContentsMargins(6, 4, 6, 4)
+        self.exclude_button = QPushButton("Exclude this projection")
+        self.exclude_button.clicked.connect(self._exclude)
+        self.point_button = QPushButton("Sample moved before it")
+        self.point_button.clicked.connect(self._change_point)
+        grid.addWidget(self.exclude_button, 0, 0, 1, 2)
+        grid.addWidget(self.point_button, 0, 2, 1, 2)
+        self.nudge_spins = tuple(self._spin(f"d{axis} ", 500.0) for axis in "yx")
+        for k, spin in enumerate(self.nudge_spins):
+            spin.setToolTip("Added to the displacement of this projection, raw px, positive down / right.")
+            grid.addWidget(spin, 1, k + 1)
+        grid.addWidget(QLabel("Nudge"), 1, 0)
+        self.nudge_button = QPushButton("Apply")
+        self.nudge_button.clicked.connect(self._nudge)
+        grid.addWidget(self.nudge_button, 1, 3)
+        grid.addWidget(QLabel("Rotation centre"), 2, 0)
+        self.center_spin = self._spin("", 5000.0)
+        self.center_spin.setToolTip("Of this energy, raw px from the middle column of the frame, positive right.")
+        grid.addWidget(self.center_spin, 2, 1)
+        self.center_button = QPushButton("Set")
+        self.center_button.clicked.connect(lambda: self._set_center(True))
+        self.found_button = QPushButton("As found")
+        self.found_button.clicked.connect(lambda: self._set_center(False))
+        grid.addWidget(self.center_button, 2, 2)
+        grid.addWidget(self.found_button, 2, 3)
+        self.hand_label = wrapped()
+        grid.addWidget(self.hand_label, 3, 0, 1, 4)
+        box.addWidget(group)
+
+    def _spin(self, prefix: str, most: float) -> QDoubleSpinBox:
+        spin = QDoubleSpinBox()
+        spin.setRange(-most, most)
+        spin.setDecimals(3)
+        spin.setSingleStep(0.1)
+        spin.setPrefix(prefix)
+        spin.setSuffix(" px")
+        spin.setKeyboardTracking(False)
+        self._spins.watch(spin)
+        return spin
 
     def refresh(self) -> None:
         """Show what the journal says."""
@@ -231,15 +222,33 @@ class JitterDock(StepDock):
             self.aligned_box.setChecked(False)
 
     def _show_result(self, candidate: Candidate | None) -> None:
-        workflow, scan = self.session.workflow, self.session.scan
-        key = (id(scan), id(workflow), self.energy, None if candidate is None else candidate.id)
+        state, workflow, scan = self.session.state, self.session.workflow, self.session.scan
+        unit = self.unit
+        counts = (
+            unit is not None
+            and candidate is not None
+            and unit.candidate is not None
+            and unit.candidate.id == candidate.id
+        )
+        by_hand = [] if state is None or not counts else state.manual.jitter_part(self.energy)
+        key = (id(scan), id(workflow), self.energy, None if candidate is None else candidate.id, str(by_hand))
         if key != self._result_key:
             self._result_key = key
             self._result = None
             if candidate is not None and workflow is not None:
-                self._result = workflow.result(candidate)
+                self._result = workflow.displacements(self.energy) if by_hand else workflow.result(candidate)
+                center = state.manual.centers.get(self.energy) if state is not None else None
+                self.center_spin.setValue(float(self._result.numbers["center"]) if center is None else center)
             theta = np.zeros(0) if scan is None or self.energy < 0 else scan.series.scans[self.energy].theta_deg
             self.plot.show_result(theta, self._result)
+            self.sinogram_plot.hide()
+            self.sinogram_label.hide()
+        if scan is not None:
+            height = scan.stack.shape[2]
+            fresh = self.row_spin.maximum() != height - 1
+            self.row_spin.setRange(0, height - 1)
+            if fresh:
+                self.row_spin.setValue(height // 2)
         self._mark(self.session.frame[1])
 
     def _mark(self, angle: int) -> None:
@@ -253,6 +262,130 @@ class JitterDock(StepDock):
                 else f"projection {angle}: no shift was found"
             )
         self.readout.setText(text)
+        self._update_by_hand()
 
     def _jump(self, angle: int) -> None:
         self.session.go_to(self.energy, angle)
+
+    # ----------------------------------------------------------------------------------------------------- by hand
+
+    def _update_buttons(self) -> None:
+        super()._update_buttons()
+        self._update_by_hand()
+
+    def _update_by_hand(self) -> None:
+        if not hasattr(self, "hand_label"):
+            return
+        state, scan, (energy, angle) = self.session.state, self.session.scan, self.session.frame
+        why = self._why_not()
+        status = "" if scan is None or energy < 0 else scan.stack.status(energy, angle)
+        out = state is not None and angle in state.manual.frames.get(energy, {})
+        moved = state is not None and angle in state.manual.change_points.get(energy, ())
+        self.exclude_button.setText("Restore this projection" if out else "Exclude this projection")
+        missing = "" if out or status == "ok" else f"This projection is {status.partition(':')[0]}."
+        allow(self.exclude_button, why or missing, "What depends on it is to be run again; nothing is deleted.")
+        self.point_button.setText("Sample did not move here" if moved else "Sample moved before it")
+        allow(self.point_button, why, "Name a change point: the jump of the displacements there is reported.")
+        none = why or ("" if self._result is not None else "There is no displacement yet: run the correction first.")
+        allow(self.nudge_button, none, "Move this projection by so much; it survives a new run of the correction.")
+        allow(self.center_button, none, "Let the rotation axis of this energy lie there.")
+        set_ = state is not None and energy in state.manual.centers
+        allow(self.found_button, none or ("" if set_ else "It is as found."), "Go back to the axis that was found.")
+        allow(self.residual_button, none, "Data minus reprojection of the other angles, as a layer; takes a moment.")
+        allow(self.sinogram_button, none, "One row at every angle, with the edges and the axis as they were fitted.")
+        lines = []
+        if out and state is not None:
+            lines.append(f"projection {angle}: excluded ({state.manual.frames[energy][angle]})")
+        if state is not None and angle in state.manual.nudges.get(energy, {}):
+            dy, dx = state.manual.nudges[energy][angle]
+            lines.append(f"projection {angle}: nudged by y {dy:+g}, x {dx:+g} px")
+        if set_ and state is not None:
+            lines.append(f"rotation centre set to {state.manual.centers[energy]:g} px")
+        if self._result is not None:
+            for frame, dy, dx in self._result.numbers.get("jumps", []):
+                lines.append(f"before projection {int(frame)} the sample jumped by y {dy:+.2f}, x {dx:+.2f} px")
+        self.hand_label.setText("\n".join([f"All: {none}"] if none else lines))
+
+    def _exclude(self) -> None:
+        state, (energy, angle) = self.session.state, self.session.frame
+        if state is not None and angle in state.manual.frames.get(energy, {}):
+            self.session.decide(lambda w: w.restore(energy, angle), f"Projection {angle} restored.")
+        else:
+            said = f"Projection {angle} excluded; what depends on it is stale, Run makes it again."
+            self.session.decide(lambda w: w.exclude(energy, angle), said)
+
+    def _change_point(self) -> None:
+        state, (energy, angle) = self.session.state, self.session.frame
+        there = state is not None and angle in state.manual.change_points.get(energy, ())
+        self.session.decide(lambda w: w.name_change_point(energy, angle, not there))
+
+    def _nudge(self) -> None:
+        energy, angle = self.session.frame
+        dy, dx = (spin.value() for spin in self.nudge_spins)
+        for spin in self.nudge_spins:
+            spin.setValue(0.0)
+        if dy or dx:
+            self.session.decide(lambda w: w.nudge(energy, angle, dy, dx), f"Projection {angle} nudged.")
+
+    def _set_center(self, there: bool) -> None:
+        energy, value = self.energy, self.center_spin.value()
+        self.session.decide(lambda w: w.set_center(energy, value if there else None))
+
+    # ---------------------------------------------------------------------------------------- residual and sinogram
+
+    def _chosen(self) -> tuple[Any, int, StepResult, StepResult] | None:
+        workflow, state, energy = self.session.workflow, self.session.state, self.energy
+        flats = None if state is None or energy < 0 else state[("flats", energy)].candidate
+        if workflow is None or flats is None or self._result is None:
+            return None
+        return workflow, energy, workflow.result(flats), self._result
+
+    def _residual(self) -> None:
+        chosen, key = self._chosen(), self._result_key
+        if chosen is None:
+            return
+        workflow, energy, flats, result = chosen
+        scan, recipe = workflow.scan(energy), workflow.recipe
+
+        def work(progress: Progress) -> Any:
+            progress("residual", 0, 10)
+            data = renormalise(scan, recipe, flats)
+            whole = alignment_of(result, scan)
+            good = np.isfinite(whole.shift[data.index]).all(axis=1)
+            index = data.index[good]
+            part = Alignment(whole.shift[index], whole.sigma[index]).binned(data.bin, data.frame_shape)
+            theta = np.asarray(scan.theta_deg, dtype=float)[index]
+            rest = residual_stack(
+                data.data[good], theta, part, progress=lambda what, done, total: progress(what, 3 * done + 1, 10)
+            )
+            return rest, index, data.bin
+
+        self.session.compute(work, partial(self._show_residual, energy, key))
+
+    def _show_residual(self, energy: int, key: Any, found: Any) -> None:
+        rest, index, bin = found
+        self.residual.add(energy, key, rest, index, bin)
+
+    def _sinogram(self) -> None:
+        chosen, row = self._chosen(), self.row_spin.value()
+        if chosen is None:
+            return
+        workflow, energy, flats, result = chosen
+        scan = workflow.scan(energy)
+
+        def work(progress: Progress) -> Any:
+            progress("sinogram", 0, 1)
+            rows, index = sinogram(scan, flats.arrays["air"], result.arrays["shift"], row)
+            if len(index) < 2:
+                raise XanesTomoError("sinogram: expected at least two projections with a displacement")
+            theta = np.asarray(scan.theta_deg, dtype=float)[index]
+            return rows, theta, edge_traces(rows, theta, result.arrays["shift"][index, 1])
+
+        self.session.compute(work, partial(self._show_sinogram, row))
+
+    def _show_sinogram(self, row: int, found: Any) -> None:
+        self.sinogram_plot.show_sinogram(*found)
+        self.sinogram_plot.show()
+        text = f"{self._energy_text()}, row {row}, as recorded sideways. Lines: edges and rotation axis as fitted; "
+        self.sinogram_label.setText(f"{text}where line and picture part, the displacement is wrong.")
+        self.sinogram_label.show()

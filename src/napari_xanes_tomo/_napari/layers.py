@@ -26,6 +26,7 @@ from napari_xanes_tomo.resample import place
 __all__ = [
     "METADATA_KEY",
     "AlignedStack",
+    "FlatStack",
     "FrameStack",
     "LayerData",
     "ScanLayer",
@@ -239,19 +240,47 @@ class AlignedStack:
             return self._rates[energy, half]
 
     def reader(
-        self, found: Mapping[int, tuple[Alignment, FloatArray]]
+        self,
+        found: Mapping[int, tuple[Alignment, FloatArray]],
+        *,
+        gain: Mapping[int, float] | None = None,
+        minus: int | None = None,
     ) -> Callable[[int, int], npt.NDArray[np.float32]]:
-        """Return ``read(energy, angle)`` for the energies in `found` (alignment and air planes); zeros for others."""
-        return partial(self._read, dict(found))
+        """Return ``read(energy, angle)`` for the energies in `found`; zeros for others.
+
+        Parameters
+        ----------
+        found : mapping of int to (Alignment, (n, 3) array)
+            Alignment and air planes of an energy.
+        gain : mapping of int to float, optional
+            What every frame of an energy is multiplied by.
+        minus : int, optional
+            Energy whose frame of the same number is subtracted.
+        """
+        plain = partial(self._read, dict(found), dict(gain or {}))
+        return plain if minus is None else partial(self._difference, plain, minus)
+
+    @staticmethod
+    def _difference(
+        read: Callable[[int, int], npt.NDArray[np.float32]], minus: int, energy: int, angle: int
+    ) -> npt.NDArray[np.float32]:
+        one, other = read(energy, angle), read(minus, angle)
+        return one - other if one.any() and other.any() else np.zeros_like(one)
 
     def _read(
-        self, found: Mapping[int, tuple[Alignment, FloatArray]], energy: int, angle: int
+        self,
+        found: Mapping[int, tuple[Alignment, FloatArray]],
+        gain: Mapping[int, float],
+        energy: int,
+        angle: int,
     ) -> npt.NDArray[np.float32]:
         nothing = np.zeros(self.shape[2:], np.float32)
         scan = self.series.scans[energy]
-        if energy not in found or angle >= len(scan) or scan.status[angle] != "ok":
+        if energy not in found or angle >= len(scan):
             return nothing
         alignment, air = found[energy]
+        if alignment.status[angle] != "ok" or not np.isfinite(alignment.shift[angle]).all():
+            return nothing
         try:
             rate = self._rate(energy, int(scan.half[angle]))
             counts = scan.frames.read(angle)[None]
@@ -259,7 +288,57 @@ class AlignedStack:
             return nothing
         data = absorbance(counts, scan.exposure_s[[angle]], rate)
         data -= plane(np.nan_to_num(air[[angle]]), scan.frames.frame_shape)
-        return np.asarray(place(data, alignment, index=[angle], threads=1)[0])
+        placed = np.asarray(place(data, alignment, index=[angle], threads=1)[0])
+        return placed * np.float32(gain[energy]) if energy in gain else placed
+
+
+class FlatStack:
+    """Every shot of every flat set as ``(energy, shot, y, x)``, in the order of acquisition; zeros where there is none.
+
+    Parameters
+    ----------
+    series : Series
+    """
+
+    def __init__(self, series: Series) -> None:
+        self.series = series
+        self.shots = [[(k, i) for k, f in enumerate(s.flats) for i in range(len(f.status))] for s in series.scans]
+        height, width = series.frame_shape
+        self.shape = (len(series.scans), max((len(s) for s in self.shots), default=0), height, width)
+
+    def read(self, energy: int, shot: int) -> npt.NDArray[np.float32]:
+        """Return a shot ``[y, x]``, counts; zeros where it is missing or damaged."""
+        out = np.zeros(self.shape[2:], np.float32)
+        if shot < len(self.shots[energy]):
+            group, number = self.shots[energy][shot]
+            flats = self.series.scans[energy].flats[group]
+            if flats.status[number] == "ok":
+                try:
+                    out[:] = flats.frames.read(number)
+                except (XanesTomoError, OSError):
+                    out[:] = 0
+        return out
+
+    def text(self, energy: int, shot: int) -> str:
+        """Return which shot this is."""
+        if not 0 <= energy < len(self.shots) or not 0 <= shot < len(self.shots[energy]):
+            return "no shot here"
+        group, number = self.shots[energy][shot]
+        flats = self.series.scans[energy].flats[group]
+        name = flats.names[number] if number < len(flats.names) else ""
+        return f"flat set {group + 1}, shot {number + 1}: {name} {flats.status[number]}"
+
+    def geometry(self) -> dict[str, Any]:
+        """Return where the layer lies: the shots are spread over the range of the angles, so one slider serves both."""
+        place = geometry(self.series)
+        step, first = place["scale"][1], place["translate"][1]
+        planned = max(len(s) for s in self.series.scans)
+        each = step * planned / max(1, self.shape[1])
+        return {
+            **place,
+            "scale": (1.0, each, 1.0, 1.0),
+            "translate": (0.0, first - step / 2 + each / 2, 0.0, 0.0),
+        }
 
 
 # ------------------------------------------------------------------------------------------------------- maps

@@ -18,14 +18,16 @@ from qtpy.QtCore import QObject, Signal
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.model import Progress, Series, XanesTomoError
 from napari_xanes_tomo.recipe import Recipe, ScanParameters
+from napari_xanes_tomo.registration import reference_energy
 from napari_xanes_tomo.steps import STEPS, step
 from napari_xanes_tomo.workflow import State, Workflow
 
 from .jobs import Jobs
 from .layers import METADATA_KEY, FrameStack, ScanLayer, geometry, lazy_frames, scan_of
 from .overlay import attach_overlay, frame_at, go_to, shown_scan, unwrapped
+from .words import decision_name
 
-__all__ = ["Session", "run_steps", "session_of", "suggest_output"]
+__all__ = ["Session", "run_steps", "section_of", "session_of", "short_path", "suggest_output", "units_of"]
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +38,25 @@ def suggest_output(scan: ScanLayer) -> Path:
     return Path.home() / "xanes-tomo" / name
 
 
+def short_path(folder: Path) -> str:
+    """Return a path as it is shown: ``~`` for the home folder."""
+    home = Path.home()
+    inside = folder.is_relative_to(home) and folder != home
+    return str(Path("~") / folder.relative_to(home)) if inside else str(folder)
+
+
 def run_steps(workflow: Workflow, name: str, energies: Sequence[int], progress: Progress) -> None:
-    """Run step `name`, with the steps of the same energy it needs, for some energies; then write the tables."""
-    chain = [s.name for s in STEPS if s.name in step(name).upstream] + [name]
+    """Run step `name`, with the steps of the same energy it needs, for some energies; then write the tables.
+
+    A step that needs the reference gets it first; one that is done once for all energies gets everything before it.
+    """
+    this = step(name)
+    if not this.per_energy:
+        workflow.run(until=name, progress=_overall(progress, name))
+        return
+    if this.needs_reference:
+        energies = _reference_first(workflow, name, energies, progress)
+    chain = [s.name for s in STEPS if s.name in this.upstream] + [name]
     parts = len(energies) * len(chain)
 
     def within(part: int, title: str) -> Progress:
@@ -56,6 +74,40 @@ def run_steps(workflow: Workflow, name: str, energies: Sequence[int], progress: 
     workflow.write_tables()
 
 
+def _reference_first(workflow: Workflow, name: str, energies: Sequence[int], progress: Progress) -> list[int]:
+    """Do what the reference energy needs before step `name`; return the energies with the reference in front."""
+    wanted = workflow.recipe.registration.reference_ev
+    found = reference_energy(workflow.series.energies_ev, wanted)
+    before = [s.name for s in STEPS if s.name in step(name).upstream]
+    for part in before:
+        progress(f"{step(part).title}, reference", 0, 1)
+        workflow.run_unit(part, found)
+    if any(workflow.state[(part, found)].status == "failed" for part in before) and wanted is None:
+        workflow.run(until=before[-1], progress=_overall(progress, before[-1]))  # then another one is chosen
+    reference = workflow.state.reference
+    if reference is None:
+        raise XanesTomoError(
+            f"{step(name).title}: the reference energy, {workflow.series.energies_ev[found]:g} eV, cannot be used "
+            f"({next((workflow.state[(p, found)].reason for p in before if workflow.state[(p, found)].reason), '?')})"
+        )
+    return [reference, *(e for e in energies if e != reference)]
+
+
+def _overall(progress: Progress, until: str) -> Progress:
+    """Count the stages of a whole run as one; what is reported never goes back."""
+    stages = [("flats", "jitter"), ("registration",), ("maps",)]
+    last = next(i for i, names in enumerate(stages) if until in names)
+    reached = 0.0
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal reached
+        stage = next((i for i, names in enumerate(stages) if what in names), last)
+        reached = max(reached, (stage + min(1.0, done / max(total, 1))) / (last + 1))
+        progress(step(what).title if what in {s.name for s in STEPS} else what, round(10000 * reached), 10000)
+
+    return report
+
+
 class Session(QObject):
     """See the module's first lines. Made by `session_of`."""
 
@@ -66,6 +118,8 @@ class Session(QObject):
     busy_changed = Signal(bool)
     progressed = Signal(str, int, int, float)
     told = Signal(str, bool)  # message for the user, whether it is an error
+    out_changed = Signal(str)  # the output folder asked for
+    asked_changed = Signal()  # the parameters asked for were replaced (a recipe was loaded, a run opened)
 
     _relayed = Signal()
 
@@ -78,6 +132,8 @@ class Session(QObject):
         self._state: State | None = None
         self._then: Callable[[Any], None] | None = None
         self._made: list[Workflow] = []  # being opened by a job
+        self._asked = Recipe()
+        self._out = ""
         self.workflow: Workflow | None = None
         self.jobs = Jobs()
         self.jobs.progressed.connect(self.progressed)
@@ -131,6 +187,8 @@ class Session(QObject):
                 self._leave()
             self._layer = (lambda: None) if found is None else weakref.ref(found)
             self._frame = (-1, -1)
+            scan = self.scan
+            self.set_out("" if scan is None else short_path(suggest_output(scan)))
             self.scan_changed.emit()
         self._on_dims()
 
@@ -164,14 +222,59 @@ class Session(QObject):
         """The recipe of the run, the standard one without an output folder."""
         return Recipe() if self.workflow is None else self.workflow.recipe
 
+    @property
+    def asked(self) -> Recipe:
+        """The recipe as the forms show it; it becomes the run's with the next Run."""
+        return self._asked
+
+    def ask(self, section: str, parameters: BaseModel) -> None:
+        """Note what the form of a section of the recipe shows."""
+        self._asked = self._asked.model_copy(update={section: parameters})
+
+    @property
+    def out(self) -> str:
+        """The output folder asked for; that of the run where one is open."""
+        return str(self.workflow.output.folder) if self.workflow is not None else self._out
+
+    def set_out(self, out: str) -> None:
+        """Ask for an output folder."""
+        if out != self._out:
+            self._out = out
+            self.out_changed.emit(out)
+
+    def load_recipe(self, path: str | Path) -> None:
+        """Replace the parameters in all forms by those of a file."""
+        try:
+            recipe = Recipe.from_yaml(path)
+            if self.workflow is not None and recipe.scan != self.workflow.recipe.scan:
+                raise XanesTomoError(
+                    f"recipe {Path(path).name}: its section `scan` reads the files differently than this run; "
+                    "begin a new output folder for it"
+                )
+        except XanesTomoError as error:
+            self._fail(str(error))
+            return
+        self._asked = recipe
+        self.asked_changed.emit()
+        self.told.emit(f"{Path(path).name} loaded; the forms show it, and the next Run works with it.", False)
+
+    def save_recipe(self, path: str | Path) -> None:
+        """Write the parameters that the forms show to a file."""
+        try:
+            Path(path).write_text(self._asked.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            self._fail(f"recipe {Path(path).name}: cannot be written ({error.strerror}); choose another place")
+            return
+        self.told.emit(f"{Path(path).name} saved.", False)
+
     def open(self, out: str | Path) -> None:
         """Open an output folder: a new one, or one that holds a run of this scan, which goes on."""
         self._open(out, None, lambda: self.told.emit(self._opened_text(), False))
 
     def run(
-        self, name: str, energies: Sequence[int], section: BaseModel, out: str | Path, *, again: bool = False
+        self, name: str, energies: Sequence[int], section: BaseModel | None, out: str | Path, *, again: bool = False
     ) -> None:
-        """Run one step for some energies with the parameters of its form.
+        """Run one step for some energies with the parameters that the forms show.
 
         Where the output folder holds a run that is not open yet, that run is opened instead, so that its parameters can
         be looked at first.
@@ -179,28 +282,31 @@ class Session(QObject):
         Parameters
         ----------
         name : str
-            The step; its parameters are the section of the recipe with the same name.
+            The step.
         energies : sequence of int
-        section : BaseModel
+            Not used by a step that is done once.
+        section : BaseModel or None
+            Parameters of the step; those asked for unless given.
         out : path
             Used when no folder is open.
         again : bool
             Take acceptances back first.
         """
-        workflow = self.workflow
+        if section is not None:
+            self.ask(section_of(name), section)
+        workflow, asked = self.workflow, self._asked
         if workflow is None:
             if (Path(out).expanduser() / "journal.jsonl").exists():
                 self.open(out)
                 return
-            recipe = Recipe().model_copy(update={name: section})
-            self._open(out, recipe, lambda: self.run(name, energies, section, out, again=again))
+            self._open(out, asked, lambda: self.run(name, energies, section, out, again=again))
             return
 
         def work(progress: Progress) -> str:
-            workflow.set_recipe(workflow.recipe.model_copy(update={name: section}))
+            workflow.set_recipe(asked)
             if again:
                 state = workflow.state
-                for e in energies:
+                for e in units_of(name, energies):
                     if state[(name, e)].status == "accepted":
                         workflow.revert(name, e)
             run_steps(workflow, name, energies, progress)
@@ -208,38 +314,70 @@ class Session(QObject):
 
         self._start(work, lambda text: self.told.emit(str(text), False))
 
+    def run_until(self, name: str, out: str | Path) -> None:
+        """Run every step up to `name` for all energies with the parameters that the forms show."""
+        scan = self.scan
+        self.run(name, [] if scan is None else range(len(scan.series.scans)), None, out)
+
+    def compute(self, work: Callable[[Progress], Any], then: Callable[[Any], None]) -> None:
+        """Compute something to look at; `then` gets it on the GUI thread, unless it was cancelled or given up."""
+        self._start(work, then)
+
     def cancel(self) -> None:
         """Stop what runs at its next safe point; what is finished stays."""
         self.jobs.cancel()
 
-    def accept(self, name: str, chosen: Mapping[int, int]) -> None:
-        """Let candidates count from now on: ``{energy: id of the candidate}``."""
+    def accept(self, name: str, chosen: Mapping[int | None, int]) -> None:
+        """Let candidates count from now on: ``{energy: id of the candidate}``; the energy is None for the maps."""
 
         def decide(workflow: Workflow) -> None:
             for energy, candidate in chosen.items():
                 workflow.accept(name, energy, candidate)
 
-        self._decide(decide)
+        self.decide(decide)
 
-    def revert(self, name: str, energies: Sequence[int]) -> None:
+    def revert(self, name: str, energies: Sequence[int | None]) -> None:
         """Take the acceptance of a step back at some energies."""
 
         def decide(workflow: Workflow) -> None:
             for energy in energies:
                 workflow.revert(name, energy)
 
-        self._decide(decide)
+        self.decide(decide)
 
-    def _decide(self, decision: Callable[[Workflow], None]) -> None:
+    def decide(self, decision: Callable[[Workflow], Any], said: str = "") -> None:
+        """Let the user decide something by hand: ``decision(workflow)``; then the tables are written anew."""
         workflow = self.workflow
-        if workflow is None or self.busy:
+        if workflow is None:
+            self._fail("expected an output folder for decisions to be kept in; open one or run a step first")
+            return
+        if self.busy:
+            self._fail("something is running; cancel it or wait for it, then decide")
             return
         try:
             decision(workflow)
-        except XanesTomoError as error:
+        except (XanesTomoError, OSError) as error:
             self._fail(str(error))
             return
-        self._start(lambda progress: workflow.write_tables(), lambda _: None)
+        self._start(lambda progress: workflow.write_tables(), lambda _: self.told.emit(said, False) if said else None)
+
+    def undo(self) -> None:
+        """Take the last decision back."""
+        self._step_back(Workflow.undo, "taken back", "There is no decision to take back.")
+
+    def redo(self) -> None:
+        """Let the decision taken back last hold again."""
+        self._step_back(Workflow.redo, "holds again", "There is nothing to bring back.")
+
+    def _step_back(self, what: Callable[[Workflow], str | None], done: str, nothing: str) -> None:
+        workflow = self.workflow
+        if workflow is None or self.busy:
+            self.told.emit("Something is running." if self.busy else nothing, False)
+            return
+        said: list[str | None] = []
+        self.decide(lambda w: said.append(what(w)))
+        kind = said[0] if said else None
+        self._then = lambda _: self.told.emit(nothing if kind is None else f"{decision_name(kind)}: {done}.", False)
 
     # ----------------------------------------------------------------------------------------------- behind it
 
@@ -281,16 +419,18 @@ class Session(QObject):
             self._fail(f"{folder.name}: lies inside the folder of the raw data; choose another output folder")
             return
 
-        made = self._made
+        made, asked = self._made, recipe or self._asked
 
         def work(progress: Progress) -> tuple[Workflow, ScanLayer]:
             info, wanted = scan, recipe
             if (folder / "journal.jsonl").exists() and (folder / "recipe.yaml").exists():
                 wanted = None
                 parameters = Recipe.from_yaml(folder / "recipe.yaml").scan
-                if parameters != scan.parameters:
-                    info = _opened_with(scan.path, parameters, progress)
-            workflow = Workflow(info.series, folder, wanted)
+            else:
+                parameters = asked.scan
+            if parameters != scan.parameters:
+                info = _opened_with(scan.path, parameters, progress)
+            workflow = Workflow(info.series, folder, wanted, source=info.path)
             made.append(workflow)
             return workflow, info
 
@@ -302,7 +442,9 @@ class Session(QObject):
             self.workflow = workflow
             workflow.changed.connect(self._relay)
             self._state = None
+            self._asked = workflow.recipe
             self.workflow_changed.emit()
+            self.asked_changed.emit()
             self.state_changed.emit()
             then()
 
@@ -381,6 +523,16 @@ def _opened_with(path: Path, parameters: ScanParameters, progress: Progress) -> 
     return ScanLayer(series, FrameStack(series), path, parameters)
 
 
+def section_of(name: str) -> str:
+    """Return the section of the recipe that the dock of step `name` shows."""
+    return "absorbance" if name == "flats" else name
+
+
+def units_of(name: str, energies: Sequence[int]) -> list[int | None]:
+    """Return the energies of the units of step `name`: None for a step that is done once."""
+    return list(energies) if step(name).per_energy else [None]
+
+
 def _outcome(workflow: Workflow, name: str, energies: Sequence[int]) -> str:
     """Return what to say after a run.
 
@@ -390,12 +542,24 @@ def _outcome(workflow: Workflow, name: str, energies: Sequence[int]) -> str:
         Some energies failed; the first reason is told.
     """
     state = workflow.state
-    chain = (*step(name).upstream, name)
-    failed = [state[(s, e)].reason for e in energies for s in chain if state[(s, e)].status == "failed"]
+    this = step(name)
+    chain = (*this.upstream, name) if this.per_energy else tuple(s.name for s in STEPS if s.per_energy)
+    failed = [
+        state[(s, e)].reason
+        for e in energies
+        for s in chain
+        if state[(s, e)].status == "failed" and e not in state.manual.energies
+    ]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise XanesTomoError(f"{failed[0]}{more}")
-    return f"{step(name).title}: {len(energies)} energ{'y' if len(energies) == 1 else 'ies'} done"
+        gone_on = "" if this.per_energy else "; the maps were made without it" if len(failed) == 1 else ""
+        raise XanesTomoError(f"{failed[0]}{more}{gone_on}")
+    if not this.per_energy:
+        return f"{this.title}: done"
+    left_out = sum(e in state.manual.energies for e in energies)
+    done = len(energies) - left_out
+    also = f", {left_out} excluded by hand" if left_out else ""
+    return f"{this.title}: {done} energ{'y' if done == 1 else 'ies'} done{also}"
 
 
 _sessions: dict[int, Session] = {}

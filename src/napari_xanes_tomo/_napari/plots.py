@@ -1,0 +1,149 @@
+"""Plots of the docks (pyqtgraph: no OpenGL, clickable)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyqtgraph as pg
+
+__all__ = ["BLUE", "GREY", "ORANGE", "PointPlot", "SinogramPlot", "dress"]
+
+BLUE, ORANGE, GREY, YELLOW, GREEN = "#4fa3e0", "#e0904f", "#909090", "#d0d060", "#6fbf73"
+
+
+def dress(plot: Any, owner: Any) -> None:
+    """Give a plot the look of the docks."""
+    plot.ctrlMenu.setParent(owner, plot.ctrlMenu.windowFlags())  # pyqtgraph leaves it without an owner
+    plot.showGrid(x=True, y=True, alpha=0.15)
+    for side in ("left", "bottom"):
+        plot.getAxis(side).setPen(GREY)
+        plot.getAxis(side).setTextPen(GREY)
+    plot.getAxis("left").setWidth(56)
+
+
+class PointPlot(pg.GraphicsLayoutWidget):
+    """Rows of points with error bars over one axis; a click on a point tells its number.
+
+    Parameters
+    ----------
+    rows : sequence of (str, int)
+        Label of the vertical axis and number of series of points, one per plot, from the top.
+    x_label : str
+    height : int
+    """
+
+    COLOURS = (BLUE, ORANGE, GREEN)
+
+    def __init__(self, rows: Sequence[tuple[str, int]], x_label: str, height: int) -> None:
+        super().__init__()
+        self.setBackground(None)
+        self.setFixedHeight(height)
+        self.on_click: Any = None
+        self._plots: list[Any] = []
+        self._points: list[list[tuple[Any, Any]]] = []
+        self._lines: list[list[Any]] = []
+        self._markers: list[Any] = []
+        self._x: npt.NDArray[np.float64] = np.zeros(0)
+        for row, (label, count) in enumerate(rows):
+            plot = self.addPlot(row=row, col=0, enableMenu=False)
+            dress(plot, self)
+            plot.setLabel("left", label)
+            lines = [
+                pg.PlotDataItem(pen=pg.mkPen(c, width=1, style=s))
+                for c, s in ((GREY, pg.QtCore.Qt.PenStyle.SolidLine), (GREY, pg.QtCore.Qt.PenStyle.DashLine))
+            ]
+            pairs = []
+            for k in range(count):
+                colour = self.COLOURS[k]
+                bars = pg.ErrorBarItem(x=np.zeros(0), y=np.zeros(0), height=np.zeros(0), pen=pg.mkPen(colour))
+                points = pg.ScatterPlotItem(size=6, pen=None, brush=colour, hoverable=True, hoverSize=10, tip=None)
+                points.sigClicked.connect(self._clicked)
+                pairs.append((points, bars))
+            marker = pg.InfiniteLine(angle=90, pen=pg.mkPen(YELLOW, width=1))
+            for item in (*lines, *(i for pair in pairs for i in reversed(pair)), marker):
+                plot.addItem(item)
+            self._plots.append(plot)
+            self._points.append(pairs)
+            self._lines.append(lines)
+            self._markers.append(marker)
+            if row < len(rows) - 1:
+                plot.getAxis("bottom").setStyle(showValues=False)
+            if row:
+                plot.setXLink(self._plots[0])
+        self._plots[-1].setLabel("bottom", x_label)
+
+    def show_points(
+        self,
+        row: int,
+        x: npt.ArrayLike,
+        series: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
+        numbers: Sequence[int],
+        lines: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]] = (),
+    ) -> None:
+        """Show points of one plot: ``(values, sigma or None)`` a series; at most two lines ``(x, y)`` behind them."""
+        at = np.asarray(x, dtype=float)
+        number = np.asarray(numbers)
+        for k, (points, bars) in enumerate(self._points[row]):
+            values, sigma = series[k] if k < len(series) else (np.zeros(0), None)
+            y = np.asarray(values, dtype=float)
+            here = at[: len(y)]
+            good = np.isfinite(y) & np.isfinite(here)
+            points.setData(here[good], y[good], data=number[: len(y)][good].tolist())
+            height = (
+                2 * np.nan_to_num(np.asarray(sigma, dtype=float)[good]) if sigma is not None else np.zeros(good.sum())
+            )
+            bars.setData(x=here[good], y=y[good], height=height)
+        for k, line in enumerate(self._lines[row]):
+            line.setData(*lines[k]) if k < len(lines) else line.setData([], [])
+        self._plots[row].autoRange()
+
+    def values(self, row: int, series: int = 0) -> tuple[list[int], npt.NDArray[np.float64]]:
+        """Return the numbers of the points of a series as plotted, and their values."""
+        data = self._points[row][series][0].data
+        return data["data"].tolist(), np.asarray(data["y"], dtype=float)
+
+    def mark(self, x: float) -> None:
+        """Move the marker."""
+        for marker in self._markers:
+            marker.setVisible(bool(np.isfinite(x)))
+            if np.isfinite(x):
+                marker.setValue(x)
+
+    def _clicked(self, _: Any, points: Any) -> None:
+        if len(points) and self.on_click is not None:
+            self.on_click(int(points[0].data()))
+
+
+class SinogramPlot(pg.GraphicsLayoutWidget):
+    """A sinogram, angles upward, with the traces of both edges and of the rotation axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setBackground(None)
+        self.setFixedHeight(240)
+        plot = self._plot = self.addPlot(row=0, col=0, enableMenu=False)
+        dress(plot, self)
+        plot.setLabel("left", "angle (deg)")
+        plot.setLabel("bottom", "column (px)")
+        self._image = pg.ImageItem(axisOrder="row-major")
+        plot.addItem(self._image)
+        self.traces = [pg.PlotDataItem(pen=pg.mkPen(c, width=1)) for c in (BLUE, YELLOW, ORANGE)]
+        for trace in self.traces:
+            plot.addItem(trace)
+
+    def show_sinogram(self, rows: npt.ArrayLike, theta_deg: npt.ArrayLike, traces: npt.ArrayLike) -> None:
+        """Show ``(n, x)`` absorbance and ``(n, 3)`` columns of left edge, axis and right edge."""
+        data, theta = np.asarray(rows, dtype=float), np.asarray(theta_deg, dtype=float)
+        order = np.argsort(theta)
+        first, last = float(theta[order[0]]), float(theta[order[-1]])
+        half = (last - first) / max(1, len(theta) - 1) / 2
+        low, high = np.percentile(data, (1, 99.8))
+        self._image.setImage(data[order], levels=(low, max(high, low + 1e-6)))
+        self._image.setRect(pg.QtCore.QRectF(-0.5, first - half, data.shape[1], last - first + 2 * half))
+        lines = np.asarray(traces, dtype=float)[order]
+        for k, trace in enumerate(self.traces):
+            trace.setData(lines[:, k], theta[order], connect="finite")
+        self._plot.autoRange()

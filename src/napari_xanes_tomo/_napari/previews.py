@@ -1,0 +1,225 @@
+"""Layers that follow the run: aligned projections, the difference to the reference, residuals, flats."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_xanes_tomo.model import Alignment, FloatArray
+from napari_xanes_tomo.steps import alignment_of
+
+from .layers import AlignedStack, FlatStack, geometry, lazy_frames, spread_limits
+from .session import Session
+
+__all__ = ["AlignedPreview", "FlatPreview", "Preview", "ResidualPreview"]
+
+Found = dict[int, tuple[Alignment, FloatArray]]
+
+
+class Preview:
+    """One layer beside the scan; it never becomes the layer that is worked on."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._layer: Any = lambda: None
+
+    @property
+    def layer(self) -> Any:
+        """The layer; None while there is none."""
+        layer, viewer = self._layer(), self._session.viewer
+        if layer is None or viewer is None or not any(x is layer for x in viewer.layers):
+            return None
+        return layer
+
+    def _put(self, data: Any, options: dict[str, Any]) -> None:
+        viewer, layer = self._session.viewer, self.layer
+        if layer is not None:
+            layer.data = data
+            if "name" in options:
+                layer.name = options["name"]
+            return
+        active = viewer.layers.selection.active
+        layer = viewer.add_image(data, **options)
+        viewer.layers.selection.active = active  # the scan stays the one that is worked on
+        self._layer = weakref.ref(layer)
+
+    def hide(self) -> None:
+        """Remove the layer."""
+        viewer, layer = self._session.viewer, self.layer
+        if layer is not None:
+            viewer.layers.remove(layer)
+
+
+class AlignedPreview(Preview):
+    """Every projection as it lies after a step; follows the journal.
+
+    Parameters
+    ----------
+    session : Session
+    step : {"jitter", "registration"}
+        After the registration all energies lie on the common grid, and their absorbance is matched to the reference.
+    difference : bool
+        Show the difference to the reference energy instead.
+    """
+
+    def __init__(self, session: Session, step: str, *, difference: bool = False) -> None:
+        super().__init__(session)
+        self._step = step
+        self._difference = difference
+        self._stack: AlignedStack | None = None
+        self._keys: tuple[Any, ...] = ()
+
+    def _found(self) -> tuple[tuple[Any, ...], Found, dict[int, float]]:
+        state, workflow = self._session.state, self._session.workflow
+        if state is None or workflow is None:
+            return (), {}, {}
+        units = {
+            e: (state[(self._step, e)].candidate, state[("flats", e)].candidate)
+            for e in range(len(workflow.series.scans))
+            if state[(self._step, e)].status in ("candidate", "accepted")
+        }
+        ready = {e: (a, b) for e, (a, b) in units.items() if a is not None and b is not None}
+        by_hand = str(state.manual.nudges) + str(state.manual.centers) + str(state.manual.frames)
+        keys = (id(workflow), tuple((e, a.id, b.id) for e, (a, b) in ready.items()), by_hand)
+        if keys == self._keys and self.layer is not None:
+            return keys, {}, {}
+        found: Found = {}
+        mass: dict[int, float] = {}
+        for e, (a, b) in ready.items():
+            air = workflow.result(b).arrays["air"]
+            result = workflow.result(a) if self._step != "jitter" else workflow.displacements(e)
+            found[e] = (alignment_of(result, workflow.scan(e)), air)
+            mass[e] = float(result.numbers.get("mass", np.nan))
+        reference = mass.get(-1 if state.reference is None else state.reference, np.nan)
+        gain = {e: reference / m for e, m in mass.items() if np.isfinite(reference / m)} if reference > 0 else {}
+        return keys, found, gain
+
+    def show(self) -> bool:
+        """Make or update the layer; return whether there is anything to show."""
+        viewer, scan, source = self._session.viewer, self._session.scan, self._session.layer
+        if viewer is None or scan is None or source is None:
+            return False
+        keys, found, gain = self._found()
+        if keys == self._keys and self.layer is not None:
+            return True
+        state = self._session.state
+        reference = None if state is None else state.reference
+        if not found or (self._difference and reference not in found):
+            self.hide()
+            return False
+        if self._stack is None or self._stack.series is not scan.series:
+            self._stack = AlignedStack(scan.stack)
+        read = self._stack.reader(found, gain=gain, minus=reference if self._difference else None)
+        data = lazy_frames(read, scan.stack.shape, np.float32)
+        self._keys = keys
+        energy = self._session.frame[0] if self._session.frame[0] in found else next(iter(found))
+        if self._difference and energy == reference:
+            energy = next((e for e in found if e != reference), energy)
+        usable = np.flatnonzero(scan.series.scans[energy].usable)
+        limits = spread_limits([read(energy, int(usable[len(usable) // 2]))], 0.5, 99.9)
+        options = {"name": self._name(reference), "colormap": "gray", **geometry(scan.series)}
+        if self._difference:
+            top = max(abs(limits[0]), abs(limits[1]))
+            limits, options["colormap"] = (-top, top), "PiYG"
+        self._put(data, {**options, "contrast_limits": limits})
+        return True
+
+    def _name(self, reference: int | None) -> str:
+        if self._step == "jitter":
+            return "aligned, jitter corrected"
+        scan = self._session.scan
+        known = scan is not None and reference is not None
+        ev = f"{scan.series.scans[reference].energy_ev:g} eV" if known else "reference"  # type: ignore[union-attr,index]
+        return f"difference to {ev}" if self._difference else f"aligned, common grid of {ev}"
+
+    def hide(self) -> None:
+        """Remove the layer."""
+        super().hide()
+        self._keys = ()
+
+
+class ResidualPreview(Preview):
+    """Data minus reprojection of the energies it was computed for, at the binning of the estimation."""
+
+    KEPT = 4
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._made: dict[int, tuple[Any, npt.NDArray[np.float32], npt.NDArray[np.intp]]] = {}
+        self._series: Any = None
+
+    def has(self, energy: int, key: Any) -> bool:
+        """Whether the residual of an energy is there, made from the result named by `key`."""
+        return self.layer is not None and energy in self._made and self._made[energy][0] == key
+
+    def add(self, energy: int, key: Any, rest: npt.NDArray[np.float32], index: npt.NDArray[np.intp], bin: int) -> None:
+        """Show ``(n, y, x)`` residuals of the projections `index` of an energy."""
+        scan = self._session.scan
+        if scan is None:
+            return
+        if self._series is not scan.series:
+            self._series, self._made = scan.series, {}
+        self._made.pop(energy, None)
+        while len(self._made) >= self.KEPT:
+            self._made.pop(next(iter(self._made)))
+        self._made[energy] = (key, rest, index)
+        n_energies, n_angles = scan.stack.shape[:2]
+        data = lazy_frames(_reader(dict(self._made)), (n_energies, n_angles, *rest.shape[1:]), np.float32)
+        place = geometry(scan.series)
+        place["scale"] = (*place["scale"][:2], float(bin), float(bin))
+        place["translate"] = (*place["translate"][:2], (bin - 1) / 2, (bin - 1) / 2)
+        top = max(abs(v) for v in spread_limits([rest], 1, 99))
+        listed = ", ".join(f"{scan.series.scans[e].energy_ev:g}" for e in sorted(self._made))
+        options = {"name": f"residual (data - reprojection) at {listed} eV", "colormap": "PiYG"}
+        self._put(data, {**options, "contrast_limits": (-top, top), **place})
+
+
+def _reader(
+    made: dict[int, tuple[Any, npt.NDArray[np.float32], npt.NDArray[np.intp]]],
+) -> Callable[[int, int], npt.NDArray[np.float32]]:
+    where = {e: {int(a): i for i, a in enumerate(index)} for e, (_, _, index) in made.items()}
+    shape = next(iter(made.values()))[1].shape[1:]
+
+    def read(energy: int, angle: int) -> npt.NDArray[np.float32]:
+        at = where.get(energy, {}).get(angle)
+        return np.zeros(shape, np.float32) if at is None else made[energy][1][at]
+
+    return read
+
+
+class FlatPreview(Preview):
+    """The shots of all flat sets as a lazy layer."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.stack: FlatStack | None = None
+
+    def show(self) -> bool:
+        """Make the layer; return whether there is a flat at all."""
+        scan = self._session.scan
+        if scan is None or self._session.viewer is None:
+            return False
+        if self.layer is not None and self.stack is not None and self.stack.series is scan.series:
+            return True
+        self.hide()
+        self.stack = FlatStack(scan.series)
+        if not self.stack.shape[1]:
+            return False
+        energy = max(0, self._session.frame[0])
+        limits = spread_limits([self.stack.read(energy, 0)], 0.5, 99.5)
+        data = lazy_frames(self.stack.read, self.stack.shape, np.float32)
+        options = {"name": "flats (reference frames)", "colormap": "gray", "contrast_limits": limits}
+        self._put(data, {**options, **self.stack.geometry()})
+        return True
+
+    def text(self) -> str:
+        """Return which shot the sliders stand at."""
+        viewer, layer = self._session.viewer, self.layer
+        if layer is None or viewer is None or self.stack is None:
+            return ""
+        point = layer.world_to_data(viewer.dims.point)
+        return self.stack.text(round(float(point[0])), round(float(point[1])))

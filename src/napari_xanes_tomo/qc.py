@@ -1,0 +1,195 @@
+"""What a person looks at to judge a step: residuals, sinograms with what was fitted, a suggested particle box.
+
+Pure functions; frames are ``[y, x]``, angles degrees, shifts ``[dy, dx]`` of the content, positive down / right.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .absorbance import absorbance, flat_for, mean_flat, plane
+from .agreement import object_support
+from .model import Alignment, EnergyScan, FloatArray, Progress, XanesTomoError, no_progress
+from .projector import Projector
+from .reconstruction import angular_weights
+from .resample import place
+
+__all__ = ["edge_traces", "residual_stack", "sinogram", "suggest_box"]
+
+F32 = npt.NDArray[np.float32]
+
+_HARMONICS = 6
+
+
+def suggest_box(frames: npt.ArrayLike, *, margin: float = 0.03) -> tuple[int, int, int, int] | None:
+    """Suggest a box ``(y0, y1, x0, x1)``, ends not included, around the largest object of a few projections.
+
+    Parameters
+    ----------
+    frames : (n, y, x) array
+        Absorbance at a few angles spread over the scan, zero in the air.
+    margin : float
+        Space left around it, as a part of the width of the frame.
+
+    Returns
+    -------
+    tuple of int or None
+        None where nothing absorbs, or where the object fills the frame.
+    """
+    from scipy.ndimage import gaussian_filter, label
+
+    data = np.nan_to_num(np.asarray(frames, dtype=np.float32))
+    if data.ndim != 3 or not data.size:
+        raise ValueError(f"frames: expected (n, y, x), got {data.shape}")
+    _, height, width = data.shape
+    mean = gaussian_filter(data.mean(axis=0), max(1.0, width / 128))
+    top = float(np.percentile(mean, 99.5))
+    noise = 1.4826 * float(np.median(np.abs(mean - np.median(mean))))
+    if top <= max(4 * noise, 1e-6):
+        noise = 0.0 if float(np.median(mean)) > 0.5 * top else noise  # it covers more than half of the frame
+    if top <= max(4 * noise, 1e-6):
+        return None
+    # A tenth of the typical value: the mean fades at the ends, which not every angle reaches.
+    labels, count = label(mean > max(0.1 * top, 3 * noise))
+    if not count:
+        return None
+    size = np.bincount(labels.ravel())
+    size[0] = 0
+    ys, xs = np.nonzero(labels == size.argmax())
+    space = round(margin * width)
+    box = (
+        max(0, int(ys.min()) - space),
+        min(height, int(ys.max()) + 1 + space),
+        max(0, int(xs.min()) - space),
+        min(width, int(xs.max()) + 1 + space),
+    )
+    return None if box == (0, height, 0, width) else box
+
+
+def residual_stack(
+    data: npt.ArrayLike, theta_deg: npt.ArrayLike, alignment: Alignment, *, progress: Progress = no_progress
+) -> F32:
+    """Return ``(n, y, x)``: aligned projections minus their reprojection.
+
+    Every projection is predicted by the volume of every other angle, in which it has no part.
+
+    Parameters
+    ----------
+    data : (n, y, x) array
+        Absorbance.
+    theta_deg : (n,) array
+        Degrees.
+    alignment : Alignment
+        Of these projections, in pixels of `data`.
+    progress : callable
+        See `Progress`.
+    """
+    stack = np.ascontiguousarray(data, dtype=np.float32)
+    theta = np.asarray(theta_deg, dtype=float)
+    if stack.ndim != 3 or theta.shape != stack.shape[:1]:
+        raise ValueError(f"data: expected (n, y, x) with one angle each, got {stack.shape} and {theta.shape} angles")
+    if len(theta) < 8:
+        raise XanesTomoError(f"residual: expected at least 8 projections, got {len(theta)}")
+    progress("residual", 0, 3)
+    placed = place(stack, alignment)
+    width = stack.shape[2]
+    order = np.argsort(theta)
+    progress("residual", 1, 3)
+    rest = np.empty_like(placed)
+    for k, (known, asked) in enumerate(((order[0::2], order[1::2]), (order[1::2], order[0::2]))):
+        volume = Projector(width, theta[known]).filtered(placed[known], angular_weight=angular_weights(theta[known]))
+        volume *= object_support(volume)
+        rest[asked] = placed[asked] - Projector(width, theta[asked]).forward(volume)
+        progress("residual", k + 2, 3)
+    return rest
+
+
+def sinogram(scan: EnergyScan, air: npt.ArrayLike, shift: npt.ArrayLike, row: int) -> tuple[F32, npt.NDArray[np.intp]]:
+    """Return one row of the object at every angle, ``(n, x)``, sideways as it was recorded, and the n projections.
+
+    Parameters
+    ----------
+    scan : EnergyScan
+    air : (all projections, 3) array
+        Air planes; see `absorbance.plane`.
+    shift : (all projections, 2) array
+        ``[dy, dx]`` found; only dy is undone, so that the row is the same part of the object everywhere.
+    row : int
+        Row of the common grid.
+    """
+    height, width = scan.frames.frame_shape
+    moved = np.asarray(shift, dtype=float)
+    planes = np.nan_to_num(np.asarray(air, dtype=float))
+    if not 0 <= row < height:
+        raise XanesTomoError(f"sinogram: expected a row from 0 to {height - 1}, got {row}")
+    use = np.flatnonzero(scan.usable & np.isfinite(moved[:, 0]))
+    out = np.zeros((len(use), width), dtype=np.float32)
+    rates = {}
+    for i, number in enumerate(use):
+        half = int(scan.half[number])
+        if half not in rates:
+            flat = mean_flat(scan.flats[flat_for(scan, half)])
+            assert flat is not None  # flat_for only names sets with a readable shot
+            rates[half] = flat.rate
+        at = row + moved[number, 0]
+        y0 = int(np.clip(np.floor(at), 0, height - 2))
+        part = float(np.clip(at - y0, 0, 1))
+        counts = scan.frames.read_rows([int(number)], y0, y0 + 2)
+        two = absorbance(counts, scan.exposure_s[[number]], rates[half][y0 : y0 + 2])
+        two -= plane(planes[[number]], (height, width), (y0, y0 + 2))
+        out[i] = (1 - part) * two[0, 0] + part * two[0, 1]
+    return out, use
+
+
+def edge_traces(sinogram: npt.ArrayLike, theta_deg: npt.ArrayLike, shift_x: npt.ArrayLike) -> FloatArray:
+    """Return ``(n, 3)`` columns: left edge, rotation axis and right edge of a rigid object moved by `shift_x`.
+
+    The edges of the sinogram, the shifts taken out, are fitted by a smooth curve in the angle (the support function of
+    the slice, a few harmonics), and the shifts put back: where trace and picture part, the shift is wrong.
+
+    Parameters
+    ----------
+    sinogram : (n, x) array
+        Absorbance, zero in the air.
+    theta_deg, shift_x : (n,) arrays
+        Degrees; displacement of the content found, columns.
+
+    Notes
+    -----
+    The right edge at theta is minus the left one half a turn on, so both are one function over the full turn.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    data = np.asarray(sinogram, dtype=float)
+    t, moved = np.deg2rad(np.asarray(theta_deg, dtype=float)), np.asarray(shift_x, dtype=float)
+    n, width = data.shape
+    middle = (width - 1) / 2
+    smooth = gaussian_filter1d(data, 1.0, axis=1)
+    body = smooth > 0.25 * np.percentile(smooth, 95)
+    out = np.full((n, 3), np.nan)
+    out[:, 1] = middle + moved
+    seen = body.any(axis=1) & np.isfinite(moved)
+    if seen.sum() < 4 * _HARMONICS:
+        return out
+    left = body.argmax(axis=1) - middle - moved
+    right = width - 1 - body[:, ::-1].argmax(axis=1) - middle - moved
+    angle = np.concatenate([t[seen], t[seen] + np.pi])
+    value = np.concatenate([right[seen], -left[seen]])
+
+    def basis(a: FloatArray) -> FloatArray:
+        columns = [np.ones_like(a)]
+        for k in range(1, _HARMONICS + 1):
+            columns += [np.cos(k * a), np.sin(k * a)]
+        return np.stack(columns, axis=1)
+
+    keep = np.ones(len(value), dtype=bool)
+    fit: FloatArray = np.zeros(2 * _HARMONICS + 1)
+    for _ in range(3):  # twice more without what stands out: specks beside the object
+        fit = np.linalg.lstsq(basis(angle[keep]), value[keep], rcond=None)[0]
+        rest = value - basis(angle) @ fit
+        spread = 1.4826 * np.median(np.abs(rest)) + 1e-9
+        keep = np.abs(rest) < 4 * spread
+    out[:, 2] = middle + moved + basis(t) @ fit
+    out[:, 0] = middle + moved - basis(t + np.pi) @ fit
+    return out

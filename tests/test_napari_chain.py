@@ -1,0 +1,481 @@
+"""The whole chain through the real docks (a viewer under Xvfb), against the same recipe run directly."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_xanes_tomo.io.scan import open_series
+from napari_xanes_tomo.io.store import Journal, read_map_attributes, read_map_levels
+from napari_xanes_tomo.model import Problem, XanesTomoError
+from napari_xanes_tomo.recipe import JitterParameters, MapsParameters, Recipe
+from napari_xanes_tomo.workflow import Workflow
+
+pytest.importorskip("napari")
+pytest.importorskip("qtpy.QtWidgets")
+
+from qtpy.QtWidgets import QDockWidget
+
+from napari_xanes_tomo._napari import session as session_module
+from napari_xanes_tomo._napari.docks import DOCKS, attach_docks
+from napari_xanes_tomo._napari.session import session_of
+from napari_xanes_tomo._napari.words import event_text, manual_rows, stale_reason
+
+PLUGIN = "napari-xanes-tomo"
+WAIT = 120_000
+TABLES = ("shifts.csv", "energies.csv", "quality.csv")
+LAST = 7  # the reference of the tiny twin
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def direct(tiny_twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output of the standard recipe without docks. Copy it to change it."""
+    out = tmp_path_factory.mktemp("direct") / "out"
+    with Workflow(open_series(tiny_twin), out) as workflow:
+        workflow.run()
+    return out
+
+
+@pytest.fixture
+def copied(direct: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(direct, tmp_path / "out"))
+
+
+class Docks:
+    """The docks of one viewer, as a user has them."""
+
+    def __init__(self, viewer: Any, qtbot: Any) -> None:
+        self.viewer, self.qtbot = viewer, qtbot
+        made = attach_docks(viewer)
+        self.all = made
+        self.workflow, self.scan, self.jitter, self.registration, self.maps = made.values()
+        self.session = session_of(viewer)
+
+    def wait(self) -> None:
+        self.qtbot.waitUntil(lambda: not self.session.busy, timeout=WAIT)
+        self.qtbot.wait(5)
+
+    def click(self, button: Any) -> None:
+        said = [d.message.text() for d in self.all.values()]
+        assert button.isEnabled(), f"{button.text()}: {button.toolTip()} {said}"
+        button.click()
+        self.wait()
+
+    def close(self) -> None:
+        viewer, self.viewer = self.viewer, None
+        self.all = {}
+        self.workflow = self.scan = self.jitter = self.registration = self.maps = self.session = None
+        viewer.close()
+
+
+@pytest.fixture
+def open_docks(make_napari_viewer: Callable[..., Any], qtbot: Any, tiny_twin: Path) -> Iterator[Callable[..., Docks]]:
+    made: list[Docks] = []
+
+    def open_(out: Path | None = None, *, begin: bool = False) -> Docks:
+        viewer = make_napari_viewer()
+        viewer.open(str(tiny_twin), plugin=PLUGIN)
+        docks = Docks(viewer, qtbot)
+        made.append(docks)
+        if out is not None:
+            docks.workflow.out_edit.setText(str(out))
+            if begin:
+                docks.click(docks.workflow.open_button)
+        return docks
+
+    yield open_
+    for docks in made:
+        if docks.viewer is not None:
+            docks.close()
+    made.clear()
+    qtbot.waitUntil(lambda: not session_module._sessions, timeout=5000)
+
+
+def same_output(one: Path, two: Path) -> None:
+    for name in TABLES:
+        assert (one / "tables" / name).read_bytes() == (two / "tables" / name).read_bytes(), name
+    a, b = one / "maps.ome.zarr", two / "maps.ome.zarr"
+    _, names = read_map_attributes(a)
+    assert list(names) == list(read_map_attributes(b)[1])
+    for name in names:
+        np.testing.assert_array_equal(np.asarray(read_map_levels(a, name)[0]), np.asarray(read_map_levels(b, name)[0]))
+
+
+def count(out: Path, step: str) -> dict[int | None, int]:
+    """How many results of a step there are, by energy."""
+    found: dict[int | None, int] = {}
+    for event in Journal(out).events:
+        if event.kind == "candidate" and event.payload["step"] == step:
+            found[event.payload["energy"]] = found.get(event.payload["energy"], 0) + 1
+    return found
+
+
+def shown(docks: Docks) -> list[str]:
+    """What the docks say about where the run stands."""
+    texts = [d.verdict_label.text() for d in (docks.scan, docks.jitter, docks.registration, docks.maps)]
+    table = docks.workflow.overview
+    cells = [table.item(r, c).text() for r in range(table.rowCount()) for c in range(table.columnCount())]
+    rows = docks.registration.rows
+    return texts + cells + [rows.item(r, c).text() for r in range(rows.rowCount()) for c in range(5)]
+
+
+def test_every_dock_runs_and_accepts_and_all_is_there_after_a_restart(
+    open_docks: Any, tmp_path: Path, direct: Path
+) -> None:
+    out = tmp_path / "out"
+    docks = open_docks(out)
+    titles = {d.windowTitle() for d in docks.viewer.window._qt_window.findChildren(QDockWidget)}
+    assert set(DOCKS) <= titles
+    for dock in docks.all.values():
+        assert dock.out_edit.text() == str(out), "the folder chosen in one dock is that of all"
+        assert dock.minimumWidth() >= 400
+    for dock in (docks.scan, docks.jitter, docks.registration, docks.maps):
+        assert dock.accept_button.toolTip() == "Nothing was run yet."
+        assert "Nothing was run yet" in dock.reason_label.text()
+    assert "Nothing was run yet" in docks.workflow.undo_button.toolTip()
+
+    docks.session.go_to(2, 5)
+    docks.scan.energies_combo.setCurrentIndex(1)
+    docks.jitter.energies_combo.setCurrentIndex(1)
+    for dock in (docks.scan, docks.jitter, docks.registration, docks.maps):
+        docks.click(dock.run_button)
+        assert "done" in dock.message.text(), dock.message.text()
+        docks.click(dock.accept_button)
+        assert "Accept" in dock.reason_label.text()
+    state = docks.session.state
+    assert {u.status for u in state.units.values()} == {"accepted"}
+    same_output(out, direct)
+
+    numbers, measured = docks.registration.plot.values(0)
+    units = [state[("registration", e)].candidate.payload["numbers"]["magnification"] for e in numbers]
+    np.testing.assert_array_equal(measured, units)
+    assert docks.registration.rows.item(LAST, 0).text() == "8570 (reference)"
+    index, residual = docks.scan.plot.values(0)
+    flats = docks.session.workflow.result(state[("flats", 2)].candidate)
+    np.testing.assert_array_equal(residual, flats.arrays["air_residual"][index])
+    assert docks.workflow.overview.item(0, 1).text() == "8 of 8"
+    assert not docks.workflow.run_button.isEnabled()
+    assert docks.workflow.run_button.toolTip() == "Everything is done with these parameters."
+    before, units_before = shown(docks), state.units
+    docks.close()
+
+    again = open_docks(out, begin=True)
+    again.session.go_to(2, 5)
+    assert again.session.state.units == units_before
+    assert shown(again) == before
+    assert "Earlier run opened" in again.maps.message.text()
+
+
+def test_ten_rounds_of_accept_redo_revert_end_where_the_direct_way_ends(
+    open_docks: Any, tmp_path: Path, direct: Path
+) -> None:
+    out = tmp_path / "out"
+    docks = open_docks(out)
+    standard = Recipe()
+    docks.click(docks.workflow.run_button)
+    other = {
+        "jitter": JitterParameters(refine=False),
+        "registration": standard.registration.model_copy(update={"iterations": 3}),
+        "flats": standard.absorbance.model_copy(update={"air_margin_px": 8.0}),
+        "maps": MapsParameters(smoothing_voxel=0.5),
+    }
+    order = ["jitter", "registration", "maps", "flats", "jitter", "registration", "jitter", "maps", "flats", "jitter"]
+    for k, name in enumerate(order):
+        dock = {"jitter": docks.jitter, "registration": docks.registration, "flats": docks.scan}.get(name, docks.maps)
+        docks.session.go_to(k % 7, 0)
+        dock.energies_combo.setCurrentIndex(0)
+        if not dock.accept_button.isEnabled():
+            docks.click(dock.run_button)
+        docks.click(dock.accept_button)
+        dock.form.value = other[name]
+        dock.form.changed.emit()
+        if name == "maps":
+            assert dock.redo_button.isEnabled()  # once is enough: it takes the longest
+        else:
+            docks.click(dock.redo_button)
+            assert dock.unit.status == "candidate"
+            docks.click(dock.accept_button)
+        docks.click(dock.revert_button)
+        dock.form.value = getattr(standard, dock.section)
+        dock.form.changed.emit()
+    assert docks.session.asked == standard
+    docks.click(docks.workflow.run_button)
+    state = docks.session.state
+    assert not {u.status for u in state.units.values()} & {"stale", "idle", "failed"}
+    assert sum(count(out, "jitter").values()) > 8
+    same_output(out, direct)
+
+
+def test_one_projection_excluded_after_the_maps(open_docks: Any, copied: Path, direct: Path) -> None:
+    docks = open_docks(copied, begin=True)
+    for dock in (docks.scan, docks.jitter, docks.registration, docks.maps):
+        dock.energies_combo.setCurrentIndex(1)
+        docks.click(dock.accept_button)
+    before = {s: count(copied, s) for s in ("flats", "jitter", "registration", "maps")}
+    assert before["maps"] == {None: 1}
+    docks.session.go_to(3, 11)
+    docks.click(docks.jitter.exclude_button)
+    assert docks.session.state.excluded == {3: {11: "by hand"}}
+    assert docks.jitter.exclude_button.text() == "Restore this projection"
+    assert docks.jitter.unit.status == "stale"
+    assert "projection 11 excluded" in docks.scan.verdict_label.text()
+    assert "projection 11 excluded" in docks.workflow.stale_label.text()
+    assert docks.workflow.by_hand.item(0, 0).text().endswith("projection 11 excluded (by hand)")
+    docks.click(docks.workflow.run_button)
+    assert docks.workflow.overview.item(3, 1).text() == "1 of 1"
+    for step in ("flats", "jitter", "registration"):
+        made = count(copied, step)
+        assert {e for e in made if made[e] > before[step][e]} == {3}, step
+    assert count(copied, "maps") == {None: 2}
+    assert "excluded:by hand" in (copied / "tables" / "shifts.csv").read_text()
+
+    docks.click(docks.workflow.undo_button)
+    assert "Exclusion of a projection: taken back" in docks.workflow.message.text()
+    assert {u.status for u in docks.session.state.units.values()} == {"accepted"}
+    done = Journal(copied).events
+    if docks.workflow.run_button.isEnabled():
+        docks.click(docks.workflow.run_button)
+    assert [e for e in Journal(copied).events[len(done) :] if e.kind == "candidate"] == [], "nothing was computed again"
+    for name in TABLES:
+        assert (copied / "tables" / name).read_bytes() == (direct / "tables" / name).read_bytes(), name
+    docks.click(docks.workflow.redo_button)
+    assert docks.session.state.excluded == {3: {11: "by hand"}}
+    docks.workflow.by_hand.selectRow(0)
+    docks.click(docks.workflow.take_back_button)
+    assert docks.session.state.excluded.get(3, {}) == {}
+
+
+def test_what_is_decided_by_hand(open_docks: Any, copied: Path) -> None:
+    docks = open_docks(copied, begin=True)
+    docks.session.go_to(1, 4)
+    found = docks.session.workflow.displacements(1).arrays["shift"].copy()
+    jitter, registration = docks.jitter, docks.registration
+    jitter.nudge_spins[0].setValue(0.5)
+    jitter.nudge_spins[1].setValue(-0.25)
+    docks.click(jitter.nudge_button)
+    moved = docks.session.workflow.displacements(1).arrays["shift"]
+    np.testing.assert_allclose(moved[4] - found[4], (0.5, -0.25))
+    numbers, plotted = jitter.plot.curves()
+    np.testing.assert_array_equal(plotted[numbers == 4][0], moved[4])
+    assert "nudged by y +0.5, x -0.25 px" in jitter.hand_label.text()
+    assert registration.unit.status == "stale"
+    jitter.center_spin.setValue(3.0)
+    docks.click(jitter.center_button)
+    assert docks.session.state.manual.centers == {1: 3.0}
+    docks.click(jitter.found_button)
+    assert docks.session.state.manual.centers == {}
+    docks.session.go_to(1, 20)
+    docks.click(jitter.point_button)
+    assert docks.session.state.manual.change_points == {1: (20,)}
+    assert jitter.point_button.text() == "Sample did not move here"
+
+    assert registration.exclude_button.text() == "Exclude 6558.00 eV"
+    registration.magnification_spin.setValue(1.3)
+    docks.click(registration.fix_button)
+    assert docks.session.state.manual.magnifications == {1: 1.3}
+    docks.click(registration.exclude_button)
+    assert registration.rows.item(1, 4).text() == "excluded"
+    assert registration.exclude_button.text() == "Restore 6558.00 eV"
+    docks.session.go_to(LAST, 0)
+    assert "1 by definition" in registration.fix_button.toolTip()
+    texts = [docks.workflow.by_hand.item(r, 0).text() for r in range(docks.workflow.by_hand.rowCount())]
+    assert len(texts) == 4
+    assert texts[0] == "6558 eV excluded (by hand)"
+    docks.workflow.by_hand.cellClicked.emit(1, 0)
+    assert docks.session.frame == (1, 4)
+    for _ in texts:
+        docks.workflow.by_hand.selectRow(0)
+        docks.click(docks.workflow.take_back_button)
+    manual = docks.session.state.manual
+    assert manual_rows(manual, [0.0] * 8) == []
+    docks.workflow.note_edit.setText("the beam was lost")
+    docks.workflow.note_button.click()
+    assert "note: the beam was lost" in docks.workflow.events.item(0, 0).text()
+    assert Journal(copied).events[-1].payload == {"text": "the beam was lost"}
+
+
+def test_box_and_mask_are_suggested_drawn_used_and_cleared(open_docks: Any, tmp_path: Path) -> None:
+    docks = open_docks(tmp_path / "out", begin=True)
+    dock = docks.workflow
+    assert dock.use_box_button.toolTip() == "Draw a box, or let one be suggested."
+    docks.click(dock.suggest_button)
+    layer = docks.viewer.layers["particle box"]
+    assert len(layer.data) == 1
+    assert docks.session.layer is not None, "the scan stays the one worked on"
+    docks.click(dock.use_box_button)
+    ((y0, y1, x0, x1),) = docks.session.state.manual.boxes
+    assert 0 <= y0 < 20 < 44 < y1 <= 64
+    assert 0 <= x0 < 20 < 44 < x1 <= 64
+    assert f"{y1 - y0} x {x1 - x0} px" in dock.box_label.text()
+    layer.data = []
+    layer.add_rectangles(np.array([[9.5, 11.5], [49.5, 53.5]]))
+    layer.add_rectangles(np.array([[-9.0, 20.0], [29.5, 80.0]]))  # beyond the frame: cut
+    docks.click(dock.use_box_button)
+    assert docks.session.state.manual.boxes == ((10, 50, 12, 54), (0, 30, 20, 64))
+    docks.click(dock.clear_box_button)
+    assert docks.session.state.manual.boxes == ()
+    docks.click(dock.undo_button)
+    assert len(docks.session.state.manual.boxes) == 2
+
+    dock.draw_mask_button.click()
+    painted = docks.viewer.layers["mask"]
+    painted.data[5:8, 9] = 1
+    docks.click(dock.use_mask_button)
+    assert "Mask of 3 pixels" in dock.message.text()
+    kept = docks.session.workflow.journal.get_array(docks.session.state.manual.mask)
+    np.testing.assert_array_equal(np.argwhere(kept), [[5, 9], [6, 9], [7, 9]])
+    docks.click(dock.clear_mask_button)
+    assert docks.session.state.manual.mask is None
+
+
+def test_layers_to_look_at(open_docks: Any, copied: Path, qtbot: Any) -> None:
+    docks = open_docks(copied, begin=True)
+    viewer = docks.viewer
+    docks.session.go_to(0, 9)
+    docks.registration.aligned_box.setChecked(True)
+    docks.registration.difference_box.setChecked(True)
+    aligned = viewer.layers["aligned, common grid of 8570 eV"]
+    difference = viewer.layers["difference to 8570 eV"]
+    raw = docks.session.layer
+    reference = np.asarray(aligned.data[LAST, 9])
+    for e in range(7):  # stepping the energy keeps the particle still, equally dark
+        frame = np.asarray(aligned.data[e, 9])
+        seen = (np.abs(frame) > 0) & (np.abs(reference) > 0)
+        still = np.corrcoef(frame[seen], reference[seen])[0, 1]
+        unmoved = np.corrcoef(-np.asarray(raw.data[e, 9], float).ravel(), -np.asarray(raw.data[LAST, 9], float).ravel())
+        assert still > 0.97, (e, still)
+        assert still > unmoved[0, 1]
+        body = reference > 0.3 * reference.max()
+        assert frame[body].mean() == pytest.approx(reference[body].mean(), rel=0.05)
+        np.testing.assert_allclose(np.asarray(difference.data[e, 9]), frame - reference, atol=1e-6)
+    assert not np.asarray(difference.data[LAST, 9]).any()
+
+    docks.click(docks.jitter.residual_button)
+    (residual,) = [x for x in viewer.layers if x.name.startswith("residual")]
+    assert residual.name == "residual (data - reprojection) at 6534 eV"
+    rest = np.asarray(residual.data[0])
+    assert rest.any()
+    assert np.abs(rest).mean() < 0.2 * reference.max()
+    assert not np.asarray(residual.data[1]).any(), "not asked for"
+    docks.session.go_to(1, 9)
+    docks.click(docks.jitter.residual_button)
+    assert residual.name.endswith("at 6534, 6558 eV")
+    assert np.asarray(residual.data[1]).any()
+
+    assert docks.jitter.sinogram_plot.isHidden()
+    docks.click(docks.jitter.sinogram_button)
+    assert not docks.jitter.sinogram_plot.isHidden()
+    left, axis, right = (t.getData()[0] for t in docks.jitter.sinogram_plot.traces)
+    assert len(axis) == 36
+    assert np.nanmean(right - left) > 20
+    docks.session.go_to(2, 9)
+    assert docks.jitter.sinogram_plot.isHidden(), "that of another energy is not shown as this one's"
+
+    docks.scan.flats_box.setChecked(True)
+    flats = viewer.layers["flats (reference frames)"]
+    scan = docks.session.scan.series.scans[2]
+    shots = [(k, i) for k, f in enumerate(scan.flats) for i in range(len(f.status))]
+    assert flats.data.shape[1] == len(shots)
+    np.testing.assert_array_equal(np.asarray(flats.data[2, 1]), scan.flats[0].frames.read(1))
+    docks.session.go_to(2, 35)
+    k, i = shots[-1]
+    assert docks.scan.flat_label.text().startswith(f"flat set {k + 1}, shot {i + 1}:")
+    assert viewer.dims.range[1].start <= raw.extent.world[0][1]
+    docks.scan.flats_box.setChecked(False)
+    assert flats not in viewer.layers
+
+
+def test_problems_are_listed_and_lead_there(
+    make_napari_viewer: Any, qtbot: Any, tiny_twin: Path, tmp_path: Path
+) -> None:
+    bad = Path(shutil.copytree(tiny_twin, tmp_path / "bad"))
+    series = open_series(bad)
+    (bad / series.scans[4].names[6]).unlink()
+    viewer = make_napari_viewer()
+    viewer.open(str(bad), plugin=PLUGIN)
+    docks = Docks(viewer, qtbot)
+    table = docks.scan.problems
+    (row,) = [r for r in range(table.rowCount()) if "projection 6" in table.item(r, 1).text()]
+    assert table.item(row, 1).text() == f"{series.scans[4].energy_ev:g} eV, projection 6"
+    table.cellClicked.emit(row, 1)
+    assert docks.session.frame == (4, 6)
+    assert "This projection is unreadable" in docks.jitter.exclude_button.toolTip() or not docks.session.workflow
+    table.cellClicked.emit(table.rowCount() + 3, 0)
+    docks.close()
+    assert Problem("info", "x", "m").energy_ev is None
+
+
+def test_a_failing_run_is_one_sentence_in_every_dock(
+    open_docks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    docks = open_docks(out, begin=True)
+
+    def full(*_: object, **__: object) -> None:
+        raise XanesTomoError("journal.jsonl: cannot be written (No space left on device); make room and go on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workflow, "run_unit", full)
+        docks.click(docks.workflow.run_button)
+    for dock in docks.all.values():
+        assert dock.message.text().startswith("journal.jsonl: cannot be written (No space left")
+        assert "Traceback" not in dock.message.text()
+    assert {u.status for u in docks.session.state.units.values()} == {"idle"}
+    docks.workflow.until_combo.setCurrentIndex(0)
+    docks.click(docks.workflow.run_button)
+    assert docks.workflow.overview.item(0, 1).text() == "8 of 8"
+
+
+def test_recipes_are_saved_and_loaded(open_docks: Any, tmp_path: Path) -> None:
+    docks = open_docks(tmp_path / "out")
+    docks.jitter.form.widgets["iterations"].value = 3
+    assert "iterations: 3" in docks.session.asked.to_yaml()
+    docks.session.save_recipe(tmp_path / "mine.yaml")
+    assert Recipe.from_yaml(tmp_path / "mine.yaml") == Recipe(jitter=JitterParameters(iterations=3))
+    (tmp_path / "other.yaml").write_text("maps: {smoothing_voxel: 0.5}\n")
+    docks.session.load_recipe(tmp_path / "other.yaml")
+    assert docks.maps.form.value.smoothing_voxel == 0.5
+    assert docks.jitter.form.value.iterations == Recipe().jitter.iterations
+    assert "smoothing_voxel: 0.5" in docks.workflow.recipe_text.toPlainText()
+    (tmp_path / "wrong.yaml").write_text("jiter: {}\n")
+    docks.session.load_recipe(tmp_path / "wrong.yaml")
+    assert "nearest known key is 'jitter'" in docks.workflow.message.text()
+    docks.workflow.until_combo.setCurrentIndex(0)
+    docks.click(docks.workflow.run_button)
+    assert docks.session.recipe.maps.smoothing_voxel == 0.5
+    (tmp_path / "binned.yaml").write_text("scan: {bin: 2}\n")
+    docks.session.load_recipe(tmp_path / "binned.yaml")
+    assert "begin a new output folder" in docks.workflow.message.text()
+    docks.session.save_recipe(tmp_path / "none" / "r.yaml")
+    assert "cannot be written" in docks.workflow.message.text()
+
+
+def test_events_and_reasons_in_words(copied: Path, tiny_twin: Path) -> None:
+    with Workflow(open_series(tiny_twin), copied) as workflow:
+        energies = workflow.series.energies_ev.tolist()
+        workflow.exclude(2, 3)
+        workflow.set_recipe(workflow.recipe.model_copy(update={"maps": MapsParameters(smoothing_voxel=2.0)}))
+        reason = stale_reason(workflow.state, ("flats", 2), workflow.journal.events, energies)
+        assert reason.startswith("since then: #")
+        assert "7704 eV: projection 3 excluded" in reason
+        assert stale_reason(workflow.state, ("flats", 1), workflow.journal.events, energies) == ""
+        workflow.undo()
+        assert stale_reason(workflow.state, ("maps", None), workflow.journal.events, energies) == (
+            "other parameters are asked for"
+        )
+        workflow.nudge(1, 2, 0.5, 0.0)
+        assert "nudged" in stale_reason(workflow.state, ("registration", 1), workflow.journal.events, energies)
+        for event in workflow.journal.events:
+            text = event_text(event, energies)
+            assert text.startswith(f"#{event.seq} ")
+            assert "\n" not in text

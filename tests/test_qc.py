@@ -1,0 +1,112 @@
+"""What is looked at: the suggested box, the residual and the sinogram's traces, on objects whose truth is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from napari_xanes_tomo.io.scan import open_series
+from napari_xanes_tomo.model import Alignment, XanesTomoError
+from napari_xanes_tomo.projector import Projector
+from napari_xanes_tomo.qc import edge_traces, residual_stack, sinogram, suggest_box
+from napari_xanes_tomo.resample import place
+
+THETA = np.arange(-90, 90, 4.0)
+
+
+def ball(n: int = 48, rows: int = 12) -> np.ndarray:
+    """An ellipse beside the axis with a hole, the same in every row but the outer ones."""
+    z, x = np.mgrid[:n, :n] - (n - 1) / 2
+    slice_ = ((x - 3) ** 2 / 12**2 + (z + 2) ** 2 / 9**2 < 1).astype(np.float32)
+    slice_[(x - 6) ** 2 + z**2 < 4] = 0
+    volume = np.zeros((rows + 8, n, n), np.float32)
+    volume[4:-4] = 0.02 * slice_
+    return volume
+
+
+@pytest.mark.parametrize(("noise", "reach"), [(0.0, 1), (0.05, 3)])
+def test_the_box_holds_the_object(noise: float, reach: int) -> None:
+    frames = np.zeros((5, 60, 80), np.float32)
+    for k in range(5):
+        frames[k, 20:41, 30 + k : 50 + k] = 1.0
+    frames[:, 3, 3] = 5.0  # a hot pixel
+    frames += np.random.default_rng(0).normal(0, noise, frames.shape)
+    box = suggest_box(frames, margin=0.0)
+    assert box is not None
+    np.testing.assert_allclose(box, (20, 41, 30, 54), atol=reach)
+    wide = suggest_box(frames, margin=0.05)
+    assert wide is not None
+    np.testing.assert_array_equal(np.array(wide) - box, (-4, 4, -4, 4))
+
+
+def test_no_box_where_there_is_nothing_or_no_air() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, (3, 40, 40))
+    assert suggest_box(noise) is None
+    assert suggest_box(np.ones((3, 40, 40))) is None
+    with pytest.raises(ValueError, match=r"expected \(n, y, x\)"):
+        suggest_box(np.ones((4, 4)))
+
+
+def test_the_residual_shows_the_projection_that_is_misplaced() -> None:
+    volume = ball()
+    clean = Projector(48, THETA).forward(volume)
+    shift = np.random.default_rng(1).uniform(-1.5, 1.5, (len(THETA), 2))
+    still = Alignment(-shift, np.zeros_like(shift))
+    data = place(clean, still)  # the content moved by `shift`
+    seen: list[int] = []
+    good = residual_stack(data, THETA, Alignment(shift, np.zeros_like(shift)), progress=lambda w, d, t: seen.append(d))
+    assert seen == [0, 1, 2, 3]
+    assert good.shape == data.shape
+    wrong = shift.copy()
+    wrong[20] += (0.0, 2.0)
+    bad = residual_stack(data, THETA, Alignment(wrong, np.zeros_like(shift)))
+    size = np.sqrt(np.mean(bad**2, axis=(1, 2)))
+    assert size.argmax() == 20
+    assert size[20] > 3 * np.sqrt(np.mean(good[20] ** 2))
+    with pytest.raises(XanesTomoError, match="at least 8"):
+        residual_stack(data[:5], THETA[:5], Alignment.identity(5))
+    with pytest.raises(ValueError, match="one angle each"):
+        residual_stack(data, THETA[:5], Alignment.identity(5))
+
+
+def test_the_traces_follow_the_edges_and_show_a_wrong_shift() -> None:
+    rng = np.random.default_rng(2)
+    theta = np.arange(-90, 90, 2.0)
+    t = np.deg2rad(theta)
+    jitter = rng.uniform(-3, 3, len(theta))
+    # An ellipse at (x, z) = (3, -2): its support function is known.
+    center = 3 * np.cos(t) - 2 * np.sin(t)
+    half = np.hypot(12 * np.cos(t), 9 * np.sin(t))
+    columns = np.arange(64) - 31.5
+    edge = np.clip((half[:, None] - np.abs(columns[None] - (center + jitter)[:, None])) + 0.5, 0, 1)
+    traces = edge_traces(edge, theta, jitter)
+    np.testing.assert_allclose(traces[:, 1], 31.5 + jitter)
+    np.testing.assert_allclose(traces[:, 2], 31.5 + center + half + jitter, atol=0.6)
+    np.testing.assert_allclose(traces[:, 0], 31.5 + center - half + jitter, atol=0.6)
+    wrong = jitter.copy()
+    wrong[40] += 6
+    moved = edge_traces(edge, theta, wrong)
+    assert abs(moved[40, 2] - traces[40, 2]) > 5
+    assert np.abs(np.delete(moved - traces, 40, axis=0)).max() < 0.3
+    empty = edge_traces(np.zeros((90, 64)), theta, jitter)
+    assert np.isnan(empty[:, [0, 2]]).all()
+
+
+def test_a_sinogram_is_one_row_of_the_object(tiny_twin: Path) -> None:
+    scan = open_series(tiny_twin).scans[-1]
+    n = len(scan)
+    shift = np.zeros((n, 2))
+    shift[3] = np.nan
+    rows, use = sinogram(scan, np.zeros((n, 3)), shift, 32)
+    assert rows.shape == (n - 1, 64)
+    assert 3 not in use
+    flat = scan.flats[0].frames.read_rows(range(len(scan.flats[0].status)), 32, 33).mean(axis=0)[0]
+    expected = -np.log(scan.frames.read(0)[32] / flat)
+    np.testing.assert_allclose(rows[0], expected, atol=0.02)
+    shift[0, 0] = 2.0  # the content lies two rows further down
+    moved, _ = sinogram(scan, np.zeros((n, 3)), shift, 30)
+    np.testing.assert_allclose(moved[0], rows[0], atol=1e-5)
+    with pytest.raises(XanesTomoError, match="from 0 to 63"):
+        sinogram(scan, np.zeros((n, 3)), shift, 64)
