@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from napari_xanes_tomo import __version__, cli
+from napari_xanes_tomo import Recipe, Workflow, __version__, cli, open_series
+from napari_xanes_tomo.io.journal import Journal
 from napari_xanes_tomo.io.store import read_maps
+from napari_xanes_tomo.model import EnergyScan
 from napari_xanes_tomo.phantom import TwinParameters, write_twin
-from napari_xanes_tomo.steps import STEPS
+from napari_xanes_tomo.recipe import JitterParameters
+from napari_xanes_tomo.state import quality_of
+from napari_xanes_tomo.steps import STEPS, StepResult
 
 SMALL = TwinParameters(n=64, n_angles=18, energies_ev=(6534.0, 6558.0, 8178.0, 8344.0, 8351.0, 8570.0))
 COMMAND = [sys.executable, "-m", "napari_xanes_tomo.cli"]
@@ -289,6 +293,125 @@ def test_several_scans_one_failing(tmp_path: Path, twin: Path) -> None:
     assert call("run", twin, tmp_path / "empty", "--out", next(root.iterdir())).exit_code == 1  # a run, no root
 
 
+# --- thresholds ---------------------------------------------------------------------------------------------
+
+
+def decisions(out: Path) -> list[tuple[str, int | None, str]]:
+    return [
+        (e.payload["step"], e.payload["energy"], e.payload.get("by", ""))
+        for e in Journal(out).events
+        if e.kind == "decision"
+    ]
+
+
+def test_good_results_are_accepted_by_thresholds(finished: tuple[Path, Result]) -> None:
+    out, result = finished
+    good = {
+        (e.payload["step"], e.payload["energy"])
+        for e in Journal(out).events
+        if e.kind == "candidate" and quality_of(e.payload).verdict == "good"
+    }
+    assert ("maps", None) in good
+    assert set(decisions(out)) == {(*unit, "thresholds") for unit in good}
+    assert len(decisions(out)) == len(good)
+    total = sum(e.kind == "candidate" for e in Journal(out).events)
+    assert ("to be looked at" in result.stdout) == (len(good) < total)
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The jitter of one energy misses its threshold."""
+    from dataclasses import replace
+
+    from napari_xanes_tomo import workflow
+    from napari_xanes_tomo.model import Quality, Score
+
+    run_jitter = workflow.run_jitter
+
+    def judged(scan: EnergyScan, *a: object, **k: object) -> StepResult:
+        found = run_jitter(scan, *a, **k)  # type: ignore[arg-type]
+        scores = (Score("sharpness", 0.4 if scan.energy_ev == 8178.0 else 0.9, "px", 0.5, "higher"),)
+        return replace(found, quality=Quality(scores))
+
+    monkeypatch.setattr(workflow, "run_jitter", judged)
+    return 8178.0
+
+
+def test_on_fail_stop_and_then_continue(tmp_path: Path, twin: Path, strict: float) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("on_fail: stop\n")
+    out = tmp_path / "out"
+    said = "Jitter correction, 8178 eV: sharpness 0.4 px, expected at least 0.5"
+    for options in (["--recipe", recipe], []):  # asked again it stops at the same place
+        result = call("run", twin, "--out", out, *options)
+        assert result.exit_code == 3, result.output
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith(f"xanes-tomo: {said}")
+        assert "accept it or redo the step" in last
+    state = [e.payload["step"] for e in Journal(out).events if e.kind == "candidate"]
+    assert state.count("jitter") == 6  # the step was finished
+    assert "registration" not in state
+    assert ("jitter", 2, "thresholds") not in decisions(out)
+    assert (out / "report.html").is_file()
+    assert (out / "tables" / "shifts.csv").is_file()
+    # Flagged and used: the same folder goes on when that is asked for.
+    result = call("run", twin, "--out", out, "--on-fail", "continue", "--until", "registration")
+    assert result.exit_code == 0, result.output
+    assert "sharpness 0.4 px, expected at least 0.5" in result.stdout
+    assert "jitter 6/6, registration 6/6" in result.stdout
+    assert ("jitter", 2, "thresholds") not in decisions(out)
+    assert "on_fail: continue" in (out / "recipe.yaml").read_text()
+
+
+def test_what_was_accepted_by_hand_is_no_reason_to_stop(tmp_path: Path, twin: Path, strict: float) -> None:
+    out = tmp_path / "out"
+    options = ["--on-fail", "stop", "--until", "jitter"]
+    assert call("run", twin, "--out", out, *options).exit_code == 3
+    with Workflow(open_series(twin), out) as w:
+        w.accept("jitter", 2)
+    assert call("run", twin, "--out", out, *options).exit_code == 0
+    with Workflow(open_series(twin), out) as w:
+        assert w.undo() == "decision"  # the user's own; what the thresholds accepted is not in the way
+        assert w.undo() is None
+        w.revert("jitter", 0)
+    assert call("run", twin, "--out", out, "--on-fail", "continue", "--until", "jitter").exit_code == 0
+    assert decisions(out)[-1] == ("jitter", 0, "")  # taken back by hand: not accepted again behind the user's back
+
+
+def test_thresholds_follow_the_recipe(tmp_path: Path, twin: Path) -> None:
+    out = tmp_path / "out"
+    assert call("run", twin, "--out", out, "--until", "jitter").exit_code == 0
+    with Workflow(open_series(twin), out) as w:
+        assert {w.state[("jitter", e)].status for e in range(6)} <= {"accepted", "candidate"}
+        w.set_recipe(w.recipe.model_copy(update={"jitter": JitterParameters(refine=False)}))
+        assert {w.state[("jitter", e)].status for e in range(6)} == {"stale"}
+        w.run(until="jitter")
+        assert {w.state[("jitter", e)].status for e in range(6)} == {"candidate"}  # nobody asked to accept
+
+
+def test_several_scans_one_stopped(tmp_path: Path, twin: Path, strict: float) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    result = call("run", twin, other, "--out", tmp_path / "root", "--on-fail", "stop", "--until", "jitter")
+    assert result.exit_code == 1
+    assert "1 of 2 scans failed, 1 of 2 scans stopped by a threshold" in result.stderr
+    result = call("run", twin, "--out", tmp_path / "root" / "x", "--on-fail", "stop", "--until", "flats")
+    assert result.exit_code == 0, result.output
+
+
+def test_recipe_prints_the_defaults_and_the_schema(tmp_path: Path) -> None:
+    result = call("recipe")
+    assert result.exit_code == 0
+    assert Recipe.from_text(result.stdout) == Recipe()
+    schema = json.loads(call("recipe", "--schema").stdout)
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert schema["properties"]["on_fail"]["enum"] == ["continue", "stop"]
+    assert schema["additionalProperties"] is False
+
+
+# --- interrupted --------------------------------------------------------------------------------------------
+
+
 def interrupted(command: list[str], out: Path, events: int, by: signal.Signals) -> tuple[int, str]:
     """Start a run, send it a signal once its journal has so many events; return its exit code and stderr."""
     journal = out / "journal.jsonl"
@@ -361,10 +484,35 @@ def test_view_opens_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setenv("DISPLAY", ":0")
     module = types.ModuleType("view")
-    module.main = shown.append  # type: ignore[attr-defined]
+    module.main = lambda path, **k: shown.append((path, k))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "napari_xanes_tomo._napari.view", module)
     assert call("view", tmp_path).exit_code == 0
-    assert shown == [tmp_path]
+    assert call("view", tmp_path, "--out", tmp_path / "out").exit_code == 0
+    assert shown == [(tmp_path, {}), (tmp_path, {"out": tmp_path / "out"})]
+
+
+def test_view_of_a_run_opens_its_scan(
+    finished: tuple[Path, Result], twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = finished
+    shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    module = types.ModuleType("view")
+    module.main = lambda path, **k: shown.append((path, k))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "napari_xanes_tomo._napari.view", module)
+    assert call("view", out).exit_code == 0
+    assert shown == [(twin.resolve(), {"out": out})]
+    # The scan has gone: the maps are shown, and a line says how to see both.
+    moved = twin.with_name("moved")
+    twin.rename(moved)
+    try:
+        result = call("view", out)
+    finally:
+        moved.rename(twin)
+    assert result.exit_code == 0
+    assert shown[1:] == [(out, {})]
+    assert "is not at" in result.stderr
+    assert f"--out {out}" in result.stderr
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
     if sys.platform.startswith("linux"):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .edges import bracketed_elements, edge_energy_ev
-from .io.store import Event
-from .model import Quality, Score
+from .io.store import Event, Journal
+from .model import Quality, Score, XanesTomoError
 from .recipe import Recipe, parameter_key
 from .registration import reference_energy
 from .steps import STEPS, Step, step
@@ -27,6 +27,7 @@ __all__ = [
     "UnitState",
     "active_events",
     "candidates_in",
+    "check_events",
     "quality_of",
     "resolve",
     "undoable",
@@ -190,6 +191,40 @@ def active_events(events: Iterable[Event]) -> list[Event]:
         elif event.kind == "redo":
             undone.discard(int(event.payload["event"]))
     return [e for e in listed if e.seq not in undone] if undone else listed
+
+
+_NEEDED: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "candidate": {
+        "step": (str,), "energy": (int, type(None)), "parameter_key": (str,), "input_key": (str,), "scores": (list,),
+        "notes": (list,), "numbers": (dict,), "arrays": (dict,),
+    },
+    "parameters": {"key": (str,), "parameters": (dict,), "versions": (dict,)},
+    "decision": {"step": (str,), "energy": (int, type(None)), "candidate": (int, type(None))},
+    "failure": {"step": (str,), "energy": (int, type(None)), "key": (str,), "reason": (str,)},
+    "exclude": {"energy": (int,), "frame": (int,), "reason": (str,)},
+    "restore": {"energy": (int,), "frame": (int,)},
+    "exclude_energy": {"energy": (int,), "reason": (str,)},
+    "restore_energy": {"energy": (int,)},
+    "nudge": {"energy": (int,), "frame": (int,), "dy": (int, float), "dx": (int, float)},
+    "center": {"energy": (int,), "value": (int, float, type(None))},
+    "magnification": {"energy": (int,), "value": (int, float, type(None))},
+    "change_point": {"energy": (int,), "frame": (int,), "present": (bool,)},
+    "boxes": {"boxes": (list,)},
+    "mask": {"mask": (dict, type(None))},
+    "undo": {"event": (int,)},
+    "redo": {"event": (int,)},
+}  # fmt: skip
+
+
+def check_events(journal: Journal) -> None:
+    """Raise where an event lacks what its kind needs, as after an edit by hand."""
+    for event in journal.events:
+        for name, kinds in _NEEDED.get(event.kind, {}).items():
+            if name not in event.payload or not isinstance(event.payload[name], kinds):
+                raise XanesTomoError(
+                    f"{journal.path}: event {event.seq} ({event.kind}) lacks its {name}, or it is no "
+                    f"{kinds[0].__name__}; restore the journal from a copy"
+                )
 
 
 def _unit(payload: Mapping[str, Any]) -> Unit:

@@ -52,6 +52,7 @@ from .state import (
     UnitState,
     active_events,
     candidates_in,
+    check_events,
     resolve,
     undoable,
 )
@@ -154,16 +155,17 @@ class Workflow:
             if recipe is not None and recipe != self.recipe:  # the same but for `on_fail`
                 self.output.change_recipe(recipe.to_yaml())
                 self.recipe = recipe
+            check_events(self.journal)
             self._note_scan(names, stamps)
         except BaseException:
             self.output.close()
             raise
         self.messages = self.output.messages
         self._opened = len(self.journal)
-        self._data: tuple[str, Normalised] | None = None
-        self._template: tuple[str, Template] | None = None
         for message in self.messages:
             log.warning(message)
+        self._data: tuple[str, Normalised] | None = None
+        self._template: tuple[str, Template] | None = None
 
     def _note_scan(self, names: Sequence[str], stamps: npt.NDArray[np.int64]) -> None:
         """Write down what was odd about the measurement and which files it had: for the report, and for later."""
@@ -742,7 +744,8 @@ class Workflow:
             residual.append(score)
             verdicts += _verdicts(score, alignment, scan)
             keys += [(scan.energy_ev, float(t), i) for i, t in enumerate(scan.theta_deg)]
-        write_shifts(self.output.shifts, shifts_rows(replace(self.series, scans=tuple(scans)), alignments))
+        series = replace(self.series, scans=tuple(scans))
+        write_shifts(self.output.shifts, shifts_rows(series, alignments, [r.status for r in rows]))
         write_energies(self.output.energies, rows)
         energy, theta, frame = (np.array(c) for c in zip(*keys, strict=True))
         write_quality(

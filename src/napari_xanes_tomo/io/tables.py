@@ -134,7 +134,9 @@ _ALWAYS = ("energy_ev", "theta_deg", "frame", "status")
 _KEYS = ("energy_ev", "theta_deg", "frame")
 
 
-def shifts_rows(series: Series, alignments: Sequence[Alignment | None]) -> list[ShiftRow]:
+def shifts_rows(
+    series: Series, alignments: Sequence[Alignment | None], reasons: Sequence[str] | None = None
+) -> list[ShiftRow]:
     """Return one row per planned projection of `series`, in the order of acquisition.
 
     Parameters
@@ -143,7 +145,9 @@ def shifts_rows(series: Series, alignments: Sequence[Alignment | None]) -> list[
         The measurement.
     alignments : sequence of Alignment or None
         One per energy scan; None for an energy that was not aligned, whose usable projections become
-        ``excluded:not aligned``.
+        ``excluded:not aligned``, or what `reasons` says.
+    reasons : sequence of str, optional
+        One status per energy scan, for those that were not aligned.
 
     Notes
     -----
@@ -153,7 +157,8 @@ def shifts_rows(series: Series, alignments: Sequence[Alignment | None]) -> list[
     if len(alignments) != len(series.scans):
         raise ValueError(f"alignments: expected one for each of {len(series.scans)} energies, got {len(alignments)}")
     rows = []
-    for scan, alignment in zip(series.scans, alignments, strict=True):
+    why = ["excluded:not aligned"] * len(alignments) if reasons is None else reasons
+    for scan, alignment, reason in zip(series.scans, alignments, why, strict=True):
         if alignment is not None and len(alignment.shift) != len(scan):
             raise ValueError(f"alignment at {scan.energy_ev} eV: expected {len(scan)} shifts, got "
                              f"{len(alignment.shift)}")  # fmt: skip
@@ -162,7 +167,7 @@ def shifts_rows(series: Series, alignments: Sequence[Alignment | None]) -> list[
             shift = sigma = (NAN, NAN)
             magnification = roll = NAN
             if alignment is None:
-                status = status if status != "ok" else "excluded:not aligned"
+                status = status if status != "ok" else reason
             else:
                 status = status if status != "ok" else alignment.status[frame]
                 magnification, roll = alignment.magnification, alignment.roll_deg
