@@ -178,7 +178,7 @@ def _variance(variance: npt.ArrayLike | float | None, n: int, data: F32) -> Floa
         given = np.asarray(variance, dtype=float)
         if given.shape not in ((), (n,)):
             raise XanesTomoError(f"variance: expected one number or one for each of {n} projections, got {given.shape}")
-        return np.maximum(np.broadcast_to(given, (n,)), 1e-12)
+        return np.asarray(np.maximum(np.broadcast_to(given, (n,)), 1e-12))
     # The difference of diagonal neighbours (second differences) is noise for a smooth object.
     d = data[:, 1:-1:2, 1:-1:2] - 0.25 * (
         data[:, :-2:2, 1:-1:2] + data[:, 2::2, 1:-1:2] + data[:, 1:-1:2, :-2:2] + data[:, 1:-1:2, 2::2]

@@ -25,7 +25,6 @@ from .spectra import EdgeShift, edge_at_half, edge_shift, normalisation
 __all__ = ["AlignedEnergy", "MapPlan", "Slab", "component_sinograms", "finish_slab", "map_slab", "plan_maps"]
 
 F32 = npt.NDArray[np.float32]
-ATOMIC_MASS_SOURCE = "xraydb"
 _ANGLE_TOLERANCE_DEG = 0.05
 
 

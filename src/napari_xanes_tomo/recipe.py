@@ -106,6 +106,14 @@ class RegistrationParameters(_Parameters):
         description="Outer width of the band-pass (difference of Gaussians), px of a 256 px frame.",
         json_schema_extra=_unit("px"),
     )
+    blur_px: float = Field(
+        0.75,
+        ge=0,
+        le=5,
+        description="Blur of the recorded intensities (point spread and pixel, standard deviation). It acts before the "
+        "logarithm, so that particles of different contrast seem to differ in size; this is taken out.",
+        json_schema_extra=_unit("px"),
+    )
     iterations: int = Field(12, ge=1, le=100, description="Gauss-Newton iterations at most per scale.")
 
 

@@ -237,6 +237,7 @@ def register(
     translation = _coarse_translation(data, model, theta, at, magnification, scale)
     m = float(magnification)
     covariance = np.full((4, 4), np.inf)
+    contrast = 1.0
     height = data.shape[1]
     # Coarse to fine: a wide band takes in large errors, the fine band is least fooled by contrast.
     scales = ((3.0 * p.fine_px, 4.0 * p.coarse_px, 2 if w >= 128 else 1), (p.fine_px, p.coarse_px, 1))
@@ -246,7 +247,9 @@ def register(
         rows = np.flatnonzero(weight.any(axis=(0, 2)))
         reach = int(np.ceil(4 * coarse * unit / extra)) + 2
         top, bottom = max(0, int(rows[0]) - reach), min(small.shape[1], int(rows[-1]) + 1 + reach)
-        reference = band_pass(small[:, top:bottom], fine * unit / extra, coarse * unit / extra)
+        plain = band_pass(small[:, top:bottom], fine * unit / extra, coarse * unit / extra)
+        steep = band_pass(_steepness(small[:, top:bottom]), fine * unit / extra, coarse * unit / extra)
+        blur = 0.5 * (p.blur_px / (scale * extra)) ** 2
         weight = weight[:, top:bottom]
         middle = (small.shape[1] - 1) / 2 - top
         for k in range(p.iterations):
@@ -254,11 +257,13 @@ def register(
             placed = place(data, now, grid_shape=(height // extra, w // extra), rows=(top, bottom), bin=extra)
             seen = band_pass(placed, fine * unit / extra, coarse * unit / extra)
             inside = weight * _recorded(now, placed.shape, middle, extra, (height, w), 2.0 * coarse * unit)
+            reference = plain - np.float32(blur * (contrast - 1)) * steep
             fit = registration_equations(seen, reference, inside, theta, pixel=scale * extra, middle_row=middle)
             if fixed:  # a column without information is not moved
                 fit.normal[:, :, 0], fit.normal[:, :, :, 0], fit.rhs[:, :, 0] = 0, 0, 0
-            solution, covariance, angle_fit = _joint(fit.normal[:, 0], fit.rhs[:, 0], fit.cost[:, 0], fit.count[:, 0])
-            change = solution[:4]
+            change, covariance, angle_fit, contrast = _joint(
+                fit.normal[:, 0], fit.rhs[:, 0], fit.cost[:, 0], fit.count[:, 0]
+            )
             change[0] = np.clip(change[0], -0.02, 0.02)
             change[1:] = np.clip(change[1:], -4 * scale * unit, 4 * scale * unit)
             # data(q) = model(q - scale q - t): the point that should be at q is found at q + scale q + t.
@@ -268,6 +273,11 @@ def register(
             if max(abs(change[0]) * w * scale / 2, np.abs(change[1:]).max()) < 2e-3 * scale * extra:
                 break
     sigma = np.sqrt(np.maximum(np.diag(covariance), 0))
+    if not fixed:
+        # The blur is known to perhaps a third: as much of what its correction did to the scale is uncertain.
+        without = registration_equations(seen, plain, inside, theta, pixel=scale, middle_row=middle)
+        other = _joint(without.normal[:, 0], without.rhs[:, 0], without.cost[:, 0], without.count[:, 0])[0]
+        sigma[0] = np.hypot(sigma[0], 0.35 * abs(other[0]))
     moved = replace(jitter, magnification=m).gauge(np.asarray(theta_deg, dtype=float), *translation)
     residual, correlation = angle_fit
     residual_all = np.full(len(theta_deg), np.nan)
@@ -295,6 +305,16 @@ def at_alignment(base: Alignment, magnification: float, theta_deg: FloatArray, t
     return replace(base, magnification=magnification).gauge(theta_deg, *translation)
 
 
+def _steepness(model: F32) -> F32:
+    """Return the squared gradient (n, y, x): how a blur of the intensities shows in absorbance.
+
+    To first order in the blur's variance v, ``-ln(h * exp(-c A)) = c (h * A) - v/2 c^2 |grad A|^2``. That does not grow
+    in proportion to the contrast c, and would make a weakly absorbing particle look larger than the reference.
+    """
+    gy, gx = np.gradient(model, axis=1), np.gradient(model, axis=2)
+    return np.asarray(gy * gy + gx * gx, dtype=np.float32)
+
+
 def _recorded(
     alignment: Alignment, shape: tuple[int, ...], middle: float, bin: int, frame_shape: tuple[int, int], margin: float
 ) -> F32:
@@ -316,7 +336,7 @@ def _object_weight(model: F32, per_pixel: float = 1.0) -> F32:
 
 def _joint(
     normal: FloatArray, rhs: FloatArray, cost: FloatArray, count: FloatArray
-) -> tuple[FloatArray, FloatArray, tuple[FloatArray, float]]:
+) -> tuple[FloatArray, FloatArray, tuple[FloatArray, float], float]:
     """Solve for what all angles share, each with a gain and level of its own, with jackknife covariances.
 
     Angles that agree with the rest less well than chance allows are given less weight (Huber).
@@ -356,7 +376,7 @@ def _joint(
     correlation = float(
         np.median(np.sqrt(signal / np.maximum(signal + np.maximum(left_over, 0), 1e-30)) * np.sign(gain))
     )
-    return solution, covariance, (rms, correlation)
+    return solution, covariance, (rms, correlation), contrast
 
 
 def _coarse_translation(
