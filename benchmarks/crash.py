@@ -88,13 +88,20 @@ def wait_for(moment: str, process: subprocess.Popen[bytes], out: Path, seconds: 
 
 
 def disturbed(
-    twin: Path, out: Path, kills: int, moments: Sequence[str], rng: random.Random, typical: float, say: bool = True
+    twin: Path,
+    out: Path,
+    kills: int,
+    moments: Sequence[str],
+    rng: random.Random,
+    typical: float,
+    *options: str,
+    say: bool = True,
 ) -> tuple[int, Files]:
     """Run with kills; return how many there were and the files of every slab that was flagged at one of them."""
     kept: Files = {}
     for done in range(kills):
         moment = rng.choice(moments)
-        process = start(twin, out)
+        process = start(twin, out, *options)
         came = wait_for(moment, process, out, rng.uniform(0.2, typical), 2 * typical)
         if moment == "journal" and came:
             time.sleep(rng.uniform(0, 0.004))
@@ -174,7 +181,8 @@ def main() -> int:
             first = (2 * left) // 5
             done, _ = disturbed(twin, out, first, ALIGNING, rng, max(2.0, 0.6 * seconds / max(first, 1)))
             finish(twin, out, "--until", "registration")
-            more, kept = disturbed(twin, out, left - done, MAPPING, rng, 6.0)
+            # One thread, so that slabs are finished one after the other.
+            more, kept = disturbed(twin, out, left - done, MAPPING, rng, max(3.0, 0.1 * seconds), "--threads", "1")
             finish(twin, out)
             found = differences(out, work / "whole", kept)
             print(

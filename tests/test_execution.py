@@ -201,6 +201,20 @@ def test_stopped_on_a_cluster_and_resumed_on_threads(
     assert_same(outputs(out), by_threads)
 
 
+def test_ctrl_c_on_a_cluster(twin: Path, out: Path, cluster: str, by_threads: dict[str, Any]) -> None:
+    code = "import sys\nfrom napari_xanes_tomo import cli, workflow\nworkflow.SLAB_ROWS = 2\ncli.main()\n"
+    command = [sys.executable, "-c", code, "run", str(twin), "--out", str(out), "--scheduler", cluster]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        when_slabs(out, 1, lambda: process.send_signal(signal.SIGINT)).join(60)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.strip().splitlines() == [
+        "xanes-tomo: stopped; what is finished is kept, the same command goes on from there"
+    ]
+    assert run(twin, out, "--threads", "2").exit_code == 0
+    assert_same(outputs(out), by_threads)
+
+
 def test_workers_without_the_data_name_the_file(twin: Path, series: Series, out: Path, cluster: str) -> None:
     moved = twin.with_name("moved")
 

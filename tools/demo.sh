@@ -34,7 +34,7 @@ if [ -f "$out/report.html" ]; then
     echo "report:              $out/report.html"
 fi
 if [ "$view" = yes ] && [ -n "${DISPLAY:-}${WAYLAND_DISPLAY:-}" ]; then
-    xanes_tomo view "$out"
+    xanes_tomo view "$folder" --out "$out"
 else
-    echo "to look at it:       $python -m napari_xanes_tomo.cli view $out"
+    echo "to look at it:       $python -m napari_xanes_tomo.cli view $folder --out $out"
 fi

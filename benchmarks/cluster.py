@@ -1,0 +1,96 @@
+"""Two workers against one on the maps: slabs per minute of a ``distributed`` cluster with one thread each.
+
+    python benchmarks/cluster.py TWIN OUT [--rows 16] [--slabs 8] [--repeat 1]
+
+OUT is a finished run of TWIN (or one up to the registration); it is only read. The same slabs are made by one worker
+and by two (processes with one thread, BLAS held to one), after each has made one to compile; the maps go to a
+temporary folder. Wanted: at least 1.7 times as fast. Exit code 1 where that is not reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"))
+
+from distributed import Client, LocalCluster
+
+from napari_xanes_tomo import Workflow, open_series, workflow
+from napari_xanes_tomo.execution import WAITING, Cluster
+
+
+class _Caught(Exception):
+    """The work was handed over."""
+
+
+class _Catch:
+    """An execution that only keeps what it was asked to do."""
+
+    def workers(self, jobs: int, bytes_per_job: int, memory_bytes: int) -> int:
+        return 1
+
+    def run(self, work: Any, shared: Any, jobs: Any, workers: int) -> Any:
+        self.asked = (work, shared, list(jobs))
+        raise _Caught
+        yield
+
+
+def slabs_of(twin: Path, out: Path, rows: int) -> tuple[Any, Any, list[Any]]:
+    """Return the function, what every slab needs, and the slabs of the maps of a run."""
+    workflow.SLAB_ROWS = rows
+    catch = _Catch()
+    with Workflow(open_series(twin), out, execution=catch) as w:
+        try:
+            w.run()
+        except _Caught:
+            return catch.asked
+    raise SystemExit("the maps are finished in this very way; choose other --rows")
+
+
+def seconds(count: int, work: Any, shared: Any, slabs: list[Any], repeat: int) -> float:
+    """Return how long `count` workers need for the slabs; the best of `repeat`."""
+    with LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        with Client(cluster, set_as_default=False) as client:  # every worker has compiled, and has its imports
+            client.gather([client.submit(work, shared, slabs[0], 1, workers=w, pure=False, allow_other_workers=False)
+                           for w in client.scheduler_info(n_workers=-1)["workers"]])  # fmt: skip
+        times = []
+        for _ in range(repeat):
+            begun = time.perf_counter()
+            done = [v for v in Cluster(cluster.scheduler_address).run(work, shared, slabs, count) if v is not WAITING]
+            times.append(time.perf_counter() - begun)
+            assert sorted(done) == sorted(s[0] for s in slabs)
+    return min(times)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("twin", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rows", type=int, default=16, help="of a slab")
+    parser.add_argument("--slabs", type=int, default=8)
+    parser.add_argument("--repeat", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        shutil.copytree(options.out, out, ignore=shutil.ignore_patterns("*.zarr*", ".progress", ".lock"))
+        work, shared, slabs = slabs_of(options.twin, out, options.rows)
+        middle = len(slabs) // 2 - options.slabs // 2
+        slabs = slabs[max(0, middle) : max(0, middle) + options.slabs]
+        took = {n: seconds(n, work, shared, slabs, options.repeat) for n in (1, 2)}
+    for n, s in took.items():
+        print(f"{n} worker{'s' if n > 1 else ' '}: {s:6.1f} s for {len(slabs)} slabs of {options.rows} rows")
+    print(f"two workers are {took[1] / took[2]:.2f} times as fast as one (wanted: 1.7; load of the machine "
+          f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)")  # fmt: skip
+    return 0 if took[1] / took[2] >= 1.7 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
