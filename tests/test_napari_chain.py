@@ -293,13 +293,20 @@ def test_what_is_decided_by_hand(open_docks: Any, copied: Path) -> None:
     assert texts[0] == "6558 eV excluded (by hand)"
     docks.workflow.by_hand.cellClicked.emit(1, 0)
     assert docks.session.frame == (1, 4)
+    keys = {str(k): act for k, act in docks.viewer.keymap.items()}
+    keys["Alt+Z"](docks.viewer)
+    docks.wait()
+    assert docks.session.state.manual.energies == {}
+    keys["Alt+Shift+Z" if "Alt+Shift+Z" in keys else "Shift+Alt+Z"](docks.viewer)
+    docks.wait()
+    assert docks.session.state.manual.energies == {1: "by hand"}
     for _ in texts:
         docks.workflow.by_hand.selectRow(0)
         docks.click(docks.workflow.take_back_button)
     manual = docks.session.state.manual
     assert manual_rows(manual, [0.0] * 8) == []
     docks.workflow.note_edit.setText("the beam was lost")
-    docks.workflow.note_button.click()
+    docks.click(docks.workflow.note_button)
     assert "note: the beam was lost" in docks.workflow.events.item(0, 0).text()
     assert Journal(copied).events[-1].payload == {"text": "the beam was lost"}
 
@@ -458,6 +465,18 @@ def test_recipes_are_saved_and_loaded(open_docks: Any, tmp_path: Path) -> None:
     assert "begin a new output folder" in docks.workflow.message.text()
     docks.session.save_recipe(tmp_path / "none" / "r.yaml")
     assert "cannot be written" in docks.workflow.message.text()
+
+
+def test_the_files_are_read_as_the_form_says_when_the_run_begins(open_docks: Any, tmp_path: Path) -> None:
+    docks = open_docks(tmp_path / "out")
+    assert docks.session.layer.data.shape == (8, 36, 64, 64)
+    docks.scan.reading_form.widgets["bin"].value = 2
+    docks.click(docks.scan.run_button)
+    assert docks.session.layer.data.shape == (8, 36, 32, 32)
+    assert docks.session.recipe.scan.bin == 2
+    assert docks.session.state[("flats", docks.session.frame[0])].status == "candidate"
+    assert not docks.scan.reading_form.enabled
+    assert "Settled when the run began" in docks.scan.reading_label.text()
 
 
 def test_events_and_reasons_in_words(copied: Path, tiny_twin: Path) -> None:

@@ -179,13 +179,15 @@ class JitterDock(StepDock):
         for k, spin in enumerate(self.nudge_spins):
             spin.setToolTip("Added to the displacement of this projection, raw px, positive down / right.")
             grid.addWidget(spin, 1, k + 1)
-        grid.addWidget(QLabel("Nudge"), 1, 0)
+        grid.addWidget(QLabel("Nudge (px)"), 1, 0)
         self.nudge_button = QPushButton("Apply")
         self.nudge_button.clicked.connect(self._nudge)
         grid.addWidget(self.nudge_button, 1, 3)
-        grid.addWidget(QLabel("Rotation centre"), 2, 0)
+        grid.addWidget(QLabel("Centre (px)"), 2, 0)
         self.center_spin = self._spin("", 5000.0)
-        self.center_spin.setToolTip("Of this energy, raw px from the middle column of the frame, positive right.")
+        self.center_spin.setToolTip(
+            "Rotation axis of this energy, raw px from the middle column of the frame, positive right."
+        )
         grid.addWidget(self.center_spin, 2, 1)
         self.center_button = QPushButton("Set")
         self.center_button.clicked.connect(lambda: self._set_center(True))
@@ -203,7 +205,7 @@ class JitterDock(StepDock):
         spin.setDecimals(3)
         spin.setSingleStep(0.1)
         spin.setPrefix(prefix)
-        spin.setSuffix(" px")
+        spin.setMinimumWidth(96)
         spin.setKeyboardTracking(False)
         self._spins.watch(spin)
         return spin

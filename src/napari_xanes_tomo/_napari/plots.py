@@ -21,6 +21,7 @@ def dress(plot: Any, owner: Any) -> None:
     for side in ("left", "bottom"):
         plot.getAxis(side).setPen(GREY)
         plot.getAxis(side).setTextPen(GREY)
+        plot.getAxis(side).enableAutoSIPrefix(False)  # "x 0.001" behind a unit is misread
     plot.getAxis("left").setWidth(56)
 
 

@@ -31,7 +31,7 @@ class RegistrationDock(StepDock):
         self.energies_combo.setCurrentIndex(1)  # one energy alone is the exception here
 
     def _build_plots(self, box: QVBoxLayout) -> None:
-        self.plot = PointPlot((("M", 1), ("M / law - 1 (%)", 1), ("moved (px)", 3)), "energy (eV)", 380)
+        self.plot = PointPlot((("M", 1), ("M / law - 1, %", 1), ("moved, px", 3)), "energy (eV)", 400)
         self.plot.on_click = self._jump
         box.addWidget(self.plot)
         box.addWidget(
@@ -48,9 +48,11 @@ class RegistrationDock(StepDock):
         box.addWidget(self.rows)
         self.preview = AlignedPreview(self.session, "registration")
         self.difference = AlignedPreview(self.session, "registration", difference=True)
-        self.aligned_box = QCheckBox("Show the aligned stack: the particle stays still when the energy is stepped")
-        self.aligned_box.setToolTip("Absorbance on the common grid, multiplied so that all energies are equally dark.")
-        self.difference_box = QCheckBox("Show the difference to the reference energy")
+        self.aligned_box = QCheckBox("Show the aligned stack as a layer")
+        self.aligned_box.setToolTip(
+            "Absorbance on the common grid, all energies equally dark: it stays still when the energy is stepped."
+        )
+        self.difference_box = QCheckBox("Show the difference to the reference as a layer")
         self.difference_box.setToolTip("The aligned frame minus that of the reference at the same angle.")
         for check, preview in ((self.aligned_box, self.preview), (self.difference_box, self.difference)):
             check.toggled.connect(lambda on, c=check, p=preview: self._toggle(on, c, p))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from qtpy.QtWidgets import QCheckBox, QVBoxLayout
+from qtpy.QtWidgets import QCheckBox, QGroupBox, QVBoxLayout
 
-from napari_xanes_tomo.model import Problem
+from napari_xanes_tomo.model import Problem, XanesTomoError
+from napari_xanes_tomo.recipe import ScanParameters
 from napari_xanes_tomo.workflow import Candidate
 
 from .dock import cell, fit, table, wrapped
+from .forms import ParameterForm
 from .plots import PointPlot
 from .previews import FlatPreview
 from .step_dock import StepDock
@@ -60,6 +62,38 @@ class ScanDock(StepDock):
         self.detector_label = wrapped()
         box.addWidget(self.detector_label)
         self._plots_key: tuple[Any, ...] = ()
+
+    def _build_extra(self, box: QVBoxLayout) -> None:
+        self.reading_form = ParameterForm(ScanParameters)
+        self.reading_form.changed.connect(self._on_reading)
+        group = QGroupBox("How the files are read")
+        inner = QVBoxLayout(group)
+        inner.setContentsMargins(6, 4, 6, 4)
+        inner.addWidget(self.reading_form.container.native)
+        self.reading_label = wrapped(faint=True)
+        inner.addWidget(self.reading_label)
+        box.addWidget(group)
+
+    def _on_asked(self) -> None:
+        super()._on_asked()
+        self.reading_form.value = self.session.asked.scan
+
+    def _on_reading(self) -> None:
+        try:
+            self.session.ask("scan", self.reading_form.value)
+        except XanesTomoError as error:
+            self._tell(str(error), True)
+
+    def _update_buttons(self) -> None:
+        super()._update_buttons()
+        if hasattr(self, "reading_label"):
+            begun = self.session.workflow is not None
+            self.reading_form.enabled = not begun and not self.session.busy
+            self.reading_label.setText(
+                "Settled when the run began; a new output folder can read the files differently."
+                if begun
+                else "The files are read anew when the run begins."
+            )
 
     def _on_scan(self) -> None:
         scan = self.session.scan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,7 @@ class WorkflowDock(Dock):
         self._bound: list[Any] = []
         viewer = self.session.viewer
         for key, name in _KEYS.items():
-            if key not in {str(k) for k in viewer.keymap}:
+            with suppress(ValueError):  # another dock has it, or the user
                 viewer.bind_key(key, partial(_on_key, weakref.ref(self), name))
                 self._bound.append(key)
 
@@ -292,9 +293,8 @@ class WorkflowDock(Dock):
     def _note(self) -> None:
         text, workflow = self.note_edit.text().strip(), self.session.workflow
         if text and workflow is not None and not self.session.busy:
-            workflow.note(text)
             self.note_edit.clear()
-            self.refresh()
+            self.session.decide(lambda w: w.note(text))
 
     def _load(self) -> None:
         chosen, _ = QFileDialog.getOpenFileName(self, "Load a recipe", "", "Recipe (*.yaml *.yml)")
