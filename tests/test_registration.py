@@ -12,7 +12,7 @@ from napari_xanes_tomo.absorbance import Normalised, normalise
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
 from napari_xanes_tomo.model import Alignment, Cancelled, EnergyScan, XanesTomoError
 from napari_xanes_tomo.phantom import PRESETS
-from napari_xanes_tomo.recipe import AbsorbanceParameters
+from napari_xanes_tomo.recipe import AbsorbanceParameters, RegistrationParameters
 from napari_xanes_tomo.registration import (
     Template,
     make_template,
@@ -132,8 +132,8 @@ def test_template_is_the_object_without_motion_and_noise(template: Template) -> 
         (0.95, (0.0, 1.0, -1.0), (1, 1, 1), (1.5e-3, 0.03)),
         (1.3, (-1.0, 2.0, 1.0), (0.6, 0.6, 0.6), (2e-3, 0.03)),
         (1.3, (-1.0, 2.0, 1.0), (1.25, 1.25, 1.25), (2e-3, 0.03)),
-        pytest.param(1.3, (-1.0, 2.0, 1.0), (1.5, 1.5, 1.5), (2e-3, 0.03)),
-        pytest.param(1.3, (-1.0, 2.0, 1.0), (2, 2, 2), (2e-3, 0.03)),
+        (1.3, (-1.0, 2.0, 1.0), (1.5, 1.5, 1.5), (2e-3, 0.03)),
+        (1.3, (-1.0, 2.0, 1.0), (2, 2, 2), (2e-3, 0.03)),
         (1.1, (1.0, 1.0, -1.0), (1.5, 1.0, 1.2), (2e-3, 0.08)),  # contrast that changes from part to part
     ],
 )
@@ -152,7 +152,9 @@ def test_scale_and_translation_are_found(
     recorded += 0.01 * np.random.default_rng(1).standard_normal(recorded.shape).astype(np.float32)
     # Jitter correction knows the shifts of this energy up to its own undetermined ones.
     own = Alignment(jitter, np.full((n, 2), 0.01))
-    found = register(recorded, THETA, own, template, magnification=magnification * (1 + law_error))
+    # These projections are absorbance as it is: no detector blurred their intensities.
+    sharp = RegistrationParameters(blur_px=0)
+    found = register(recorded, THETA, own, template, magnification=magnification * (1 + law_error), parameters=sharp)
     assert found.alignment.magnification == pytest.approx(magnification, rel=tolerances[0])
     np.testing.assert_allclose(found.translation, move, atol=tolerances[1])
     # q -> p of the alignment is that of the object: the point at q in the reference is seen at M (q + move) + jitter.

@@ -286,8 +286,9 @@ def register(
     law_error = m / magnification - 1
     scores = (
         Score("correlation with the reference", correlation, "", 0.3, "higher"),
-        Score("sigma magnification", float(sigma[0]), "", 2e-4 * max(1.0, 256 / w / scale)),
-        Score("sigma translation", float(np.max(sigma[1:])), "px", 0.1 * scale * unit),
+        # A quarter of the frame from the axis is where a typical particle ends.
+        Score("sigma magnification at the rim", float(sigma[0]) * w * scale / 4, "px", 0.1 * scale),
+        Score("sigma translation", float(np.max(sigma[1:])), "px", 0.1 * scale),
         Score("magnification / law - 1", float(law_error), "", None),
     )
     if not np.isfinite(m) or abs(law_error) > 0.08 or not np.isfinite(translation).all():
