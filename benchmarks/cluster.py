@@ -1,10 +1,12 @@
 """Two workers against one on the maps: slabs per minute of a ``distributed`` cluster with one thread each.
 
-    python benchmarks/cluster.py TWIN OUT [--rows 16] [--slabs 8] [--repeat 1]
+    python benchmarks/cluster.py TWIN OUT [--rows 16] [--slabs 8] [--repeat 3]
 
 OUT is a finished run of TWIN (or one up to the registration); it is only read. The same slabs are made by one worker
 and by two (processes with one thread, BLAS held to one), after each has made one to compile; the maps go to a
-temporary folder. Wanted: at least 1.7 times as fast. Exit code 1 where that is not reached.
+temporary folder. One and two take turns and the best time of each counts, for the machine may be shared; processor
+seconds tell how much of a difference is work and how much is waiting for others. Wanted: at least 1.7 times as fast.
+Exit code 1 where that is not reached.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +57,33 @@ def slabs_of(twin: Path, out: Path, rows: int) -> tuple[Any, Any, list[Any]]:
     raise SystemExit("the maps are finished in this very way; choose other --rows")
 
 
-def seconds(count: int, work: Any, shared: Any, slabs: list[Any], repeat: int) -> float:
-    """Return how long `count` workers need for the slabs; the best of `repeat`."""
-    with LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        with Client(cluster, set_as_default=False) as client:  # every worker has compiled, and has its imports
-            client.gather([client.submit(work, shared, slabs[0], 1, workers=w, pure=False, allow_other_workers=False)
-                           for w in client.scheduler_info(n_workers=-1)["workers"]])  # fmt: skip
-        times = []
-        for _ in range(repeat):
-            begun = time.perf_counter()
-            done = [v for v in Cluster(cluster.scheduler_address).run(work, shared, slabs, count) if v is not WAITING]
-            times.append(time.perf_counter() - begun)
-            assert sorted(done) == sorted(s[0] for s in slabs)
-    return min(times)
+class Measured:
+    """A cluster of `count` workers with one thread each, ready to be timed."""
+
+    def __init__(self, stack: ExitStack, count: int, work: Any, shared: Any, slabs: list[Any]) -> None:
+        local = LocalCluster(n_workers=count, threads_per_worker=1, processes=True, dashboard_address=":0")
+        self.cluster = stack.enter_context(local)
+        self.client = stack.enter_context(Client(self.cluster, set_as_default=False))
+        self.asked = (work, shared, slabs, count)
+        self.wall, self.cpu = float("inf"), float("nan")
+        # Every worker has its imports, and has compiled what is compiled on first use.
+        workers = list(self.client.nthreads())
+        futures = [self.client.submit(work, shared, slabs[0], 1, workers=[w], pure=False) for w in workers]
+        self.client.gather(futures)
+
+    def _cpu(self) -> float:
+        return sum(self.client.run(lambda: sum(os.times()[:2])).values())
+
+    def measure(self) -> None:
+        """Make the slabs; the best of all calls is kept."""
+        work, shared, slabs, count = self.asked
+        cpu, begun = self._cpu(), time.perf_counter()
+        run = Cluster(self.cluster.scheduler_address).run(work, shared, slabs, count)
+        done = [v for v in run if v is not WAITING]
+        wall = time.perf_counter() - begun
+        assert sorted(done) == sorted(s[0] for s in slabs)
+        if wall < self.wall:
+            self.wall, self.cpu = wall, self._cpu() - cpu
 
 
 def main() -> int:
@@ -76,7 +93,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, default=16, help="of a slab")
     parser.add_argument("--slabs", type=int, default=8)
-    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=3, help="the best counts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
@@ -84,12 +101,18 @@ def main() -> int:
         work, shared, slabs = slabs_of(options.twin, out, options.rows)
         middle = len(slabs) // 2 - options.slabs // 2
         slabs = slabs[max(0, middle) : max(0, middle) + options.slabs]
-        took = {n: seconds(n, work, shared, slabs, options.repeat) for n in (1, 2)}
-    for n, s in took.items():
-        print(f"{n} worker{'s' if n > 1 else ' '}: {s:6.1f} s for {len(slabs)} slabs of {options.rows} rows")
-    print(f"two workers are {took[1] / took[2]:.2f} times as fast as one (wanted: 1.7; load of the machine "
+        with ExitStack() as stack:
+            clusters = {n: Measured(stack, n, work, shared, slabs) for n in (1, 2)}
+            for _ in range(options.repeat):
+                for measured in clusters.values():
+                    measured.measure()
+    for n, m in clusters.items():
+        print(f"{n} worker{'s' if n > 1 else ' '}: {m.wall:6.1f} s for {len(slabs)} slabs of {options.rows} rows, "
+              f"{m.cpu:.1f} s of processors")  # fmt: skip
+    ratio = clusters[1].wall / clusters[2].wall
+    print(f"two workers are {ratio:.2f} times as fast as one (wanted: 1.7; load of the machine "
           f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)")  # fmt: skip
-    return 0 if took[1] / took[2] >= 1.7 else 1
+    return 0 if ratio >= 1.7 else 1
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ import os, sys, time
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 if __name__ == "__main__":
     from distributed import LocalCluster
-    with LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, processes=True, dashboard_address=None) as c:
+    with LocalCluster(n_workers=int(sys.argv[1]), threads_per_worker=1, processes=True, dashboard_address=':0') as c:
         print(c.scheduler_address, flush=True)
         sys.stdin.read()
 """

@@ -124,7 +124,7 @@ class Cluster:
                     f"({type(error).__name__}); start one, or leave --scheduler out"
                 ) from None
             with client:
-                if not client.scheduler_info(n_workers=-1)["workers"] and not self.queue:
+                if not client.nthreads() and not self.queue:
                     raise XanesTomoError(
                         f"scheduler {self.address}: it has no workers; start some (dask worker {self.address}) and "
                         "give the same command again"
