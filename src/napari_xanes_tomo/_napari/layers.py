@@ -147,7 +147,7 @@ class ScanLayer:
         size = f"{scan.pixel_size_nm:.1f} nm/px" if np.isfinite(scan.pixel_size_nm) else "pixel size unknown"
         name = scan.names[angle] if angle < len(scan.names) else ""
         status = self.stack.status(energy, angle)
-        return f"{ev}  |  {theta}  |  {size}\n{name}  |  {status}" if name else f"{ev}  |  {theta}  |  {size}\n{status}"
+        return f"{ev}  |  {theta}  |  {size}\n{status}  |  {name}" if name else f"{ev}  |  {theta}  |  {size}\n{status}"
 
 
 def scan_of(layer: Any) -> ScanLayer | None:
@@ -276,7 +276,7 @@ class AlignedStack:
     ) -> npt.NDArray[np.float32]:
         nothing = np.zeros(self.shape[2:], np.float32)
         scan = self.series.scans[energy]
-        if energy not in found or angle >= len(scan):
+        if energy not in found or angle >= len(scan) or scan.status[angle] != "ok":
             return nothing
         alignment, air = found[energy]
         if alignment.status[angle] != "ok" or not np.isfinite(alignment.shift[angle]).all():

@@ -42,7 +42,7 @@ class RegistrationDock(StepDock):
                 faint=True,
             )
         )
-        self.rows = table(["energy (eV)", "M", "moved y, x, z (px)", "verdict", "state"])
+        self.rows = table(["eV", "M", "moved y, x, z (px)", "verdict", "state"])
         self.rows.setToolTip("Click a row to go to its energy.")
         self.rows.cellClicked.connect(lambda row, _: self._jump(row))
         box.addWidget(self.rows)
@@ -126,14 +126,14 @@ class RegistrationDock(StepDock):
         for e in range(n):
             unit = units.get(e)
             candidate = None if unit is None else unit.candidate
-            texts = [f"{energies[e]:g}{' (reference)' if e == reference else ''}", "", "", "", ""]
+            texts = [f"{energies[e]:g}", "", "", "", ""]
             if candidate is not None:
                 numbers = candidate.payload["numbers"]
                 measured[e], sigma[e] = numbers["magnification"], numbers["magnification_sigma"]
                 moved[e], moved_sigma[e] = numbers["translation"], numbers["translation_sigma"]
                 texts[1] = f"{measured[e]:.5f} ± {sigma[e]:.5f}"
                 texts[2] = ", ".join(f"{v:.2f}" for v in moved[e])
-                texts[3] = candidate.quality.verdict
+                texts[3] = "reference" if e == reference else candidate.quality.verdict
             if unit is not None:
                 texts[4] = "excluded" if e in out else unit.status if unit.status != "idle" else "not run"
             for column, text in enumerate(texts):

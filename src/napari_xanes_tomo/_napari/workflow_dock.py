@@ -412,20 +412,21 @@ class WorkflowDock(Dock):
 
 
 def _unfinished(state: State, events: Any, energies_ev: list[float]) -> list[str]:
-    """Say what is stale or failed, and why: a line for each step and reason."""
-    lines: dict[tuple[str, str, str], list[str]] = {}
+    """Say what is stale or failed, and why: a line for each reason."""
+    lines: dict[tuple[str, str], tuple[dict[str, None], dict[str, None]]] = {}
     for s in STEPS:
         for (name, energy), unit in state.units.items():
             if name != s.name or unit.status not in ("stale", "failed") or energy in state.manual.energies:
                 continue
-            unit_of: tuple[str, int | None] = (name, energy)
-            why = stale_reason(state, unit_of, events, energies_ev) if unit.status == "stale" else unit.reason
-            at = "" if energy is None else f"{energies_ev[energy]:g} eV"
-            lines.setdefault((s.title, unit.status, why), []).append(at)
+            why = stale_reason(state, (name, energy), events, energies_ev) if unit.status == "stale" else unit.reason
+            titles, where = lines.setdefault((unit.status, why), ({}, {}))
+            titles[s.title] = None
+            if energy is not None:
+                where[f"{energies_ev[energy]:g} eV"] = None
     out = []
-    for (title, status, why), where in lines.items():
-        few = ", ".join(w for w in where[:3] if w) + (f" and {len(where) - 3} more" if len(where) > 3 else "")
-        out.append(f"{title}{', ' if few else ''}{few}: {status}: {why}")
+    for (status, why), (titles, where) in lines.items():
+        few = ", ".join(list(where)[:3]) + (f" and {len(where) - 3} more" if len(where) > 3 else "")
+        out.append(f"{', '.join(titles)}{f' ({few})' if few else ''}: {status}: {why}")
     return out[:8]
 
 
