@@ -43,6 +43,20 @@ def start(twin: Path, out: Path, *options: str) -> subprocess.Popen[bytes]:
 
 def flagged(out: Path) -> Files:
     """Return the files of the slabs that are flagged as done: {(map, chunk): (inode, time)}."""
+    try:
+        return _flagged(out)
+    except FileNotFoundError:  # the maps were put in their final place meanwhile
+        return {}
+
+
+def _writing(out: Path) -> bool:
+    try:
+        return any(True for _ in out.glob("maps.ome.zarr.partial-*/*/0/c/**/*.partial"))
+    except FileNotFoundError:
+        return False
+
+
+def _flagged(out: Path) -> Files:
     found: Files = {}
     for folder in out.glob("maps.ome.zarr.partial-*"):
         progress = out / ".progress" / folder.name.rpartition("-")[2]
@@ -76,7 +90,7 @@ def wait_for(moment: str, process: subprocess.Popen[bytes], out: Path, seconds: 
             if journal.exists() and journal.stat().st_size > size:
                 return True
         elif moment == "slab":
-            if any(True for _ in out.glob("maps.ome.zarr.partial-*/*/0/c/**/*.partial")):
+            if _writing(out):
                 return True
         elif moment == "after a slab":
             if len(flagged(out)) > done:
