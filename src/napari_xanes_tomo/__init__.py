@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .io.scan import open_series
     from .io.store import read_maps
-    from .jitter import find_jitter
+    from .jitter import JitterResult, find_jitter
     from .model import Alignment, EnergyScan, Series, XanesTomoError
     from .phantom import write_twin
     from .recipe import Recipe
@@ -25,6 +25,7 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 __all__ = [
     "Alignment",
     "EnergyScan",
+    "JitterResult",
     "Recipe",
     "Series",
     "Workflow",
@@ -42,6 +43,7 @@ _HOME = {
     "Series": "model",
     "XanesTomoError": "model",
     "Recipe": "recipe",
+    "JitterResult": "jitter",
     "find_jitter": "jitter",
     "open_series": "io.scan",
     "read_maps": "io.store",

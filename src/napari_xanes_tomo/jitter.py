@@ -30,15 +30,15 @@ FEWEST_ANGLES = 8
 _BLUR_PX = 0.7  # applied to data and reprojection alike before they are compared
 
 
-@dataclass(frozen=True)
-class JitterResult:
-    """What `find_jitter` found.
+@dataclass(frozen=True, kw_only=True)
+class JitterResult(Alignment):
+    """What `find_jitter` found: an `Alignment` in pixels of the stack given, with what is known about it.
+
+    ``shift`` is the displacement of the content of every projection, ``[dy, dx]``, positive down / right; x contains
+    the centre of rotation; the centre of mass of the object lies on the axis, at the middle row.
 
     Attributes
     ----------
-    alignment : Alignment
-        Displacement of the content of every projection, pixels of the stack given; x contains the centre of
-        rotation; the centre of mass of the object lies on the axis, at the middle row.
     center, center_sigma : float
         Rotation axis relative to the middle column, pixels, and its standard error.
     moments : (n, 2) array
@@ -50,13 +50,17 @@ class JitterResult:
     quality : Quality
     """
 
-    alignment: Alignment
     center: float
     center_sigma: float
     moments: FloatArray
     method: str
     residual: FloatArray
     quality: Quality
+
+    @property
+    def alignment(self) -> Alignment:
+        """The same as a plain `Alignment`, for what goes on to other pixels."""
+        return Alignment(self.shift, self.sigma, self.magnification, self.roll_deg, self.status)
 
 
 def find_jitter(
@@ -94,7 +98,7 @@ def find_jitter(
     >>> dx = np.where(theta < 0, 1.5, -1.0)
     >>> stack = np.stack([np.exp(-(y**2 + (x - d) ** 2) / 20) for d in dx])
     >>> found = find_jitter(stack, theta)
-    >>> bool(abs(np.diff(found.alignment.shift[[0, -1], 1])[0] + 2.5) < 0.1)
+    >>> bool(abs(np.diff(found.shift[[0, -1], 1])[0] + 2.5) < 0.1)
     True
     """
     p = JitterParameters() if parameters is None else parameters
@@ -136,7 +140,6 @@ def find_jitter(
     if fit_sigma is None:
         _, fit_sigma = scene.step(best, noise)
         fit_sigma = np.maximum(fit_sigma, np.array([0.0, 1.0])[None, :] * spread)
-    alignment = Alignment(best, fit_sigma)
     center, center_sigma = center_of_rotation(best[:, 1], theta, fit_sigma[:, 1])
     residual = np.sqrt(before)
     moved = np.sqrt(np.mean((best - moments) ** 2, axis=0))
@@ -150,7 +153,10 @@ def find_jitter(
     )
     note = f"{method} kept" + ("" if method == "reprojection" or not p.refine else "; the refinement was no better")
     progress("jitter", p.iterations + 2, p.iterations + 2)
-    return JitterResult(alignment, center, center_sigma, moments, method, residual, Quality(scores, (note,)))
+    return JitterResult(
+        best, fit_sigma, center=center, center_sigma=center_sigma, moments=moments, method=method, residual=residual,
+        quality=Quality(scores, (note,)),
+    )  # fmt: skip
 
 
 # White noise of standard deviation 1 keeps this much of it after the blur.

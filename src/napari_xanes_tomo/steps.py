@@ -205,7 +205,7 @@ def run_jitter(
         raise XanesTomoError(f"{scan.energy_ev:g} eV: {error}") from None
     raw = found.alignment.unbinned(data.bin, data.frame_shape)
     moments = Alignment(found.moments, np.zeros_like(found.moments)).unbinned(data.bin, data.frame_shape)
-    center = found.center * data.bin + (raw.shift[0, 1] - found.alignment.shift[0, 1] * data.bin)
+    center = found.center * data.bin + (raw.shift[0, 1] - found.shift[0, 1] * data.bin)
     arrays = {
         "shift": _spread(raw.shift, index, n),
         "sigma": _spread(raw.sigma, index, n),
