@@ -96,6 +96,21 @@ def test_names_are_those_of_the_real_measurement(tiny_twin: Path, data_dir: Path
         assert mine == theirs
 
 
+def test_lines_of_the_script_come_as_in_the_real_one(tiny_twin: Path, data_dir: Path) -> None:
+    def shape(path: Path) -> list[str]:
+        text = path.read_bytes().decode("ascii")
+        text = re.sub(r"(rep\d+_(?:ref_)?\d+)_.*?_(-?\d+\.\d\d_Degree)", r"\1_NAME_\2", text)
+        text = re.sub(r"(?<!zp)[-\d]+\.\d+|(?<=[_ ])\d+|(?<=of)\d+", "9", text)
+        # What is collected again and again (a flat; a projection with its four motors) once.
+        text = re.sub(r"((?:[^\r\n]+\r\n){1,5}?)\1+", r"\1", text)
+        head, *blocks = re.split(r"(?=;; set the MONO)", text)
+        return [head, *sorted(set(blocks))]
+
+    mine, theirs = (shape(next(folder.glob("*.txt"))) for folder in (tiny_twin, data_dir / "tomo_00089"))
+    assert len(mine) == 2
+    assert mine == theirs
+
+
 def test_every_file_of_the_script_is_there_and_none_besides(tiny_twin: Path) -> None:
     (script,) = tiny_twin.glob("*.txt")
     named = {f.name for b in parse_script(script.read_text()) for f in b.frames}

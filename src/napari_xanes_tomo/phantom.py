@@ -654,12 +654,13 @@ def _projection_name(name: str, counter: int, theta: float, energy_ev: float) ->
 
 
 def _script(p: TwinParameters, name: str, theta_deg: FloatArray) -> str:
-    lines = [";; TOMO XANES ;;", "setexp 0.50", f"setbinning {p.binning}", ";; set the MONO and the ZP ;;"]
+    lines = [";; TOMO XANES ;;", "setexp 0.50", f"setbinning {p.binning}"]
     counter = flat_counter = 0
     last_theta = 0.0
     half = p.n_angles // 2
     for energy in p.energies_ev:
         lines += [
+            ";; set the MONO and the ZP ;;",
             f"sete {energy:.2f}",
             f"moveto zpx {7.19 * (8570 - energy) - 0.5:.2f}",
             f"moveto zpy {-0.78 * (8570 - energy) - 0.2:.2f}",
