@@ -188,6 +188,9 @@ def test_whole_scan(tmp_path, by, verify):
             assert set(scan.exposure_s) == {0.5}
             assert scan.flats[1].exposure_s == pytest.approx(0.3)
             assert (np.diff(scan.time_s) >= 1).all()
+            times = np.concatenate((scan.flats[0].time_s, scan.time_s[:12], scan.flats[1].time_s, scan.time_s[12:]))
+            np.testing.assert_allclose(np.diff(times), 1, atol=1e-6)
+            assert scan.header_pixel_size_nm == pytest.approx(23, abs=1e-4)
         assert scan.flats[0].frames.read(0).sum() == scan.frames.read(0).sum() + np.prod(SHAPE)
     assert pickle.loads(pickle.dumps(series)).scans[1].frames.fingerprint() == series.scans[1].frames.fingerprint()
 

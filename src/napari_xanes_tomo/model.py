@@ -111,12 +111,15 @@ class FlatSet:
         ``ok`` or ``unreadable:<why>`` for every shot.
     names : tuple of str
         File names.
+    time_s : (n,) array
+        Start of every exposure, seconds since 1970 (local clock); NaN where unknown, empty when never asked for.
     """
 
     frames: FrameSource
     exposure_s: FloatArray
     status: tuple[str, ...]
     names: tuple[str, ...] = ()
+    time_s: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,9 @@ class EnergyScan:
         Start of every exposure, seconds since 1970 (local clock); NaN where unknown.
     names : tuple of str
         File names of the projections.
+    header_pixel_size_nm : float
+        What the headers say instead, nm of a pixel as it is used; NaN where they say nothing. At some microscopes it
+        does not follow the energy, so that it is shown and not used.
     """
 
     energy_ev: float
@@ -161,6 +167,7 @@ class EnergyScan:
     pixel_size_nm: float
     time_s: FloatArray
     names: tuple[str, ...] = ()
+    header_pixel_size_nm: float = float("nan")
 
     def __len__(self) -> int:
         return len(self.theta_deg)

@@ -253,6 +253,7 @@ class _Frame:
     time: float = NAN
     header_theta: float = NAN
     header_energy: float = NAN
+    header_pixel_um: float = NAN
 
 
 @dataclass(slots=True)
@@ -330,6 +331,7 @@ def _take(frame: _Frame, found: XrmHeader | XrmError) -> None:
     elif header.exposures_s[i] > 0:
         frame.exposure = header.exposures_s[i]
     frame.header_theta, frame.time = header.angles_deg[i], header.times_s[i]
+    frame.header_pixel_um = header.pixel_size_um if header.pixel_size_um > 0 else NAN
     frame.header_energy = header.energies_ev[i] if header.energies_ev[i] > 0 else NAN
     if header.binning is not None:
         frame.binning = header.binning
@@ -633,7 +635,7 @@ def _take_one(present: Sequence[_Frame], folder: _Folder) -> None:
         found = folder.header(frame.path)
         if isinstance(found, XrmHeader):
             for other in present:
-                other.shape, other.dtype = found.shape, found.dtype
+                other.shape, other.dtype, other.header_pixel_um = found.shape, found.dtype, found.pixel_size_um
                 if found.binning is not None:
                     other.binning = found.binning
             return
@@ -779,12 +781,14 @@ def _scan(
     )
     binning = counts.most_common(1)[0][0] if counts else 1
     law = params.pixel_law_slope_nm_per_ev * block.energy + params.pixel_law_offset_nm
+    stored = [f.header_pixel_um for f in block.frames if f.header_pixel_um == f.header_pixel_um]
     flats = tuple(
         FlatSet(
             _source(group, folder, params, like),
             np.array([f.exposure for f in group]),
             tuple(f.status for f in group),
             tuple(f.name for f in group),
+            np.array([f.time for f in group]),
         )
         for group in groups
     )
@@ -800,6 +804,7 @@ def _scan(
         law * binning * params.bin,
         np.array([f.time for f in projections]),
         tuple(f.name for f in projections),
+        1000 * float(np.median(stored)) * params.bin if stored else NAN,
     )
 
 
