@@ -1,9 +1,12 @@
 """XRM and TXRM files: what is written is read back, by us and by olefile; what is not whole is refused."""
 
+import importlib.util
 import itertools
 import os
 import pickle
+import re
 import struct
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from napari_xanes_tomo.io import cfb, layout
 from napari_xanes_tomo.io.xrm import XrmError, XrmFrames, read_header, write_xrm
 from napari_xanes_tomo.model import FrameSource, XanesTomoError
 
@@ -51,30 +55,50 @@ def stack(path):
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.tuples(st.integers(1, 4), st.integers(1, 70), st.integers(1, 70)),
-    dtype=st.sampled_from(["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8", ">u2"]),
+    dtype=st.sampled_from(["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", ">u2"]),
     layout=st.sampled_from(["last", "first", "scattered"]),
     sector=st.sampled_from([4096, 512]),
     version=st.sampled_from([3.0, 4.0, 5.0]),
-    reference=st.booleans(),
+    references=st.sampled_from([None, 0, 1, 3]),
+    more=st.integers(0, 3),
+    machine=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_round_trip(tmp_path, shape, dtype, layout, sector, version, reference, seed):
+def test_round_trip(tmp_path, shape, dtype, layout, sector, version, references, more, machine, seed):
+    """Written, read by us, read by olefile; `references` 0 is one in ReferenceData, k are k in MultiReferenceData."""
     frames = counts(shape, dtype, seed)
-    flat = counts(shape[1:], "f4", seed + 1) if reference else None
+    frames = frames if dtype in ("i1", "f4", "f8") else frames * 3 + 60000 if dtype in ("u2", ">u2") else frames
+    flats = None if references is None else counts((references, *shape[1:])[references == 0 :], "f4", seed + 1)
     theta = np.arange(shape[0]) * 1.5 - 90
     path = tmp_path / "a.txrm"
-    write_xrm(path, frames, theta_deg=theta, date=1.5e9, layout=layout, sector=sector, version=version, reference=flat)
+    write_xrm(
+        path,
+        frames,
+        theta_deg=theta,
+        date=1.5e9,
+        layout=layout,
+        sector=sector,
+        version=version,
+        reference=flats,
+        n_planned=shape[0] + more,
+        machine_streams=machine,
+    )
     header = read_header(path)
+    assert header.n_planned == shape[0] + more
     assert header.version == version
     assert (header.n_images, header.shape) == (shape[0], shape[1:])
     assert header.dtype == np.dtype(dtype).newbyteorder("<")
     assert header.angles_deg == tuple(theta)
     assert header.times_s == (1.5e9,) * shape[0]
-    assert header.has_reference is reference
+    assert header.has_reference is (references is not None)
     np.testing.assert_array_equal(stack(path), frames)
-    if reference:
-        embedded = XrmFrames((str(path),), (0,), header.shape, header.reference_dtype)
-        np.testing.assert_array_equal(embedded.read(0), flat)
+    if flats is not None:
+        flats = flats.reshape(-1, *shape[1:])
+        numbers = tuple(-k for k in range(len(flats)))
+        embedded = XrmFrames((str(path),) * len(flats), numbers, header.shape, header.reference_dtype)
+        np.testing.assert_array_equal([embedded.read(k) for k in range(len(flats))], flats)
+        with pytest.raises(XrmError, match="without it"):
+            XrmFrames((str(path),), (-len(flats),), header.shape, header.reference_dtype).read(0)
 
     ole = olefile.OleFileIO(path, raise_defects=olefile.DEFECT_POTENTIAL)
     try:
@@ -230,16 +254,33 @@ def test_mosaic(tmp_path):
     assert error.value.reason == "mosaic"
 
 
+def test_directory_as_large_as_a_real_one(tmp_path):
+    """A frame of version 5 then has the size and the layout of the real ones."""
+    data = counts((1024, 1024))
+    write_xrm(tmp_path / "a.xrm", data, machine_streams=True)
+    assert (tmp_path / "a.xrm").stat().st_size == 2_281_472
+    assert read_header(tmp_path / "a.xrm").images == (((184_320, 2_097_152),),)
+    ole = olefile.OleFileIO(tmp_path / "a.xrm", raise_defects=olefile.DEFECT_POTENTIAL)
+    assert len(ole.listdir()) == 696
+    ole.close()
+    np.testing.assert_array_equal(stack(tmp_path / "a.xrm")[0], data)
+
+
+def test_reference_of_another_size_is_left_out(tmp_path):
+    write_xrm(tmp_path / "a.xrm", counts((20, 30)), reference=counts((30, 20), "f4"))
+    assert not read_header(tmp_path / "a.xrm").has_reference
+    write_xrm(tmp_path / "a.xrm", counts((20, 30)), reference=counts((10, 15), "f4"), version=3)
+    assert not read_header(tmp_path / "a.xrm").has_reference
+
+
 # ------------------------------------------------------------------------------------------------ layouts
 
 
 def test_layout_seen_before_is_verified(tmp_path, monkeypatch):
     """Files of one layout are parsed once; a file that differs in any table is parsed again."""
-    from napari_xanes_tomo.io import xrm
-
     parsed = []
-    original = xrm._parse
-    monkeypatch.setattr(xrm, "_parse", lambda *a: parsed.append(1) or original(*a))
+    original = layout.parse
+    monkeypatch.setattr(layout, "parse", lambda *a: parsed.append(1) or original(*a))
     for i in range(5):
         write_xrm(tmp_path / f"{i}.xrm", counts((97, 61), seed=i), theta_deg=i, date=1e9 + i)
         assert read_header(tmp_path / f"{i}.xrm").angles_deg == (i,)
@@ -286,6 +327,12 @@ def test_read_rows(tmp_path, flip, bin_, layout):
     got = frames.read_rows([4, 0, 2], 2, 9)
     assert got.dtype == frames.dtype
     np.testing.assert_array_equal(got, expected[[4, 0, 2], 2:9])
+    out = np.full((2, 4, columns), 7, dtype=frames.dtype)
+    assert np.shares_memory(frames.read_rows([1, 4], 3, 7, out), out)
+    np.testing.assert_array_equal(out, expected[[1, 4], 3:7])
+    for bad in (out[:1], out.astype("f8"), np.empty((2, 4, 2 * columns), frames.dtype)[..., ::2]):
+        with pytest.raises(ValueError, match="out: expected"):
+            frames.read_rows([1, 4], 3, 7, bad)
     assert frames.read_rows([], 0, 3).shape == (0, 3, columns)
     assert frames.read_rows([1], 5, 5).shape == (1, 0, columns)
     with pytest.raises(ValueError, match="rows"):
@@ -308,9 +355,32 @@ def test_frames_are_a_lazy_picklable_source(tmp_path):
     assert error.value.reason == "missing"
 
 
-def test_reading_without_positioned_reads(tmp_path, monkeypatch):
-    """Where the platform has no preadv."""
-    from napari_xanes_tomo.io import xrm
+def test_reading_without_preadv(tmp_path, monkeypatch):
+    """macOS before 11, Windows: what is read is copied into the caller's array."""
+    monkeypatch.setattr(cfb, "read_into", cfb._copied_into)
+    for where in ("last", "first", "scattered"):
+        write_xrm(tmp_path / "a.xrm", counts((60, 50)), layout=where)
+        np.testing.assert_array_equal(stack(tmp_path / "a.xrm")[0], counts((60, 50)))
+
+
+def test_platform_without_preadv(monkeypatch):
+    """The module finds its way without `preadv` and `pread`."""
+    monkeypatch.delattr(os, "preadv", raising=False)
+    monkeypatch.delattr(os, "pread", raising=False)
+    spec = importlib.util.spec_from_file_location("cfb_elsewhere", cfb.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    fd = os.open(__file__, os.O_RDONLY)
+    try:
+        target = bytearray(20)
+        assert module.read_into(fd, memoryview(target), 5) == 20
+    finally:
+        os.close(fd)
+    assert bytes(target) == Path(__file__).read_bytes()[5:25]
+
+
+def test_reads_that_come_up_short(tmp_path, monkeypatch):
+    """A read may return less than asked for; the rest is read again."""
 
     def read_into(fd, view, offset):
         os.lseek(fd, offset, os.SEEK_SET)
@@ -318,7 +388,7 @@ def test_reading_without_positioned_reads(tmp_path, monkeypatch):
         view[: len(data)] = data
         return len(data)
 
-    monkeypatch.setattr(xrm, "_read_into", read_into)
+    monkeypatch.setattr(cfb, "read_into", read_into)
     write_xrm(tmp_path / "a.xrm", counts((60, 50)))
     np.testing.assert_array_equal(stack(tmp_path / "a.xrm")[0], counts((60, 50)))
 
@@ -469,6 +539,35 @@ def test_two_images_on_the_same_sectors(tmp_path):
         read_header(tmp_path / "a.txrm")
 
 
+def test_metadata_on_the_sectors_of_an_image(tmp_path):
+    """Whatever points into an image, whole or not, makes it unusable: nothing says which of the two is right."""
+    write_xrm(tmp_path / "a.xrm", counts((61, 97)), extra={"Other/Large": bytes(5000)})
+    sound = (tmp_path / "a.xrm").read_bytes()
+    image = read_header(tmp_path / "a.xrm").images[0][0][0] // 4096 - 1
+    at = sound.index("Large".encode("utf-16-le"))
+    for offset, value in ((116, image), (116, image + 1)):
+        raw = bytearray(sound)
+        struct.pack_into("<I", raw, at + offset, value)
+        (tmp_path / "a.xrm").write_bytes(raw)
+        with pytest.raises(XrmError, match="shares") as error:
+            read_header(tmp_path / "a.xrm")
+        assert error.value.reason == "corrupt"
+
+
+def test_being_written_now(tmp_path):
+    """A file that still grows is refused, and whole once it is."""
+    data = counts((61, 297))
+    write_xrm(tmp_path / "a.xrm", data)
+    raw = (tmp_path / "a.xrm").read_bytes()
+    (tmp_path / "b.xrm").write_bytes(raw[:-9000])
+    with pytest.raises(XrmError, match="being written") as error:
+        read_header(tmp_path / "b.xrm")
+    assert error.value.reason == "truncated"
+    with (tmp_path / "b.xrm").open("ab") as file:
+        file.write(raw[-9000:])
+    np.testing.assert_array_equal(stack(tmp_path / "b.xrm")[0], data)
+
+
 def test_storage_inside_itself(tmp_path):
     """A directory that runs in a circle is refused, not followed."""
     write_xrm(tmp_path / "a.xrm", counts((61, 97)))
@@ -512,36 +611,50 @@ def test_mutations(tmp_path):
 
 # ------------------------------------------------------------------------------------------------ real files
 
-REAL = [
-    # file, version, images, angle, energy, exposure, binning, first four pixels, pixel in the middle
-    ("aps/fov03_xanessoc01_8353_0eV.xrm", 3, 1, -0.042, 8353.03, 35, 2, [1, 4, 3, 2], 688),
-    ("other/mosaic_4x4_bin8.xrm", 3, 1, -0.006, 8412.98, 5, 8, [29, 27, 33, 26], 21),
-    ("other/txrm_test_chip_tomo.txrm", 3, 7, -45.018, 9200.02, 5, 8, [10, 11, 16, 17], 10),
-    (
-        "ssrl_xanes/rep01_000051_ref_20161456_ssrl-test-data_08324.0_eV_001of010.xrm",
-        *(4, 1, 6.97447, 0, 0.3, 2, [17, 33, 24, 21], 1426),
-    ),
-    (
-        "ssrl_xanes/rep01_20161456_ssrl-test-data_08354.0_eV_003of003.xrm",
-        *(4, 1, 6.97447, 0, 0.5, 2, [16, 11, 11, 16], 817),
-    ),
-]
+FACTS = re.compile(
+    r"\| `(?P<file>[^`]+rm)` \| (?P<bytes>\d+) \| \w+ \| v(?P<version>\d) (?P<rows>\d+)x(?P<columns>\d+) "
+    r"angle (?P<angle>\S+) E (?P<energy>\S+) exp (?P<exposure>\S+) (?P<date>\S+ \S+) "
+    r"(?:-|(?P<low>\d+)/(?P<mean>[\d.]+)/(?P<high>\d+); px\[0,:4\]=\[(?P<first>[^]]+)\]; "
+    r"px\[min\(512,h-1\),min\(512,w-1\)\]=(?P<middle>\d+)) \|"
+)
 
 
-@pytest.mark.parametrize(("name", "version", "n", "angle", "energy", "exposure", "binning", "first", "middle"), REAL)
-def test_real_files(name, version, n, angle, energy, exposure, binning, first, middle):
-    path = real(name)
-    header = read_header(path)
-    assert (header.version, header.n_images, header.binning) == (version, n, binning)
-    assert header.angles_deg[0] == pytest.approx(angle, abs=1e-3)
-    assert header.energies_ev[0] == pytest.approx(energy, abs=0.01)
-    assert header.exposures_s[0] == pytest.approx(exposure)
-    pixels = XrmFrames.of(path).read(0)
-    assert pixels[0, :4].tolist() == first
-    assert pixels[min(512, pixels.shape[0] - 1), min(512, pixels.shape[1] - 1)] == middle
-    ole = olefile.OleFileIO(path)
-    assert ole.openstream("ImageData1/Image1").read() == pixels.tobytes()
-    ole.close()
+def test_every_measured_file(data_dir):
+    """Each file in the table of the folder's README has the values listed there, and olefile's bytes."""
+    if not (data_dir / "README.md").is_file():
+        pytest.skip("the folder of measured frames has no README.md with the known values")
+    rows = [found.groupdict() for found in FACTS.finditer((data_dir / "README.md").read_text("utf-8"))]
+    assert len(rows) >= 16
+    for fact in rows:
+        path = data_dir / fact["file"]
+        assert path.stat().st_size == int(fact["bytes"])
+        if fact["middle"] is None:  # cut inside its image: what it says about itself can be read all the same
+            with pytest.raises(XrmError, match="12288 of 2097152") as error:
+                read_header(path)
+            assert error.value.reason == "truncated"
+            header = error.value.header
+            assert header.acq_file_name.endswith(path.name.partition("_eV_")[2])
+        else:
+            header = read_header(path)
+        assert (header.version, header.shape) == (int(fact["version"]), (int(fact["rows"]), int(fact["columns"])))
+        assert header.dtype == np.dtype("<u2")
+        assert header.angles_deg[0] == pytest.approx(float(fact["angle"].split(",")[0]), abs=1e-3)
+        assert header.energies_ev[0] == pytest.approx(float(fact["energy"].split(",")[0]), abs=0.01)
+        assert header.exposures_s[0] == pytest.approx(float(fact["exposure"].split(",")[0]))
+        taken = datetime.strptime(fact["date"], "%m/%d/%y %H:%M:%S").replace(tzinfo=UTC)
+        assert header.times_s[0] == taken.timestamp()
+        if fact["middle"] is None:
+            continue
+        frames = XrmFrames.of(path)
+        pixels = frames.read(0)
+        assert pixels[0, :4].tolist() == [int(v) for v in fact["first"].split(",")]
+        assert pixels[min(512, pixels.shape[0] - 1), min(512, pixels.shape[1] - 1)] == int(fact["middle"])
+        assert (pixels.min(), pixels.max()) == (int(fact["low"]), int(fact["high"]))
+        assert pixels.mean() == pytest.approx(float(fact["mean"]), abs=1e-3)
+        ole = olefile.OleFileIO(path)
+        for k in range(len(frames)):
+            assert ole.openstream(f"ImageData1/Image{k + 1}").read() == frames.read(k).tobytes()
+        ole.close()
 
 
 def test_real_stack():
@@ -550,11 +663,6 @@ def test_real_stack():
     assert header.angles_deg[-1] == pytest.approx(44.986, abs=1e-3)
 
 
-def test_real_truncated_file():
-    path = real("ssrl_xanes/rep02_000182_ref_20161456_ssrl-test-data_08400.0_eV_002of010.xrm")
-    with pytest.raises(XrmError, match="12288 of 2097152") as error:
-        read_header(path)
-    assert error.value.reason == "truncated"
-    assert error.value.header.version == 5
-    assert error.value.header.angles_deg[0] == pytest.approx(-1.0045, abs=1e-4)
-    assert error.value.header.acq_file_name.endswith("08400.0_eV_002of010.xrm")
+def test_real_mosaic():
+    header = read_header(real("other/mosaic_4x4_bin8.xrm"))
+    assert (header.mosaic, header.n_images, header.n_planned, header.binning) == ((4, 4), 1, 16, 8)

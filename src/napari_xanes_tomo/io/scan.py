@@ -321,7 +321,7 @@ def _take(frame: _Frame, found: XrmHeader | XrmError) -> None:
         return
     frame.shape, frame.dtype = header.shape, header.dtype
     i = max(frame.number, 1) - 1
-    if frame.number == 0:
+    if frame.number <= 0:
         frame.dtype = header.reference_dtype
         if header.reference_exposure_s > 0:
             frame.exposure = header.reference_exposure_s
@@ -831,9 +831,9 @@ def _open_file(path: Path, params: ScanParameters, progress: Progress) -> Series
         blocks[-1].frames.append(
             _Frame(path.name, "projection", name_theta if header.n_images == 1 else NAN, NAN, 0, header.path, i + 1)
         )
-    if header.has_reference:
-        for block in blocks:
-            block.frames.insert(0, _Frame(path.name, "flat", NAN, NAN, 0, header.path, 0))
+    for block in blocks:
+        own = [_Frame(path.name, "flat", NAN, NAN, 0, header.path, -k) for k in range(len(header.references))]
+        block.frames[:0] = own
     for block in blocks:
         for frame in block.frames:
             frame.status = "ok"
