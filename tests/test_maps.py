@@ -194,6 +194,16 @@ def test_the_offset_moves_only_the_absolute_energy() -> None:
     np.testing.assert_array_equal(one["edge_energy_relative"], other["edge_energy_relative"])
 
 
+def test_an_edge_energy_without_energies_on_either_side_of_a_half_is_absent_not_empty() -> None:
+    x = TINY - 8333.0
+    mean = tabulated(TINY, {"Mn": 0.8, "Co": 0.5}) + 1.4 * (40 - 0.015 * x + 280 * ni_xanes(TINY, -3.0))
+    found = plan_maps(TINY, mean, np.ones(len(TINY)), len(TINY) - 1)
+    assert np.isnan(found.edge_half_ev)
+    assert "edge_energy" not in found.names
+    assert "either side" in found.absent["edge_energy"]
+    assert set(finished(found, mean[:, None])) == set(found.names) > {"edge_energy_relative", "edge_jump"}
+
+
 def test_mask_needs_every_energy_to_have_seen_the_voxel() -> None:
     found = plan(SIX)
     voxels = tabulated(SIX, DENSITY)[:, None]

@@ -72,7 +72,7 @@ class MapPlan:
     edge_jump : float
         Of the mean spectrum, 1/cm.
     edge_half_ev : float
-        E(0.5) of the normalised mean spectrum, eV.
+        E(0.5) of the normalised mean spectrum, eV; NaN where no energy lies on either side of it.
     shape_level : float
         Mean of the component ``shape`` in the particle, 1/cm.
     reference_ev : float
@@ -100,7 +100,8 @@ class MapPlan:
             out += [f"{e}_fraction" for e in self.elements] if len(self.elements) > 1 else []
             out.append("density")
         if self.edge is not None:
-            out += ["edge_energy_relative", "edge_energy", "edge_jump"]
+            half = ["edge_energy"] if np.isfinite(self.edge_half_ev) else []
+            out += ["edge_energy_relative", *half, "edge_jump"]
         return (*out, "mask", "coverage")
 
     def unit(self, name: str) -> str:
@@ -189,6 +190,8 @@ def plan_maps(
             jump = norm.jump
             near = np.abs(energy - edge_energy_ev(scanned)) < 100
             half = edge_at_half(energy[near], norm(energy[near], mean[near]))
+            if not np.isfinite(half):
+                absent["edge_energy"] = "no two energies near the edge lie on either side of the mean spectrum's E(0.5)"
             components |= {"shift": edge.numerator, "level": edge.denominator}
     # All energies together show the particle's shape with the least noise.
     shape = np.maximum(mean, 0.0) / noise
@@ -384,7 +387,8 @@ def finish_slab(
         relative = np.where(v["level"] > 0.2, shift, np.nan).astype(np.float32)
         maps["edge_energy_relative"] = relative
         offset = parameters.energy_offset_ev or 0.0
-        maps["edge_energy"] = relative + np.float32(plan.edge_half_ev + offset)
+        if np.isfinite(plan.edge_half_ev):
+            maps["edge_energy"] = relative + np.float32(plan.edge_half_ev + offset)
         maps["edge_jump"] = (v["level"] * plan.edge_jump).astype(np.float32)
     maps["mask"] = (body & (least >= 0.5)).astype(np.float32)
     maps["coverage"] = coverage

@@ -366,7 +366,7 @@ def _failed_scores(p: Mapping[str, Any]) -> list[str]:
 
 def _caveats(run: _Run) -> str:
     items = ["Handedness not verified: the maps may be mirror images of the object (scan.flip_rows, scan.theta_sign)."]
-    if "edge_energy" in run.each:
+    if "edge_energy_relative" in run.each:
         if not run.maps.get("energy_calibrated"):
             items.append(
                 "Edge energies uncalibrated: the offset of the monochromator is not known (maps.energy_offset_ev). "

@@ -656,7 +656,7 @@ class Workflow:
             MapSpec(
                 name,
                 plan.unit(name),
-                _DESCRIPTIONS.get(name.split("_")[-1] if "fraction" in name else name, ""),
+                _DESCRIPTIONS.get(name.split("_")[-1] if "fraction" in name else name, f"density of {name}"),
                 0.0 if name in ("mask", "coverage") else p.smoothing_voxel,
             )
             for name in plan.names
