@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import struct
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -581,32 +582,59 @@ def test_storage_inside_itself(tmp_path):
     assert error.value.reason == "corrupt"
 
 
-def test_mutations(tmp_path):
-    """Any bytes of the tables changed: the right pixels, XrmError, or (a changed size) a plain refusal."""
-    rng = np.random.default_rng(1)
-    data = counts((20, 120))
+def test_mutations(tmp_path, repository):
+    """500 of the damaged files of `benchmarks/fuzz.py`: XrmError, a flagged frame, or the right pixels."""
+    spec = importlib.util.spec_from_file_location("fuzz", repository / "benchmarks" / "fuzz.py")
+    fuzz = sys.modules["fuzz"] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(fuzz)
+        whole = fuzz.templates(tmp_path, large=False)
+        known = {name: fuzz.parts(raw) for name, raw in whole.items()}
+        outcomes = set()
+        for number in range(500):
+            name = list(whole)[number % len(whole)]
+            raw = fuzz.mutate(whole[name], known[name], np.random.default_rng(number))
+            (tmp_path / "bad.xrm").write_bytes(raw)
+            outcomes.add(fuzz.judge(tmp_path / "bad.xrm", raw))
+    finally:
+        del sys.modules["fuzz"]
+    assert outcomes >= {"read", "corrupt", "truncated", "not-xrm", "no-image"}
+    assert outcomes <= REASONS | {"read"}
+
+
+def test_nan_counts(tmp_path):
+    """A float image may hold NaN; it is read as it is."""
+    data = counts((20, 30), "f4")
+    data[3, 4:6] = [np.nan, np.inf]
     write_xrm(tmp_path / "a.xrm", data)
-    raw = (tmp_path / "a.xrm").read_bytes()
-    tables = read_header(tmp_path / "a.xrm").images[0][0][0]
-    path = tmp_path / "b.xrm"
-    values = [0, 1, 2, 7, 0xFF, 0xFFFE, 0xFFFFFFFE, 0xFFFFFFFF, 0xFFFFFFFD, 0x7FFFFFFF, 4096, 512]
-    reasons = set()
-    for _ in range(300):
-        bad = bytearray(raw)
-        for _ in range(rng.integers(1, 4)):
-            at = int(rng.integers(0, tables // 4)) * 4
-            struct.pack_into("<I", bad, at, int(rng.choice(values)))
-        path.write_bytes(bad)
-        try:
-            header = read_header(path)
-            frames = XrmFrames.of(path)
-            pixels = frames.read(0)
-        except XrmError as error:
-            reasons.add(error.reason)
-        else:
-            assert pixels.shape == header.shape
-            assert pixels.tobytes() in bytes(bad)
-    assert reasons <= REASONS
+    np.testing.assert_array_equal(stack(tmp_path / "a.xrm")[0], data)
+
+
+def test_parity_with_txrm2tiff(tmp_path, data_dir):
+    """The same pixels, exposures and times as an independent reader, of the versions it reads: 3 and 5."""
+    txrm2tiff = pytest.importorskip("txrm2tiff", reason="txrm2tiff is not installed")
+    paths = [data_dir / name for name in ("aps/fov03_xanessoc01_8353_0eV.xrm", "other/txrm_test_chip_tomo.txrm")]
+    for version in (3, 5):
+        paths.append(tmp_path / f"v{version}.txrm")
+        write_xrm(
+            paths[-1],
+            counts((4, 41, 67)),
+            version=version,
+            theta_deg=[-1, 0.5, 2, 3],
+            reference=counts((41, 67), "f4", 3),
+            date=1.5e9,
+        )
+    for path in paths:
+        header = read_header(path)
+        with txrm2tiff.open_txrm(path) as other:
+            np.testing.assert_array_equal(stack(path), other.get_images())
+            assert header.exposures_s == tuple(other.exposures[: header.n_images])
+            assert (
+                header.times_s == tuple(t.replace(tzinfo=UTC).timestamp() for t in other.datetimes)[: header.n_images]
+            )
+            if header.has_reference:
+                flat = XrmFrames((str(path),), (0,), header.shape, header.reference_dtype).read(0)
+                np.testing.assert_array_equal(flat, other.get_reference())
 
 
 # ------------------------------------------------------------------------------------------------ real files

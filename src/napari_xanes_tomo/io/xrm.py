@@ -8,6 +8,7 @@ caller's array; no handle stays open. `xrm_write` writes such files.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import struct
@@ -165,16 +166,17 @@ def _floats(values: Mapping[str, bytes], name: str, n: int, planned: int) -> tup
     raw = values.get(name, b"")
     m = len(raw) // 4
     if n == 1 and m >= 1:
-        return struct.unpack_from("<f", raw)
+        (value,) = struct.unpack_from("<f", raw)
+        return (value if math.isfinite(value) else math.nan,)
     if m == 0:
-        return (float("nan"),) * n
-    found = struct.unpack_from(f"<{m}f", raw)
+        return (math.nan,) * n
+    found = tuple(v if math.isfinite(v) else math.nan for v in struct.unpack_from(f"<{m}f", raw))
     if m > n and m != planned and (m - 1) % (n - 1) == 0:
         # Some version 3 stacks keep value i at place 10 i, zeros between.
         step = (m - 1) // (n - 1)
         if all(v == 0 for i, v in enumerate(found) if i % step):
             return found[::step]
-    return (*found[:n], *(float("nan"),) * (n - m))
+    return (*found[:n], *(math.nan,) * (n - m))
 
 
 class _Same(NamedTuple):
