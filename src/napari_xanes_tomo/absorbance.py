@@ -1,21 +1,55 @@
-"""Counts to absorbance: flats, detector noise, the plane of air around the object."""
+"""Counts to absorbance: stray light, flats, bad pixels, noise, and the air around the object taken out.
+
+The logarithm is taken of every recorded pixel and binned afterwards. The mean of transmissions within a bin, taken
+first, would count less absorbance wherever it changes across a bin: at the edges of a thick particle.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .air import fit_air, fit_surface, plane, terms
+from .counts import (
+    FLOOR,
+    absorbance,
+    absorbance_variance,
+    bin_frames,
+    fill_masked,
+    in_threads,
+    log_beams,
+    log_binned,
+    mean_counts,
+    read_absorbance,
+)
+from .detector import Detector, estimate_detector, mask_runs, stray_counts
+from .flats import (
+    Beam,
+    Block,
+    Flat,
+    beam_by,
+    exposures,
+    flat_for,
+    load_block,
+    mean_flat,
+    neighbour_with_flats,
+    scan_detector,
+)
 from .model import EnergyScan, FlatSet, FloatArray, Progress, XanesTomoError, no_progress
-from .recipe import AbsorbanceParameters
+from .recipe import AbsorbanceParameters, check_flats
 
 __all__ = [
+    "Beam",
     "Detector",
     "Flat",
     "Normalised",
     "absorbance",
+    "absorbance_variance",
     "bin_frames",
     "estimate_detector",
     "fill_masked",
@@ -24,36 +58,15 @@ __all__ = [
     "mean_flat",
     "normalise",
     "plane",
+    "read_absorbance",
+    "scan_detector",
 ]
 
+F32 = npt.NDArray[np.float32]
+
 _CHUNK = 16  # frames read and normalised at a time
-
-
-@dataclass(frozen=True)
-class Detector:
-    """Noise of the camera: ``variance = read_variance + gain * counts`` (counts squared)."""
-
-    gain: float
-    read_variance: float
-
-
-@dataclass(frozen=True)
-class Flat:
-    """The bare beam of one flat set.
-
-    Attributes
-    ----------
-    rate : (y, x) array
-        Counts per second.
-    shots : int
-        Number of shots averaged.
-    exposure_s : float
-        Mean exposure of a shot, seconds.
-    """
-
-    rate: npt.NDArray[np.float32]
-    shots: int
-    exposure_s: float
+_CLEARLY = 0.8  # other flats of the same energy are taken where they leave less than this part of the residual
+_COMPONENTS = 3  # principal components of the flats at most
 
 
 @dataclass(frozen=True)
@@ -63,11 +76,11 @@ class Normalised:
     Attributes
     ----------
     data : (n, y, x) float32 array
-        ``-ln(I / I0)`` of the usable projections, the air plane subtracted.
+        ``-ln(I / I0)`` of the usable projections, the air subtracted.
     variance : (n,) array
         Typical variance of a binned pixel behind the object.
-    air : (n, 3) array
-        Coefficients of the air plane subtracted; see `plane`.
+    air : (n, 3) or (n, 6) array
+        Coefficients of the air that was subtracted; see `plane`.
     air_residual : (n,) array
         Standard deviation of what is left in the air.
     object_fraction : (n,) array
@@ -78,9 +91,19 @@ class Normalised:
         Recorded pixels per binned pixel.
     frame_shape : (int, int)
         Shape of the recorded frame.
+    beam : Beam or None
+        What the counts were divided by.
+    use : tuple of str
+        The flats chosen for every half.
+    candidates : dict of str to tuple of float
+        Median air residual of every half with the flats that were compared.
+    field_counts : (n,) array
+        Mean counts of every projection.
+    notes : tuple of str
+        What the user should know about the flats.
     """
 
-    data: npt.NDArray[np.float32]
+    data: F32
     variance: FloatArray
     air: FloatArray
     air_residual: FloatArray
@@ -88,247 +111,14 @@ class Normalised:
     index: npt.NDArray[np.intp]
     bin: int
     frame_shape: tuple[int, int]
+    beam: Beam | None = None
+    use: tuple[str, ...] = ()
+    candidates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    field_counts: FloatArray = field(default_factory=lambda: np.zeros(0))
+    notes: tuple[str, ...] = ()
 
 
-def mean_flat(flats: FlatSet, rows: tuple[int, int] | None = None) -> Flat | None:
-    """Average the readable shots of a flat set, each divided by its exposure.
-
-    Parameters
-    ----------
-    flats : FlatSet
-    rows : (int, int), optional
-        First and last + 1 detector row; all by default.
-
-    Returns
-    -------
-    Flat or None
-        None when no shot can be read.
-    """
-    good = [i for i, s in enumerate(flats.status) if s == "ok"]
-    if not good:
-        return None
-    y0, y1 = rows or (0, flats.frames.frame_shape[0])
-    total = np.zeros((y1 - y0, flats.frames.frame_shape[1]), dtype=np.float64)
-    for i in good:
-        total += flats.frames.read_rows([i], y0, y1)[0] / float(flats.exposure_s[i])
-    rate = (total / len(good)).astype(np.float32)
-    return Flat(rate, len(good), float(np.mean(flats.exposure_s[good])))
-
-
-def flat_for(scan: EnergyScan, half: int) -> int:
-    """Return the flat set used for the projections of `half`: its own, else the nearest one with a shot."""
-    usable = [k for k, f in enumerate(scan.flats) if any(s == "ok" for s in f.status)]
-    if not usable:
-        raise XanesTomoError(
-            f"{scan.energy_ev:g} eV: expected at least one readable flat, got none; exclude this energy"
-        )
-    return min(usable, key=lambda k: (abs(k - half), k))
-
-
-def absorbance(
-    counts: npt.NDArray[Any], exposure_s: npt.ArrayLike, rate: npt.NDArray[np.floating[Any]]
-) -> npt.NDArray[np.float32]:
-    """Return ``-ln(I / I0)``, natural logarithm, exposure-scaled.
-
-    Parameters
-    ----------
-    counts : (n, y, x) array
-        Recorded counts. A pixel without counts is taken as half a count.
-    exposure_s : (n,) array
-        Exposure of every frame, seconds.
-    rate : (y, x) array
-        Bare beam in counts per second; pixels that are dark there give 0.
-    """
-    exposure = np.asarray(exposure_s, dtype=np.float32).reshape(-1, 1, 1)
-    lit = np.asarray(rate) > 0
-    expected = np.where(lit, rate, 1).astype(np.float32)[None] * exposure
-    out: npt.NDArray[np.float32] = np.maximum(counts, np.float32(0.5), dtype=np.float32)
-    np.divide(out, expected, out=out)
-    np.log(out, out=out)
-    np.negative(out, out=out)
-    if not lit.all():
-        out[:, ~lit] = 0
-    return out
-
-
-def fill_masked(frames: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> None:
-    """Replace masked pixels of (n, y, x) frames, in place, by the nearest good one of their row; 0 where there is none.
-
-    Parameters
-    ----------
-    frames : (n, y, x) array
-    mask : (y, x) bool array
-        True where the camera is not to be trusted.
-    """
-    columns = np.arange(mask.shape[1])
-    for y in np.flatnonzero(mask.any(axis=1)):
-        good = np.flatnonzero(~mask[y])
-        bad = np.flatnonzero(mask[y])
-        if not len(good):
-            frames[:, y] = 0
-            continue
-        at = np.clip(np.searchsorted(good, bad), 1, len(good) - 1) if len(good) > 1 else np.zeros(len(bad), dtype=int)
-        left, right = good[np.maximum(at - 1, 0)], good[at]
-        nearest = np.where(columns[bad] - left <= right - columns[bad], left, right)
-        frames[:, y, bad] = frames[:, y, nearest]
-
-
-def bin_frames(frames: npt.NDArray[Any], bin: int) -> npt.NDArray[np.float32]:
-    """Average `bin` x `bin` pixels of (n, y, x) frames; rows and columns left over are cut off."""
-    if bin == 1:
-        return np.asarray(frames, dtype=np.float32)
-    n, h, w = frames.shape
-    cut = frames[:, : h // bin * bin, : w // bin * bin]
-    return np.asarray(cut.reshape(n, h // bin, bin, w // bin, bin).mean(axis=(2, 4)), dtype=np.float32)
-
-
-def estimate_detector(flats: npt.NDArray[Any]) -> Detector:
-    """Estimate gain and read noise from repeated flats by photon transfer (Janesick 2007, ISBN 9780819467225).
-
-    Parameters
-    ----------
-    flats : (shots, y, x) array
-        At least two shots of the same field, counts. Changes of the beam between shots are scaled out.
-    """
-    f = np.asarray(flats, dtype=np.float64)
-    if len(f) < 2:
-        return Detector(1.0, 0.0)
-    f = f * (f.mean() / np.maximum(f.mean(axis=(1, 2), keepdims=True), 1e-9))
-    mean, variance = f.mean(axis=0).ravel(), f.var(axis=0, ddof=1).ravel()
-    edges = np.quantile(mean, np.linspace(0, 1, 33))
-    which = np.clip(np.searchsorted(edges, mean, side="right") - 1, 0, 31)
-    count = np.maximum(np.bincount(which, minlength=32), 1)
-    x = np.bincount(which, mean, 32) / count
-    v = np.bincount(which, variance, 32) / count
-    weight = count / np.maximum(v, 1e-9) ** 2
-    design = np.stack([np.ones_like(x), x], axis=1)
-    normal = design.T @ (weight[:, None] * design)
-    try:
-        read, gain = np.linalg.solve(normal, design.T @ (weight * v))
-    except np.linalg.LinAlgError:
-        read, gain = 0.0, -1.0
-    if gain <= 0 or read < 0:  # a field too even to tell the two apart: all of it is photon noise
-        read, gain = 0.0, float(np.sum(weight * v * x) / max(np.sum(weight * x * x), 1e-30))
-    return Detector(max(float(gain), 1e-6), float(read))
-
-
-def plane(coefficients: npt.ArrayLike, shape: tuple[int, int], rows: tuple[int, int] | None = None) -> FloatArray:
-    """Evaluate air planes on a frame.
-
-    Parameters
-    ----------
-    coefficients : (n, 3) array
-        Level, slope in y, slope in x; y and x run from -1 to 1 over the width of the frame.
-    shape : (int, int)
-        Shape of the frame, of whatever binning.
-    rows : (int, int), optional
-        Only these rows of it.
-
-    Returns
-    -------
-    (n, rows, columns) float32 array
-    """
-    c = np.asarray(coefficients, dtype=np.float32)
-    h, w = shape
-    y0, y1 = rows or (0, h)
-    y = ((np.arange(y0, y1) - (h - 1) / 2) / (w / 2)).astype(np.float32)
-    x = ((np.arange(w) - (w - 1) / 2) / (w / 2)).astype(np.float32)
-    return np.asarray(c[:, 0, None, None] + c[:, 1, None, None] * y[:, None] + c[:, 2, None, None] * x[None, :])
-
-
-def fit_air(frames: npt.NDArray[np.float32], margin_px: float) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
-    """Fit a plane to the air around the object in every projection.
-
-    What counts as air is found from the frame itself: everything that does not rise above its noise, kept
-    `margin_px` away from what does.
-
-    Parameters
-    ----------
-    frames : (n, y, x) float32 array
-        Absorbance.
-    margin_px : float
-        Distance kept from the object, pixels of these frames.
-
-    Returns
-    -------
-    coefficients : (n, 3) array
-        See `plane`.
-    residual : (n,) array
-        Standard deviation of the air about its plane; NaN where there is too little air for a fit (the plane is
-        zero then).
-    object_mask : (n, y, x) bool array
-        What is not air.
-    """
-    from scipy.ndimage import binary_dilation, gaussian_filter
-
-    n, h, w = frames.shape
-    y = ((np.arange(h) - (h - 1) / 2) / (w / 2))[:, None] * np.ones((1, w))
-    x = ((np.arange(w) - (w - 1) / 2) / (w / 2))[None, :] * np.ones((h, 1))
-    design = np.stack([np.ones(h * w), y.ravel(), x.ravel()], axis=1)
-    reach = max(1, int(np.ceil(margin_px)))
-    grid = np.ogrid[tuple(slice(-reach, reach + 1) for _ in range(2))]
-    disk = grid[0] ** 2 + grid[1] ** 2 <= max(margin_px, 1.0) ** 2
-    border = np.zeros((h, w), dtype=bool)
-    edge = max(1, round(0.04 * min(h, w)))
-    border[:edge] = border[-edge:] = True
-    border[:, :edge] = border[:, -edge:] = True
-    coefficients = np.zeros((n, 3))
-    residual = np.full(n, np.nan)
-    masks = np.ones((n, h, w), dtype=bool)
-    for i, frame in enumerate(frames):
-        flat = frame.ravel().astype(np.float64)
-        # The first plane: a robust fit to the border of the frame; part of the object may touch it.
-        use = border.ravel() & np.isfinite(flat)
-        c = _trimmed_plane(design[use], flat[use])
-        smooth = gaussian_filter(frame, 1.0)
-        air = np.zeros((h, w), dtype=bool)
-        for _ in range(4):
-            rest = smooth - (design @ c).reshape(h, w)
-            quiet = rest[border] if not air.any() else rest[air]
-            centre = np.median(quiet)
-            spread = 1.4826 * np.median(np.abs(quiet - centre)) + 1e-9
-            body = rest > centre + 4.0 * spread
-            body = _without_specks(body)
-            new = ~binary_dilation(body, disk) & np.isfinite(frame)
-            if np.array_equal(new, air):
-                break
-            air = new
-            if air.sum() < 0.02 * h * w:
-                break
-            use = air.ravel()
-            c = _trimmed_plane(design[use], flat[use])
-        if air.sum() >= 0.02 * h * w:
-            coefficients[i] = c
-            residual[i] = float(np.std((flat - design @ c)[air.ravel()]))
-            masks[i] = ~air
-    return coefficients, residual, masks
-
-
-def _without_specks(body: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Drop single pixels: noise that crossed the threshold."""
-    from scipy.ndimage import label
-
-    labels, count = label(body)
-    if count == 0:
-        return body
-    size = np.bincount(labels.ravel())
-    size[0] = 0
-    return np.asarray((size >= 4)[labels])
-
-
-def _trimmed_plane(design: FloatArray, values: FloatArray) -> FloatArray:
-    """Least squares, then twice more without what lies beyond 2.5 robust standard deviations."""
-    keep = np.ones(len(values), dtype=bool)
-    c: FloatArray = np.zeros(3)
-    for _ in range(3):
-        if keep.sum() < 8:
-            break
-        c = np.linalg.lstsq(design[keep], values[keep], rcond=None)[0]
-        rest = values - design @ c
-        centre = np.median(rest[keep])
-        spread = 1.4826 * np.median(np.abs(rest[keep] - centre)) + 1e-12
-        keep = np.abs(rest - centre) < 2.5 * spread
-    return np.asarray(c)
+# ------------------------------------------------------------------------------------------------- one whole energy
 
 
 def normalise(
@@ -338,12 +128,18 @@ def normalise(
     bin: int = 1,
     air: FloatArray | None = None,
     mask: npt.NDArray[np.bool_] | None = None,
+    beam: Beam | None = None,
+    number: int = 0,
+    around: Mapping[int, EnergyScan] | None = None,
+    use: str | None = None,
+    boxes: Sequence[tuple[float, float, float, float]] = (),
+    threads: int | None = None,
     progress: Progress = no_progress,
 ) -> Normalised:
     """Read one energy and turn it into binned absorbance.
 
-    Each half of the scan is divided by its own flats, frames are scaled by their exposures, and the plane fitted
-    to the air is subtracted.
+    Stray light that blocked rows show is subtracted, frames are scaled by their exposures and divided by the flats that
+    the policy names, bad pixels are left out, and the surface fitted to the air is subtracted.
 
     Parameters
     ----------
@@ -351,68 +147,404 @@ def normalise(
     parameters : AbsorbanceParameters
     bin : int
         Recorded pixels per binned pixel, in both directions.
-    air : (all projections, 3) array, optional
-        Air planes found before; fitted unless given.
+    air : (all projections, 3 or 6) array, optional
+        Air found before; fitted unless given.
     mask : (y, x) bool array, optional
-        True where the camera is not to be trusted; see `fill_masked`.
+        True where the camera is not to be trusted, besides what the flats show; see `fill_masked`.
+    beam : Beam, optional
+        Found before; made by the policy unless given.
+    number : int
+        Number of this energy.
+    around : mapping of int to EnergyScan, optional
+        The other energies, for policies that use their flats.
+    use : str, optional
+        Policy by hand, instead of that of the parameters.
+    boxes : sequence of (y0, y1, x0, x1)
+        Parts of the recorded frame in which air is looked for; everywhere when empty.
+    threads : int, optional
     progress : callable
         See `Progress`.
 
     Raises
     ------
     XanesTomoError
-        The energy has no readable flat or no usable projection.
+        The energy has no readable flat (and nobody said whose to use) or no usable projection.
     """
     h, w = scan.frames.frame_shape
     index = np.flatnonzero(scan.usable)
     if len(index) == 0:
         raise XanesTomoError(f"{scan.energy_ev:g} eV: expected readable projections, got none")
-    flats: dict[int, Flat] = {}
-    for half in sorted({int(v) for v in scan.half[index]}):
-        flat = mean_flat(scan.flats[flat_for(scan, half)])
-        assert flat is not None  # flat_for only names sets with a readable shot
-        flats[half] = flat
-    detector = scan_detector(scan)
     hb, wb = h // bin, w // bin
-    data = np.empty((len(index), hb, wb), dtype=np.float32)
-    variance: FloatArray = np.empty(len(index))
+    halves = max(1, int(np.max(scan.half)) + 1)
+    wanted = check_flats(use if use is not None else parameters.flats_for(scan.energy_ev))
+    block: Block | None = None
+    theirs: tuple[int, EnergyScan, Block] | None = None
+    notes: list[str] = []
+    if beam is None:
+        block, theirs, notes = _blocks(scan, parameters, wanted, number, around or {})
+        first = "own half" if wanted in ("auto", "pca") else wanted
+        beam = beam_by(scan, block, [first] * halves, energy=number, following=theirs)
+        beam = replace(beam, bad=mask_runs(block.mask))
+    chosen = [wanted if wanted not in ("auto", "pca") else "own half"] * halves
+    images = beam.basis((0, h))[0]
+    bad = beam.mask((h, w))
+    if mask is not None:
+        bad = bad | mask
+    ok = ~bad & (images[np.any(beam.weights != 0, axis=0)] > 0)[:1].all(axis=0)
+    for k in np.flatnonzero(np.any(beam.weights == 1, axis=0)):
+        ok &= images[k] > 0
+    if not ok.any():
+        raise XanesTomoError(
+            f"{scan.energy_ev:g} eV: the flats show no beam; exclude this energy or choose other flats"
+        )
+
+    # Counts: read once; what follows works on means of their logarithm.
+    logs = np.empty((len(index), hb, wb), dtype=np.float32)
+    counts_mean: FloatArray = np.empty(len(index))
+    stray: FloatArray = np.zeros(len(scan)) if block is not None else beam.stray
+    blocked = None if block is None else block.blocked
+
+    def work(a: int, b: int) -> None:
+        for j in range(a, b):
+            frame = np.ascontiguousarray(scan.frames.read_rows([int(index[j])], 0, h)[0])
+            if blocked is not None:
+                stray[index[j]] = stray_counts(frame[None], blocked)[0]
+            log_binned(frame, float(stray[index[j]]), FLOOR, ok, bin, logs[j])
+            counts_mean[j] = mean_counts(frame, ok)
+
     for start in range(0, len(index), _CHUNK):
-        part = index[start : start + _CHUNK]
-        for half in sorted({int(v) for v in scan.half[part]}):
-            flat = flats[half]
-            sel = np.flatnonzero(scan.half[part] == half)
-            counts = scan.frames.read_rows([int(i) for i in part[sel]], 0, h)
-            a = absorbance(counts, scan.exposure_s[part[sel]], flat.rate)
-            if mask is not None:
-                fill_masked(a, mask)
-            data[start + sel] = bin_frames(a, bin)
-            typical = np.maximum(np.mean(counts, axis=(1, 2)), 1.0)
-            beam = max(float(flat.rate.mean()) * flat.exposure_s, 1.0)
-            variance[start + sel] = (
-                (detector.read_variance + detector.gain * typical) / typical**2
-                + (detector.read_variance + detector.gain * beam) / beam**2 / flat.shots
-            ) / bin**2
-        progress("absorbance", min(start + _CHUNK, len(index)), len(index))
+        end = min(start + _CHUNK, len(index))
+        in_threads(end - start, threads, lambda a, b, s=start: work(s + a, s + b))  # type: ignore[misc]
+        progress("absorbance", end, len(index))
+    beam = replace(beam, stray=stray)
+    seconds = exposures(scan.exposure_s)[index]
+
+    def divided(by: Beam, read: F32) -> F32:
+        rates, which = log_beams(read, by.weights[index], ok, bin, threads)
+        data = rates[which]
+        data -= logs
+        data += np.log(seconds).astype(np.float32)[:, None, None]
+        return data
+
+    data = divided(beam, images)
     planes: Any = np.zeros((len(index), 3))
     residual: FloatArray = np.full(len(index), np.nan)
     fraction: FloatArray = np.ones(len(index))
+    candidates: dict[str, tuple[float, ...]] = {}
+    coarse = max(1, wb // 64)
     if air is not None:
         planes = np.asarray(air, dtype=float)[index]
-        data -= plane(planes, (hb, wb))
     elif parameters.remove_air:
-        coarse = max(1, wb // 64)
-        small = bin_frames(data, coarse)
-        margin = parameters.air_margin_px * small.shape[2] / 256
-        planes, residual, masks = fit_air(small, margin)
+        region = _region(boxes, (hb // coarse, wb // coarse), bin * coarse)
+
+        def fitted(frames: F32) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+            small = _coarse(frames, coarse)
+            margin = parameters.air_margin_px * small.shape[2] / 256
+            return fit_air(small, margin, region=region, order=parameters.air_order, threads=threads)
+
+        planes, residual, masks = fitted(data)
+        if block is not None and wanted in ("auto", "pca"):
+            found = _choose(
+                scan, block, beam, data, images, ok, bin, coarse, ~masks, index, chosen, wanted, number, threads
+            )  # fmt: skip
+            candidates, chosen, better = found
+            if better is not None:
+                beam = replace(better, bad=beam.bad, stray=stray)
+                data = divided(beam, beam.basis((0, h))[0])
+                planes, residual, masks = fitted(data)
+        else:
+            candidates = {wanted: _by_half(residual, scan, index, halves)}
+        if theirs is not None and block is not None and np.isfinite(residual).any():
+            # Flats of another energy: their level is not this energy's; the air says by how much.
+            beam = _scaled(beam, scan, index, planes, number)
+            level = planes[:, 0].copy()
+            data = divided(beam, beam.basis((0, h))[0])
+            planes, residual, masks = fitted(data)
+            notes.append(f"flats of another energy, scaled by {float(np.exp(-np.median(level))):.4g}")
         fraction = masks.mean(axis=(1, 2))
-        data -= plane(planes, (hb, wb))
-    return Normalised(data, variance, planes, residual, fraction, index, bin, (h, w))
+    data -= plane(planes, (hb, wb))
+    empty: npt.NDArray[np.bool_] = np.asarray(np.isnan(logs).all(axis=0))
+    fill_masked(data, empty)
+    variance = _typical_variance(scan, beam, counts_mean, seconds, index, ok, images) / bin**2
+    return Normalised(
+        data, variance, planes, residual, fraction, index, bin, (h, w), beam, tuple(chosen), candidates, counts_mean,
+        tuple(notes) + (() if block is None else block.notes),
+    )  # fmt: skip
 
 
-def scan_detector(scan: EnergyScan) -> Detector:
-    """Estimate the camera's noise from the first flat set of an energy that has two readable shots."""
-    for flats in scan.flats:
-        good = [i for i, s in enumerate(flats.status) if s == "ok"]
-        if len(good) >= 2:
-            return estimate_detector(flats.frames.read_rows(good, 0, flats.frames.frame_shape[0]))
-    return Detector(1.0, 0.0)
+def _coarse(frames: F32, bin: int) -> F32:
+    """Average the pixels that are numbers over ``bin x bin``; NaN where fewer than a third are."""
+    if bin == 1:
+        return frames
+    n, h, w = frames.shape
+    cut = frames[:, : h // bin * bin, : w // bin * bin].reshape(n, h // bin, bin, w // bin, bin)
+    static = np.isfinite(frames).all(axis=0)
+    if static.all():
+        return np.asarray(cut.mean(axis=(2, 4)), dtype=np.float32)
+    known = np.isfinite(cut)
+    count = known.sum(axis=(2, 4))
+    mean = np.where(known, cut, 0).sum(axis=(2, 4)) / np.maximum(count, 1)
+    return np.where(count * 3 >= bin * bin, mean, np.nan).astype(np.float32)
+
+
+def _region(
+    boxes: Sequence[tuple[float, float, float, float]], shape: tuple[int, int], bin: int
+) -> npt.NDArray[np.bool_] | None:
+    if not boxes:
+        return None
+    inside = np.zeros(shape, dtype=bool)
+    for y0, y1, x0, x1 in boxes:
+        inside[max(0, int(y0 / bin)) : math.ceil(y1 / bin), max(0, int(x0 / bin)) : math.ceil(x1 / bin)] = True
+    return inside
+
+
+def _blocks(
+    scan: EnergyScan, parameters: AbsorbanceParameters, wanted: str, number: int, around: Mapping[int, EnergyScan]
+) -> tuple[Block, tuple[int, EnergyScan, Block] | None, list[str]]:
+    """Read the flats of this energy, and of another one where the policy asks for them."""
+    theirs = None
+    try:
+        block = load_block(scan, parameters)
+    except XanesTomoError as error:
+        nearest = neighbour_with_flats(number, around)
+        if nearest is None:
+            raise
+        ev = around[nearest].energy_ev
+        if wanted not in ("next energy", "time-weighted"):
+            raise XanesTomoError(
+                f"{error}: those of {ev:g} eV are the nearest; choose 'next energy' for {scan.energy_ev:g} eV to take "
+                "them, scaled"
+            ) from None
+        other = load_block(around[nearest], parameters)
+        clock = np.arange(len(scan), dtype=float)
+        empty = replace(other, sets=(), clock=clock)
+        return empty, (nearest, around[nearest], other), [f"no flats of its own: those of {ev:g} eV are used, scaled"]
+    if wanted in ("next energy", "time-weighted"):
+        following = number + 1 if number + 1 in around else number - 1 if wanted == "next energy" else None
+        other_scan = around.get(following) if following is not None else None
+        if other_scan is not None and any(s == "ok" for f in other_scan.flats for s in f.status):
+            assert following is not None
+            theirs = (following, other_scan, load_block(other_scan, parameters))
+        elif wanted == "next energy":
+            raise XanesTomoError(f"{scan.energy_ev:g} eV: the next energy has no readable flats; choose other flats")
+    return block, theirs, []
+
+
+def _scaled(beam: Beam, scan: EnergyScan, index: npt.NDArray[np.intp], planes: FloatArray, number: int) -> Beam:
+    """Scale the flats of other energies so that the air of the projections they serve is clear in the middle."""
+    mixing = beam.mixing.copy()
+    for k in range(len(mixing)):
+        sources = {int(beam.shots[s, 0]) for s in np.flatnonzero(mixing[k])}
+        if all(beam.origins[o][0] == number for o in sources):
+            continue
+        mostly = beam.weights[index, k] > 0.5
+        if mostly.any():
+            mixing[k] *= math.exp(-float(np.median(planes[mostly, 0])))
+    return replace(beam, mixing=mixing)
+
+
+def _typical_variance(
+    scan: EnergyScan,
+    beam: Beam,
+    counts_mean: FloatArray,
+    seconds: FloatArray,
+    index: npt.NDArray[np.intp],
+    ok: npt.NDArray[np.bool_],
+    images: F32,
+) -> FloatArray:
+    """(n,) variance of a recorded pixel of mean brightness, the flat's share included."""
+    d = beam.detector
+    signal = np.maximum(counts_mean - beam.stray[index], 1.0)
+    level = max(float(images[0][ok].mean()), 1e-9)
+    share = np.zeros(len(beam.mixing))
+    for k in range(len(beam.mixing)):
+        for s in np.flatnonzero(beam.mixing[k]):
+            source, shot = beam.shots[s]
+            t = float(exposures(beam.sources[int(source)].exposure_s)[shot])
+            share[k] += (beam.mixing[k, s] / t) ** 2 * (d.read_variance + d.gain * level * t)
+    flat = (beam.weights[index] ** 2) @ share / level**2
+    return np.asarray((d.read_variance + d.gain * np.maximum(counts_mean, 1.0)) / signal**2 + flat)
+
+
+def _by_half(residual: FloatArray, scan: EnergyScan, index: npt.NDArray[np.intp], halves: int) -> tuple[float, ...]:
+    """Median air residual of every half; NaN where there is none."""
+    out = []
+    for k in range(halves):
+        r = residual[np.asarray(scan.half)[index] == k]
+        out.append(float(np.median(r[np.isfinite(r)])) if np.isfinite(r).any() else float("nan"))
+    return tuple(out)
+
+
+def _choose(
+    scan: EnergyScan,
+    block: Block,
+    beam: Beam,
+    data: F32,
+    images: F32,
+    ok: npt.NDArray[np.bool_],
+    bin: int,
+    coarse: int,
+    air: npt.NDArray[np.bool_],
+    index: npt.NDArray[np.intp],
+    chosen: list[str],
+    wanted: str,
+    number: int,
+    threads: int | None,
+) -> tuple[dict[str, tuple[float, ...]], list[str], Beam | None]:
+    """Compare flats of the same energy by what they leave in the air, on coarse frames.
+
+    Returns
+    -------
+    candidates : dict of str to tuple of float
+        Median residual of every half.
+    chosen : list of str
+        For every half: its own unless others are clearly better.
+    beam : Beam or None
+        None where it is the one given.
+    """
+    halves = len(chosen)
+    half = np.asarray(scan.half)[index]
+    small = _coarse(data, coarse)
+    n = len(small)
+    flat = np.where(np.isfinite(small), small, 0).reshape(n, -1).astype(np.float64)
+    keep = air.reshape(n, -1) & np.isfinite(small).reshape(n, -1)
+    design = terms(small.shape[1:], 3).reshape(3, -1).T
+
+    def left(frames: FloatArray) -> tuple[float, ...]:
+        rest = np.where(keep, frames - fit_surface(frames, keep, design, threads=threads) @ design.T, 0)
+        count = np.maximum(keep.sum(axis=1), 1)
+        sd = np.where(keep.any(axis=1), np.sqrt((rest**2).sum(axis=1) / count), np.nan)
+        return _by_half(sd, scan, index, halves)
+
+    candidates = {"own half": left(flat)}
+    # Mean of ln(rate) of every set per coarse pixel; a mixture of them is close enough to judge by.
+    logs = []
+    for s in block.sets:
+        out = np.empty(data.shape[1:], dtype=np.float32)
+        log_binned(np.maximum(s.rate, 1e-3), 0.0, 1e-3, ok, bin, out)
+        logs.append(np.nan_to_num(_coarse(out[None], coarse)[0]).ravel().astype(np.float64))
+    options: dict[str, Beam] = {}
+    if len(block.sets) > 1 and wanted == "auto":
+        for name in (*(f"half {s.number + 1}" for s in block.sets), "time-weighted"):
+            options[name] = beam_by(scan, block, [name] * halves, energy=number)
+        numbers = [s.number for s in block.sets]
+
+        def log_rate(by: Beam) -> FloatArray:
+            table = np.stack([logs[numbers.index(origin[1])] for origin in by.origins])
+            return np.asarray(by.weights[index] @ table)
+
+        own = log_rate(beam)
+        for name, option in options.items():
+            candidates[name] = left(flat + log_rate(option) - own)
+    parts = _components(block, small.shape[1:], ok, beam, number)
+    if parts is not None:
+        mixing, shots, images_small = parts
+        mean = images_small[0]
+        own_small = np.stack(logs)[[[s.number for s in block.sets].index(o[1]) for o in beam.origins]]
+        base = flat + mean - beam.weights[index] @ own_small
+        wide = np.concatenate([design, images_small[1:].T], axis=1)
+        c = fit_surface(base, keep, wide, threads=threads)
+        amount = -c[:, 3:]
+        candidates["pca"] = left(base + amount @ images_small[1:])
+        weights = np.zeros((len(scan), len(mixing)))
+        weights[:, 0] = 1
+        weights[index, 1:] = amount
+        sources = tuple(scan.flats[s.number] for s in block.sets)
+        origins = tuple((number, s.number) for s in block.sets)
+        stray = np.concatenate([s.stray for s in block.sets])
+        options["pca"] = replace(
+            beam, sources=sources, origins=origins, shots=shots, mixing=mixing, weights=weights, shot_stray=stray
+        )
+    names = []
+    for k in range(halves):
+        names.append("own half")
+        if wanted == "pca" and "pca" in options:
+            names[k] = "pca"
+            continue
+        for name, values in candidates.items():
+            best = candidates[names[k]][k]
+            limit = best if names[k] != "own half" else _CLEARLY * best
+            if values[k] < limit and (half == k).any() and name != f"half {k + 1}":
+                names[k] = name
+    if all(name == "own half" for name in names):
+        return candidates, names, None
+    return candidates, names, _joined([beam if m == "own half" else options[m] for m in names], scan)
+
+
+def _joined(beams: Sequence[Beam], scan: EnergyScan) -> Beam:
+    """Take beam k for the projections of half k."""
+    if all(b is beams[0] for b in beams):
+        return beams[0]
+    sources: list[FlatSet] = []
+    origins: list[tuple[int, int]] = []
+    shots, stray, weights = [], [], []
+    sizes = [b.mixing.shape for b in beams]
+    mixing = np.zeros((sum(k for k, _ in sizes), sum(s for _, s in sizes)))
+    at_k = at_s = 0
+    half = np.clip(np.asarray(scan.half), 0, len(beams) - 1)
+    for number, b in enumerate(beams):
+        shots.append(b.shots + np.array([len(sources), 0]))
+        sources += list(b.sources)
+        origins += list(b.origins)
+        stray.append(b.shot_stray)
+        k, s = b.mixing.shape
+        mixing[at_k : at_k + k, at_s : at_s + s] = b.mixing
+        at_k, at_s = at_k + k, at_s + s
+        weights.append(np.where((half == number)[:, None], b.weights, 0))
+    return replace(
+        beams[0], sources=tuple(sources), origins=tuple(origins), shots=np.concatenate(shots), mixing=mixing,
+        weights=np.concatenate(weights, axis=1), shot_stray=np.concatenate(stray),
+    )  # fmt: skip
+
+
+def _components(
+    block: Block, shape: tuple[int, int], ok: npt.NDArray[np.bool_], beam: Beam, number: int
+) -> tuple[FloatArray, npt.NDArray[np.intp], FloatArray] | None:
+    """Principal components of all shots of an energy (Van Nieuwenhove et al. 2015, doi 10.1364/OE.23.027975).
+
+    Returns
+    -------
+    (mixing, shots, images) or None
+        Mean and components as mixtures of the shots; `images` (k, p) their logarithms on the coarse grid: that of the
+        mean, then the change per unit of each component. None where no component stands out of the noise.
+    """
+    shots = [(a, int(b)) for a, s in enumerate(block.sets) for b in s.shots]
+    if len(shots) < 4:
+        return None
+    bin = ok.shape[1] // shape[1]
+    rows = []
+    for s in block.sets:
+        for frame, t, stray in zip(s.counts, s.seconds, s.stray, strict=True):
+            part = np.where(ok, (frame.astype(np.float32) - np.float32(stray)) / np.float32(t), np.nan)
+            rows.append(_coarse(part[None], bin)[0][: shape[0], : shape[1]].ravel())
+    rate = np.stack(rows).astype(np.float64)
+    known = np.isfinite(rate).all(axis=0) & (rate > 0).all(axis=0)
+    if known.sum() < 100:
+        return None
+    level = rate[:, known].mean(axis=1)
+    logs = np.zeros_like(rate)
+    logs[:, known] = np.log(rate[:, known] / level[:, None])
+    mean = logs.mean(axis=0)
+    change = logs - mean
+    design = terms(shape, 3).reshape(3, -1).T
+    keep = np.broadcast_to(known, change.shape)
+    detail = np.where(known, change - fit_surface(change, keep, design) @ design.T, 0)
+    u, size, _ = np.linalg.svd(detail - detail.mean(axis=0), full_matrices=False)
+    d = block.detector
+    t = float(np.mean(np.concatenate([s.seconds for s in block.sets])))
+    counts = np.maximum(rate.mean(axis=0)[known] * t, 1.0)
+    noise = math.sqrt(float(np.mean(d.variance(counts) / counts**2)) / bin**2)
+    edge = noise * (math.sqrt(int(known.sum())) + math.sqrt(len(shots)))
+    number_of = min(_COMPONENTS, int(np.sum(size > 1.15 * edge)))
+    if number_of == 0:
+        return None
+    typical = float(level.mean())
+    mixing = np.zeros((1 + number_of, len(shots)))
+    mixing[0] = typical / level / len(shots)
+    images = np.zeros((1 + number_of, rate.shape[1]))
+    images[0] = mean + math.log(typical)
+    for k in range(number_of):
+        v = u[:, k] - u[:, k].mean()
+        mixing[1 + k] = v * typical / level
+        images[1 + k] = v @ change
+    return mixing, np.array(shots, dtype=np.intp), images

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .absorbance import Flat, absorbance, fill_masked, flat_for, mean_flat, plane
+from .absorbance import read_absorbance
 from .edges import bracketed_elements, edge_energy_ev, mass_attenuation, scanned_element
+from .flats import Beam
 from .model import Alignment, EnergyScan, FloatArray, XanesTomoError
 from .recipe import MapsParameters
 from .reconstruction import angular_weights, fbp
@@ -40,13 +41,16 @@ class AlignedEnergy:
     air : (n, 3) array
         Air plane of every projection; see `absorbance.plane`.
     mask : (y, x) bool array or None
-        Pixels of the camera that are not to be trusted.
+        Pixels of the camera that are not to be trusted, besides those the flats showed.
+    beam : Beam or None
+        Flats, stray light and bad pixels as the estimation used them; the plain flats of every half unless given.
     """
 
     scan: EnergyScan
     alignment: Alignment
     air: FloatArray
     mask: npt.NDArray[np.bool_] | None = None
+    beam: Beam | None = None
 
     @property
     def used(self) -> npt.NDArray[np.intp]:
@@ -260,7 +264,6 @@ def component_sinograms(
     plan: MapPlan,
     rows: tuple[int, int],
     *,
-    flats: Mapping[tuple[int, int], Flat] | None = None,
     threads: int | None = None,
 ) -> tuple[F32, FloatArray]:
     """Read, place and combine one slab: (component, angle, row, column) and the angles in degrees.
@@ -275,8 +278,6 @@ def component_sinograms(
     plan : MapPlan
     rows : (int, int)
         Rows of the common grid.
-    flats : mapping, optional
-        Whole flats by (energy number, half), for reuse between slabs; read from the files unless given.
     threads : int, optional
         Used inside one slab.
     """
@@ -291,20 +292,7 @@ def component_sinograms(
         y0, y1 = rows_needed(item.alignment, rows=rows, grid_shape=shape, frame_shape=shape, index=index.tolist())
         if y1 <= y0:
             continue
-        data = np.empty((len(index), y1 - y0, shape[1]), dtype=np.float32)
-        for half in sorted({int(h) for h in scan.half[index]}):
-            flat = None if flats is None else flats.get((e, half))
-            rate = None if flat is None else flat.rate[y0:y1]
-            if rate is None:
-                own = mean_flat(scan.flats[flat_for(scan, half)], (y0, y1))
-                assert own is not None  # flat_for only names sets with a readable shot
-                rate = own.rate
-            sel = np.flatnonzero(scan.half[index] == half)
-            counts = scan.frames.read_rows([int(i) for i in index[sel]], y0, y1)
-            data[sel] = absorbance(counts, scan.exposure_s[index[sel]], rate)
-        if item.mask is not None:
-            fill_masked(data, item.mask[y0:y1])
-        data -= plane(item.air[index], shape, (y0, y1))
+        data = read_absorbance(scan, item.beam, index, (y0, y1), air=item.air, mask=item.mask, threads=threads)
         placed = place(
             data, item.alignment, grid_shape=shape, rows=rows, index=index.tolist(), row_offset=y0, frame_shape=shape,
             threads=threads,
@@ -402,7 +390,6 @@ def map_slab(
     voxel_nm: float,
     parameters: MapsParameters,
     *,
-    flats: Mapping[tuple[int, int], Flat] | None = None,
     threads: int | None = None,
 ) -> dict[str, F32]:
     """Make all maps of one slab, straight from the raw files: {name: (y1 - y0, z, x) float32}.
@@ -415,12 +402,12 @@ def map_slab(
     voxel_nm : float
         Reference pixel, nm.
     parameters : MapsParameters
-    flats, threads
-        See `component_sinograms`.
+    threads : int, optional
+        Used inside one slab.
     """
     height, _ = energies[0].scan.frames.frame_shape
     rows = slab.padded(height)
-    sinograms, theta = component_sinograms(energies, plan, rows, flats=flats, threads=threads)
+    sinograms, theta = component_sinograms(energies, plan, rows, threads=threads)
     per_cm = np.float32(1e7 / voxel_nm)
     ones = np.ones(len(theta))
     volumes = {

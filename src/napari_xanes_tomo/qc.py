@@ -8,8 +8,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .absorbance import absorbance, flat_for, mean_flat, plane
+from .absorbance import read_absorbance
 from .agreement import object_support
+from .counts import own_beam
+from .flats import Beam
 from .model import Alignment, EnergyScan, FloatArray, Progress, XanesTomoError, no_progress
 from .projector import Projector
 from .reconstruction import angular_weights
@@ -105,18 +107,22 @@ def residual_stack(
     return rest
 
 
-def sinogram(scan: EnergyScan, air: npt.ArrayLike, shift: npt.ArrayLike, row: int) -> tuple[F32, npt.NDArray[np.intp]]:
+def sinogram(
+    scan: EnergyScan, air: npt.ArrayLike, shift: npt.ArrayLike, row: int, beam: Beam | None = None
+) -> tuple[F32, npt.NDArray[np.intp]]:
     """Return one row of the object at every angle, ``(n, x)``, sideways as it was recorded, and the n projections.
 
     Parameters
     ----------
     scan : EnergyScan
-    air : (all projections, 3) array
-        Air planes; see `absorbance.plane`.
+    air : (all projections, 3 or 6) array
+        Air; see `air.plane`.
     shift : (all projections, 2) array
         ``[dy, dx]`` found; only dy is undone, so that the row is the same part of the object everywhere.
     row : int
         Row of the common grid.
+    beam : Beam, optional
+        What the counts are divided by; the plain flats of every half unless given.
     """
     height, width = scan.frames.frame_shape
     moved = np.asarray(shift, dtype=float)
@@ -125,19 +131,15 @@ def sinogram(scan: EnergyScan, air: npt.ArrayLike, shift: npt.ArrayLike, row: in
         raise XanesTomoError(f"sinogram: expected a row from 0 to {height - 1}, got {row}")
     use = np.flatnonzero(scan.usable & np.isfinite(moved[:, 0]))
     out = np.zeros((len(use), width), dtype=np.float32)
-    rates = {}
+    beam = own_beam(scan) if beam is None else beam
+    images = beam.basis((0, height))[0]
     for i, number in enumerate(use):
-        half = int(scan.half[number])
-        if half not in rates:
-            flat = mean_flat(scan.flats[flat_for(scan, half)])
-            assert flat is not None  # flat_for only names sets with a readable shot
-            rates[half] = flat.rate
         at = row + moved[number, 0]
         y0 = int(np.clip(np.floor(at), 0, height - 2))
         part = float(np.clip(at - y0, 0, 1))
-        counts = scan.frames.read_rows([int(number)], y0, y0 + 2)
-        two = absorbance(counts, scan.exposure_s[[number]], rates[half][y0 : y0 + 2])
-        two -= plane(planes[[number]], (height, width), (y0, y0 + 2))
+        two = read_absorbance(
+            scan, beam, [int(number)], (y0, y0 + 2), air=planes, basis=images[:, y0 : y0 + 2], threads=1
+        )
         out[i] = (1 - part) * two[0, 0] + part * two[0, 1]
     return out, use
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .model import XanesTomoError
 
@@ -21,6 +21,7 @@ __all__ = [
     "Recipe",
     "RegistrationParameters",
     "ScanParameters",
+    "check_flats",
     "parameter_key",
 ]
 
@@ -57,8 +58,41 @@ class ScanParameters(_Parameters):
 class AbsorbanceParameters(_Parameters):
     """How counts become absorbance."""
 
+    contrast: Literal["absorption", "phase"] = Field(
+        "absorption",
+        description="What makes the contrast. Phase (Zernike) frames are aligned and reconstructed, not mapped.",
+    )
+    flats: Literal["auto", "own half", "nearest in time", "time-weighted", "next energy", "pca"] = Field(
+        "auto",
+        description="Flats a projection is divided by. auto: those of its half, unless others of the same energy leave "
+        "clearly less in the air; time-weighted: between the flats before and after (after the last ones of an energy, "
+        "the scaled ones of the next); pca: their principal components, weighted by the air.",
+    )
+    flats_at: tuple[str, ...] = Field(
+        (),
+        description="Exceptions, as 'energy in eV: flats': '8344: half 1' (or half 2, own half, nearest in time, "
+        "time-weighted, next energy, pca). An energy without flats needs one: next energy takes the nearest, scaled.",
+    )
+    stray_light: Literal["blocked rows", "off"] = Field(
+        "blocked rows",
+        description="Subtract the level behind blocked rows of the camera from every frame; where no rows are blocked "
+        "nothing is subtracted.",
+    )
+    mask_bad_pixels: bool = Field(True, description="Leave out pixels that are bad in the flats: shadows, dust, dead.")
+    dark_below: float = Field(
+        0.1, ge=0, le=0.9, description="Pixels darker than this part of the flat's median are left out as shadow."
+    )
+    dust_depth: float = Field(
+        0.2,
+        gt=0,
+        le=10,
+        description="Pixels that differ from their surroundings in the flat by more than this part are left out.",
+    )
     remove_air: bool = Field(
-        True, description="Subtract from every projection the plane fitted to the air around the object."
+        True, description="Subtract from every projection the surface fitted to the air around the object."
+    )
+    air_order: Literal["auto", "plane", "quadratic"] = Field(
+        "auto", description="Terms of that surface; auto: quadratic where they predict air left out of the fit better."
     )
     air_margin_px: float = Field(
         6.0,
@@ -67,6 +101,38 @@ class AbsorbanceParameters(_Parameters):
         description="Distance kept between the object and what counts as air, for 256 columns.",
         json_schema_extra=_unit("px"),
     )
+
+    @field_validator("flats_at")
+    @classmethod
+    def _known_flats(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in entries:
+            _flats_at(entry)
+        return entries
+
+    def flats_for(self, energy_ev: float) -> str:
+        """Return the flats asked for at an energy: the exception, else the rule."""
+        named = [use for ev, use in map(_flats_at, self.flats_at) if abs(ev - energy_ev) <= 0.05]
+        return named[-1] if named else self.flats
+
+
+FLAT_CHOICES = ("auto", "own half", "nearest in time", "time-weighted", "next energy", "pca")
+
+
+def check_flats(use: str) -> str:
+    """Return `use` when it names flats (a policy, or ``half N``); raise ValueError otherwise."""
+    if use in FLAT_CHOICES or (use.startswith("half ") and use[5:].isdigit() and 1 <= int(use[5:]) <= 99):
+        return use
+    raise ValueError(f"expected {', '.join(FLAT_CHOICES)} or 'half N', got {use[:60]!r}")
+
+
+def _flats_at(entry: str) -> tuple[float, str]:
+    """Return (energy in eV, flats) of an entry of `flats_at` such as ``8344: half 1``."""
+    energy, _, use = entry.partition(":")
+    try:
+        ev = float(energy.strip().removesuffix("eV"))
+    except ValueError:
+        raise ValueError(f"expected 'energy in eV: flats', as '8344: half 1', got {entry[:60]!r}") from None
+    return ev, check_flats(use.strip())
 
 
 class JitterParameters(_Parameters):

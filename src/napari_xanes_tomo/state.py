@@ -123,6 +123,7 @@ UNDOABLE = (
     "change_point",
     "boxes",
     "mask",
+    "flats",
 )
 """Kinds of events that are decisions of the user and can be taken back."""
 
@@ -154,6 +155,8 @@ class Manual:
         Particle boxes; none means the whole frame.
     mask : mapping or None
         Reference to a (y, x) array in the journal, True where the camera is not to be trusted.
+    flats : dict of int to str
+        Flats chosen by hand for an energy: a policy, or ``half N``.
     """
 
     frames: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
@@ -164,6 +167,7 @@ class Manual:
     change_points: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     boxes: tuple[Box, ...] = ()
     mask: Mapping[str, Any] | None = None
+    flats: Mapping[int, str] = field(default_factory=dict)
 
     def data_part(self, energy: int) -> list[Any]:
         """Return what changes the pixels an energy is estimated from; part of the keys of its results."""
@@ -172,6 +176,8 @@ class Manual:
             out.append(["boxes", [list(b) for b in self.boxes]])
         if self.mask is not None:
             out.append(["mask", str(self.mask["array"])])
+        if energy in self.flats:
+            out.append(["flats", self.flats[energy]])
         return out
 
     def jitter_part(self, energy: int) -> list[Any]:
@@ -211,6 +217,7 @@ _NEEDED: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "change_point": {"energy": (int,), "frame": (int,), "present": (bool,)},
     "boxes": {"boxes": (list,)},
     "mask": {"mask": (dict, type(None))},
+    "flats": {"energy": (int,), "use": (str, type(None))},
     "undo": {"event": (int,)},
     "redo": {"event": (int,)},
 }  # fmt: skip
@@ -253,6 +260,7 @@ def _manual(events: Iterable[Event]) -> Manual:
     points: dict[int, set[int]] = {}
     boxes: tuple[Box, ...] = ()
     mask: Mapping[str, Any] | None = None
+    flats: dict[int, str] = {}
     for event in events:
         p = event.payload
         if event.kind == "exclude":
@@ -282,6 +290,10 @@ def _manual(events: Iterable[Event]) -> Manual:
             boxes = tuple((int(a), int(b), int(c), int(d)) for a, b, c, d in p["boxes"])
         elif event.kind == "mask":
             mask = p["mask"]
+        elif event.kind == "flats":
+            flats.pop(int(p["energy"]), None)
+            if p["use"] is not None:
+                flats[int(p["energy"])] = str(p["use"])
     return Manual(
         frames,
         energies,
@@ -291,6 +303,7 @@ def _manual(events: Iterable[Event]) -> Manual:
         {e: tuple(sorted(s)) for e, s in points.items() if s},
         boxes,
         mask,
+        flats,
     )
 
 

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .absorbance import Normalised, normalise, scan_detector
+from .absorbance import Normalised, normalise
+from .counts import bin_frames
+from .detector import Detector, stray_law
+from .flats import Beam, exposures
 from .jitter import FEWEST_ANGLES, find_jitter
 from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import Recipe
@@ -23,11 +26,13 @@ __all__ = [
     "Confinement",
     "Step",
     "StepResult",
+    "beam_of",
     "estimation_bin",
     "run_flats",
     "run_jitter",
     "run_registration",
     "step",
+    "stray_jump_effect",
 ]
 
 
@@ -118,59 +123,216 @@ class Confinement:
     scale: float = 1.0
     mask: npt.NDArray[np.bool_] | None = None
 
+    def reached(self, shape: tuple[int, int], by: float) -> list[tuple[float, float, float, float]]:
+        """Return the boxes at this energy, widened by a part of the frame's width: (y0, y1, x0, x1), recorded px."""
+        out = []
+        for y0, y1, x0, x1 in self.boxes:
+            ends: list[float] = []
+            for low, high, n in ((y0, y1, shape[0]), (x0, x1, shape[1])):
+                middle = n / 2
+                ends.append(max(0.0, middle + self.scale * (low - middle) - by * shape[1]))
+                ends.append(min(float(n), middle + self.scale * (high - middle) + by * shape[1]))
+            out.append((ends[0], ends[1], ends[2], ends[3]))
+        return out
+
     def apply(self, data: Normalised) -> Normalised:
         """Return the absorbance with everything outside the boxes set to air."""
         if not self.boxes:
             return data
-        (height, width), b = data.frame_shape, data.bin
+        b = data.bin
         inside = np.zeros(data.data.shape[1:], dtype=np.float32)
         # The particle moves by its jitter: the box is widened by a tenth of the frame.
-        reach = 0.1 * width
-        for y0, y1, x0, x1 in self.boxes:
-            ends = []
-            for low, high, n in ((y0, y1, height), (x0, x1, width)):
-                middle = n / 2
-                first = max(0.0, middle + self.scale * (low - middle) - reach)
-                last = min(float(n), middle + self.scale * (high - middle) + reach)
-                ends.append(slice(int(first / b), int(np.ceil(last / b))))
-            inside[tuple(ends)] = 1
+        for y0, y1, x0, x1 in self.reached(data.frame_shape, 0.1):
+            inside[int(y0 / b) : int(np.ceil(y1 / b)), int(x0 / b) : int(np.ceil(x1 / b))] = 1
         return replace(data, data=data.data * inside)
 
 
 def run_flats(
-    scan: EnergyScan, recipe: Recipe, within: Confinement | None = None, *, progress: Progress = no_progress
+    scan: EnergyScan,
+    recipe: Recipe,
+    within: Confinement | None = None,
+    *,
+    number: int = 0,
+    around: Mapping[int, EnergyScan] | None = None,
+    use: str | None = None,
+    progress: Progress = no_progress,
 ) -> tuple[StepResult, Normalised]:
-    """Normalise one energy by its flats and fit the air: arrays ``air`` (n, 3), ``air_residual``, ``variance`` (n,)."""
+    """Normalise one energy by its flats and fit the air.
+
+    Parameters
+    ----------
+    scan : EnergyScan
+    recipe : Recipe
+    within : Confinement, optional
+    number : int
+        Number of this energy.
+    around : mapping of int to EnergyScan, optional
+        The other energies, for policies that use their flats.
+    use : str, optional
+        Flats chosen by hand for this energy.
+    progress : callable
+        See `Progress`.
+
+    Returns
+    -------
+    StepResult
+        Arrays ``air`` (n, 3 or 6), ``air_residual``, ``variance`` (n,), and the beam as numbers: see `beam_of`.
+    Normalised
+    """
     bin = estimation_bin(scan.frames.frame_shape[1])
     within = within or Confinement()
-    found = within.apply(normalise(scan, recipe.absorbance, bin=bin, mask=within.mask, progress=progress))
+    whole = normalise(
+        scan, recipe.absorbance, bin=bin, mask=within.mask, number=number, around=around, use=use,
+        boxes=within.reached(scan.frames.frame_shape, 0.2), progress=progress,
+    )  # fmt: skip
+    found = within.apply(whole)
+    assert found.beam is not None
     n = len(scan)
-    detector = scan_detector(scan)
+    beam, detector = found.beam, found.beam.detector
     residual = float(np.nanmedian(found.air_residual)) if np.isfinite(found.air_residual).any() else float("nan")
     without = float(np.mean(~np.isfinite(found.air_residual))) if recipe.absorbance.remove_air else 0.0
     mass = found.data.sum(axis=(1, 2), dtype=np.float64)
     spread = float(np.std(mass) / np.mean(mass)) if np.mean(mass) > 0 else float("inf")
+    height, width = scan.frames.frame_shape
+    masked = float(beam.bad[:, 1].sum() / (height * width))
     scores = (
         Score("air residual", residual, "OD", 0.02),
         Score("projections without air to fit", without, "", 0.1),
         Score("scatter of the mass", spread, "", 0.05),
         Score("gain", detector.gain, "counts/quantum"),
         Score("read noise", float(np.sqrt(detector.read_variance)), "counts"),
+        Score("masked pixels", masked, ""),
     )
     arrays = {
         "air": _spread(found.air, found.index, n),
         "air_residual": _spread(found.air_residual, found.index, n),
         "variance": _spread(found.variance, found.index, n),
+        "beam_shots": beam.shots,
+        "beam_mixing": beam.mixing,
+        "beam_weights": beam.weights,
+        "stray": beam.stray,
+        "shot_stray": beam.shot_stray,
+        "bad_pixels": beam.bad,
     }
-    numbers = {"gain": detector.gain, "read_variance": detector.read_variance, "bin": bin}
-    return StepResult(arrays, numbers, Quality(scores)), found
+    constant, fraction, level, without_stray = _stray_effect(found, scan)
+    numbers = {
+        "gain": detector.gain,
+        "read_variance": detector.read_variance,
+        "noise_source": detector.source,
+        "bin": bin,
+        "beam_origins": [list(o) for o in beam.origins],
+        "flats": list(found.use),
+        "flat_candidates": {k: list(v) for k, v in found.candidates.items()},
+        "stray_constant": constant,
+        "stray_fraction": fraction,
+        "object_od": level,
+        "object_od_with_stray": without_stray,
+        "masked": masked,
+    }
+    return StepResult(arrays, numbers, Quality(scores, found.notes)), found
 
 
-def renormalise(scan: EnergyScan, recipe: Recipe, flats: StepResult, within: Confinement | None = None) -> Normalised:
-    """Read one energy again with the air planes that were found."""
-    air = np.nan_to_num(flats.arrays["air"])
+def _stray_effect(data: Normalised, scan: EnergyScan) -> tuple[float, float, float, float]:
+    """Return the law of the stray light, and the mean absorbance behind the object without it and with it.
+
+    The constant in counts, the fraction of the frame's mean; both absorbances the same where nothing was subtracted.
+    """
+    beam = data.beam
+    assert beam is not None
+    pick = np.unique(np.linspace(0, len(data.index) - 1, 12).astype(int))
+    frames = data.data[pick]
+    body = frames > 0.3 * max(float(np.percentile(frames, 98)), 1e-6)
+    if not body.any():
+        return 0.0, 0.0, 0.0, 0.0
+    level = float(frames[body].mean())
+    if not beam.stray.any():
+        return 0.0, 0.0, level, level
+    shape = data.frame_shape
+    rows = (0, shape[0] // data.bin * data.bin)
+    images = bin_frames(beam.basis(rows)[0], data.bin)
+    seconds = exposures(scan.exposure_s)
+    total, count = 0.0, 0
+    flat_stray, flat_mean = [], []
+    for s, (source, shot) in enumerate(beam.shots):
+        t = float(exposures(beam.sources[int(source)].exposure_s)[shot])
+        flat_stray.append(float(beam.shot_stray[s]))
+        flat_mean.append(float(images[0].mean()) * t + float(beam.shot_stray[s]))
+    shot_rate = float(np.mean(beam.shot_stray)) / float(
+        np.mean([exposures(beam.sources[int(a)].exposure_s)[b] for a, b in beam.shots])
+    )
+    for frame, inside, j in zip(frames, body, data.index[pick], strict=True):
+        rate = np.tensordot(beam.weights[j].astype(np.float32), images, 1)
+        bare = np.maximum(rate * float(seconds[j]), 1e-3)
+        through = bare * np.exp(-frame) + float(beam.stray[j])
+        with_stray = -np.log(through / (bare + shot_rate * float(seconds[j])))
+        use = inside & (rate > 0.05 * float(np.median(rate)))
+        total += float(with_stray[use].sum())
+        count += int(use.sum())
+    constant, fraction = stray_law(
+        np.concatenate([beam.stray[data.index], flat_stray]), np.concatenate([data.field_counts, flat_mean])
+    )
+    return constant, fraction, level, total / max(count, 1)
+
+
+def stray_jump_effect(
+    energies_ev: npt.ArrayLike, without: npt.ArrayLike, with_stray: npt.ArrayLike, edge_ev: float
+) -> float:
+    """Return by which part the edge jump is too small where stray light is left in; NaN where no jump is bracketed.
+
+    Parameters
+    ----------
+    energies_ev : (energies,) array
+    without, with_stray : (energies,) arrays
+        Mean absorbance behind the object, ``object_od`` and ``object_od_with_stray`` of the flats step.
+    edge_ev : float
+        Energy of the edge.
+    """
+    energy, a, b = (np.asarray(v, dtype=float) for v in (energies_ev, without, with_stray))
+    known = np.isfinite(a) & np.isfinite(b)
+    below = known & (energy < edge_ev - 3) & (energy > edge_ev - 400)
+    above = known & (energy > edge_ev + 15) & (energy < edge_ev + 400)
+    if not below.any() or not above.any():
+        return float("nan")
+    low, high = below & (energy == energy[below].max()), above & (energy == energy[above].max())
+    jump = float(a[high].mean() - a[low].mean())
+    return 1 - float(b[high].mean() - b[low].mean()) / jump if jump > 0 else float("nan")
+
+
+def beam_of(flats: StepResult, scans: Mapping[int, EnergyScan]) -> Beam | None:
+    """Return the beam that a result of the flats step holds; None for one that was made before there was any."""
+    if "beam_mixing" not in flats.arrays:
+        return None
+    origins = tuple((int(e), int(k)) for e, k in flats.numbers["beam_origins"])
+    arrays = flats.arrays
+    return Beam(
+        tuple(scans[e].flats[k] for e, k in origins),
+        origins,
+        np.asarray(arrays["beam_shots"], dtype=np.intp),
+        np.asarray(arrays["beam_mixing"], dtype=float),
+        np.asarray(arrays["beam_weights"], dtype=float),
+        np.asarray(arrays["stray"], dtype=float),
+        np.asarray(arrays["shot_stray"], dtype=float),
+        np.asarray(arrays["bad_pixels"], dtype=np.int32).reshape(-1, 2),
+        Detector(float(flats.numbers["gain"]), float(flats.numbers["read_variance"])),
+    )
+
+
+def renormalise(
+    scan: EnergyScan,
+    recipe: Recipe,
+    flats: StepResult,
+    within: Confinement | None = None,
+    *,
+    number: int = 0,
+    around: Mapping[int, EnergyScan] | None = None,
+) -> Normalised:
+    """Read one energy again with the flats and the air that were found."""
     within = within or Confinement()
-    found = normalise(scan, recipe.absorbance, bin=int(flats.numbers["bin"]), air=air, mask=within.mask)
+    beam = beam_of(flats, {**(around or {}), number: scan})
+    found = normalise(
+        scan, recipe.absorbance, bin=int(flats.numbers["bin"]), air=np.nan_to_num(flats.arrays["air"]),
+        mask=within.mask, beam=beam, number=number, around=around,
+    )  # fmt: skip
     return within.apply(found)
 
 

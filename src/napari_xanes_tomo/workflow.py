@@ -41,7 +41,7 @@ from .io.store import (
 )
 from .maps import AlignedEnergy, MapPlan, Slab, map_slab, plan_maps, require_energies
 from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Series, XanesTomoError, no_progress
-from .recipe import MapsParameters, Recipe, parameter_key
+from .recipe import MapsParameters, Recipe, check_flats, parameter_key
 from .registration import Template, make_template, reference_energy
 from .state import (
     THRESHOLDS,
@@ -61,6 +61,7 @@ from .steps import (
     Confinement,
     StepResult,
     alignment_of,
+    beam_of,
     renormalise,
     run_flats,
     run_jitter,
@@ -189,6 +190,10 @@ class Workflow:
     def journal(self) -> Journal:
         """What happened so far."""
         return self.output.journal
+
+    @property
+    def _scans(self) -> dict[int, EnergyScan]:
+        return dict(enumerate(self.series.scans))
 
     @property
     def state(self) -> State:
@@ -324,6 +329,15 @@ class Workflow:
                 raise XanesTomoError(f"mask: expected the shape of a frame, {self.series.frame_shape}, got {bad.shape}")
             reference = self.journal.put_array(bad.astype(np.uint8))
         self._manual("mask", None, mask=reference)
+
+    def choose_flats(self, energy: int, use: str | None) -> None:
+        """Say which flats an energy is divided by: a policy, or ``half N``; None leaves it to the recipe."""
+        if use is not None:
+            try:
+                check_flats(use)
+            except ValueError as error:
+                raise XanesTomoError(f"flats: {error}") from None
+        self._manual("flats", energy, use=use)
 
     def note(self, text: str) -> None:
         """Write a remark into the journal."""
@@ -527,7 +541,15 @@ class Workflow:
         assert energy is not None
         scan = self.scan(energy)
         if name == "flats":
-            result, data = run_flats(scan, self.recipe, self._confinement(energy, state), progress=progress)
+            result, data = run_flats(
+                scan,
+                self.recipe,
+                self._confinement(energy, state),
+                number=energy,
+                around=self._scans,
+                use=state.manual.flats.get(energy),
+                progress=progress,
+            )
             unit = state[(name, energy)]
             self._data = (parameter_key(name, unit.parameter_key, unit.input_key), data)
             return result
@@ -594,7 +616,9 @@ class Workflow:
         """One energy as absorbance; the last one asked for is kept."""
         key = self._data_key(energy, state)
         if self._data is None or self._data[0] != key:
-            self._data = (key, renormalise(self.scan(energy), self.recipe, flats, self._confinement(energy, state)))
+            within = self._confinement(energy, state)
+            again = renormalise(self.scan(energy), self.recipe, flats, within, number=energy, around=self._scans)
+            self._data = (key, again)
         return self._data[1]
 
     def _reference_template(self, reference: int, state: State) -> Template:
@@ -616,6 +640,11 @@ class Workflow:
 
     def map_plan(self, state: State | None = None) -> tuple[MapPlan, list[AlignedEnergy], float]:
         """Return the plan of the maps, the energies that take part, and the voxel size in nm."""
+        if self.recipe.absorbance.contrast == "phase":
+            raise XanesTomoError(
+                "maps: expected absorption contrast, got a recipe with `contrast: phase`; phase frames are aligned and "
+                "reconstructed, but hold no densities and no spectra"
+            )
         state = self.state if state is None else state
         items, mass, noise, numbers = [], [], [], []
         level = float("nan")
@@ -626,8 +655,9 @@ class Workflow:
                 continue
             found = self.result(unit.candidate)
             scan = self.scan(e)
-            air = np.nan_to_num(self._chosen(state, "flats", e).arrays["air"])
-            items.append(AlignedEnergy(scan, alignment_of(found, scan), air, mask))
+            flats = self._chosen(state, "flats", e)
+            air = np.nan_to_num(flats.arrays["air"])
+            items.append(AlignedEnergy(scan, alignment_of(found, scan), air, mask, beam_of(flats, self._scans)))
             mass.append(float(found.numbers["mass"]))
             noise.append(float(found.numbers["variance"]) / float(found.numbers["magnification"]) ** 2)
             numbers.append(e)

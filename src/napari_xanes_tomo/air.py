@@ -1,0 +1,461 @@
+"""The air around the object: a smooth surface fitted to every projection, and what of a frame is air.
+
+The object only ever adds absorbance, so the air is the lowest level of a frame that is smooth over a good part of it.
+A surface is accepted by how many pixels lie *on* it, and rejected by how many lie *below* it: a capillary wall, a
+support post or a particle at the border then stand above the air instead of bending the fit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar, cast
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from .model import FloatArray
+
+__all__ = ["fit_air", "fit_surface", "plane", "terms"]
+
+F32 = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Order = Literal["auto", "plane", "quadratic"]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_TRIALS = 400  # planes through three places that are tried per frame
+_LEAST_AIR = 0.02  # part of the frame
+_BELOW = 4.0  # what a pixel below the surface costs, in pixels on it
+
+
+def _jit(function: _F) -> _F:
+    """Compile for the machine at first use, kept on disk, without the GIL."""
+    return cast(_F, nb.njit(cache=True, nogil=True)(function))
+
+
+def terms(shape: tuple[int, int], count: int, rows: tuple[int, int] | None = None) -> FloatArray:
+    """Return (count, rows, columns) terms of the surface: 1, y, x, and for 6 of them y^2, x y, x^2.
+
+    y and x run from -1 to 1 over the width of the frame, 0 in its middle, whatever its binning.
+    """
+    h, w = shape
+    y0, y1 = rows or (0, h)
+    y = ((np.arange(y0, y1) - (h - 1) / 2) / (w / 2))[:, None]
+    x = ((np.arange(w) - (w - 1) / 2) / (w / 2))[None, :]
+    one = np.ones((y1 - y0, w))
+    return np.stack([one, y * one, x * one, y * y * one, y * x, x * x * one][:count])
+
+
+def plane(coefficients: npt.ArrayLike, shape: tuple[int, int], rows: tuple[int, int] | None = None) -> FloatArray:
+    """Evaluate air surfaces on a frame.
+
+    Parameters
+    ----------
+    coefficients : (n, 3) or (n, 6) array
+        Level, slope in y, slope in x, and where the air is curved the factors of y^2, x y and x^2; y and x run from
+        -1 to 1 over the width of the frame.
+    shape : (int, int)
+        Shape of the frame, of whatever binning.
+    rows : (int, int), optional
+        Only these rows of it.
+
+    Returns
+    -------
+    (n, rows, columns) float32 array
+    """
+    c = np.asarray(coefficients, dtype=np.float32)
+    h, w = shape
+    y0, y1 = rows or (0, h)
+    y = ((np.arange(y0, y1) - (h - 1) / 2) / (w / 2)).astype(np.float32)[:, None]
+    x = ((np.arange(w) - (w - 1) / 2) / (w / 2)).astype(np.float32)[None, :]
+    out = c[:, 0, None, None] + c[:, 1, None, None] * y + c[:, 2, None, None] * x
+    if c.shape[1] == 6:
+        out = out + c[:, 3, None, None] * (y * y) + c[:, 4, None, None] * (y * x) + c[:, 5, None, None] * (x * x)
+    return np.asarray(out)
+
+
+@_jit
+def _seek(
+    first: int, end: int, values: Any, noise: Any, order: Any, places: Any, starts: Any, ys: Any, xs: Any, best: Any
+) -> None:
+    """Find for frames ``first .. end`` the plane with most pixels on it and fewest below.
+
+    values (n, p) with NaN where there is nothing to go by; order (n, p) the pixels by their value; places (trials, 3)
+    places in that order to lay a plane through; starts (n, s, 3) planes to try as well; best (n, 3) the answer.
+    """
+    pixels = values.shape[1]
+    for i in range(first, end):
+        v = values[i]
+        s = noise[i]
+        top = -1e30
+        for t in range(places.shape[0] + starts.shape[1]):
+            if t < starts.shape[1]:
+                c0, c1, c2 = starts[i, t, 0], starts[i, t, 1], starts[i, t, 2]
+            else:
+                a = order[i, places[t - starts.shape[1], 0]]
+                b = order[i, places[t - starts.shape[1], 1]]
+                c = order[i, places[t - starts.shape[1], 2]]
+                ya, yb, yc = ys[a], ys[b], ys[c]
+                xa, xb, xc = xs[a], xs[b], xs[c]
+                det = (yb - ya) * (xc - xa) - (yc - ya) * (xb - xa)
+                if abs(det) < 0.05:
+                    continue
+                c1 = ((v[b] - v[a]) * (xc - xa) - (v[c] - v[a]) * (xb - xa)) / det
+                c2 = ((yb - ya) * (v[c] - v[a]) - (yc - ya) * (v[b] - v[a])) / det
+                c0 = v[a] - c1 * ya - c2 * xa
+            if not (abs(c1) < 0.5 and abs(c2) < 0.5 and abs(c0) < 1e6):  # NaN as well
+                continue
+            score = -0.5 * pixels * math.sqrt(c1 * c1 + c2 * c2)  # of two explanations the one with less tilt
+            for p in range(pixels):
+                r = v[p] - c0 - c1 * ys[p] - c2 * xs[p]
+                if r < -4.0 * s:
+                    score -= _BELOW
+                elif r < 2.5 * s:
+                    score += 1.0 - 0.16 * (r / s) ** 2
+            if score > top:
+                top = score
+                best[i, 0], best[i, 1], best[i, 2] = c0, c1, c2
+
+
+@_jit
+def _fit_frames(first: int, end: int, values: Any, keep: Any, design: Any, trim: float, out: Any) -> None:
+    """Fit frames ``first .. end``; see `fit_surface`."""
+    pixels, k = design.shape
+    rest = np.empty(pixels)
+    for i in range(first, end):
+        limit = np.inf
+        c = np.zeros(k)
+        for again in range(3 if trim > 0 else 1):
+            normal = np.zeros((k, k))
+            right = np.zeros(k)
+            for p in range(pixels):
+                if not keep[i, p]:
+                    continue
+                v = values[i, p]
+                if again:
+                    r = v
+                    for j in range(k):
+                        r -= c[j] * design[p, j]
+                    if abs(r) > limit:
+                        continue
+                for j in range(k):
+                    right[j] += design[p, j] * v
+                    for m in range(j + 1):
+                        normal[j, m] += design[p, j] * design[p, m]
+            for j in range(k):
+                for m in range(j):
+                    normal[m, j] = normal[j, m]
+                normal[j, j] += 1e-9 * (1.0 + normal[0, 0])
+            c = np.linalg.solve(normal, right)
+            if trim > 0 and again < 2:
+                count = 0
+                for p in range(pixels):
+                    if keep[i, p]:
+                        r = values[i, p]
+                        for j in range(k):
+                            r -= c[j] * design[p, j]
+                        rest[count] = abs(r)
+                        count += 1
+                if count == 0:
+                    break
+                limit = trim * (1.4826 * np.median(rest[:count]) + 1e-9)
+        out[i] = c
+
+
+@_jit
+def _median_frames(first: int, end: int, values: Any, keep: Any, out: Any) -> None:
+    """Median of the pixels kept of frames ``first .. end``; 0 where there is none."""
+    held = np.empty(values.shape[1])
+    for i in range(first, end):
+        count = 0
+        for p in range(values.shape[1]):
+            if keep[i, p]:
+                held[count] = values[i, p]
+                count += 1
+        out[i] = np.median(held[:count]) if count else 0.0
+
+
+def _in_threads(n: int, threads: int | None, work: Callable[[int, int], None]) -> None:
+    """Run ``work(first, end)`` over n frames in plain threads; frames do not depend on each other."""
+    workers = max(1, threads or os.cpu_count() or 1)
+    piece = max(1, -(-n // (4 * workers)))
+    with ThreadPoolExecutor(workers) as pool:
+        for job in [pool.submit(work, a, min(a + piece, n)) for a in range(0, n, piece)]:
+            job.result()
+
+
+def fit_surface(
+    values: FloatArray, keep: npt.NDArray[Any], design: FloatArray, *, trim: float = 0.0, threads: int | None = None
+) -> FloatArray:
+    """Fit every frame by least squares: (n, p) values and pixels kept, (p, k) terms give (n, k) coefficients.
+
+    With `trim`, twice more without what lies beyond that many robust standard deviations.
+    """
+    v = np.ascontiguousarray(values, dtype=np.float64)
+    use = np.ascontiguousarray(keep, dtype=np.bool_) & np.isfinite(v)
+    d = np.ascontiguousarray(design, dtype=np.float64)
+    out = np.zeros((len(v), d.shape[1]))
+    _in_threads(len(v), threads, lambda a, b: _fit_frames(a, b, v, use, d, trim, out))
+    return out
+
+
+def _medians(values: FloatArray, keep: Mask) -> FloatArray:
+    """Return (n,) medians of the pixels kept of (n, p) values."""
+    v, k = np.ascontiguousarray(values, dtype=np.float64), np.ascontiguousarray(keep)
+    out = np.zeros(len(v))
+    _in_threads(len(v), None, lambda a, b: _median_frames(a, b, v, k, out))
+    return out
+
+
+def _spread(rest: FloatArray, keep: Mask) -> FloatArray:
+    """Return (n,) robust standard deviations of the pixels kept about 0."""
+    return np.asarray(1.4826 * _medians(np.abs(rest), keep) + 1e-9)
+
+
+def _noise(frames: F32, valid: Mask) -> FloatArray:
+    """Return (n,) noise of a pixel in the quietest eighth of every frame, from differences of neighbours."""
+    n, h, w = frames.shape
+    block = max(4, min(h, w) // 8)
+    f = np.where(valid, frames, np.nan)
+    d = (f[:, :-1, :-1] - f[:, 1:, :-1] - f[:, :-1, 1:] + f[:, 1:, 1:])[:, : (h - 1) // block * block, :]
+    d = d[:, :, : (w - 1) // block * block]
+    parts = d.reshape(n, d.shape[1] // block, block, d.shape[2] // block, block) ** 2
+    known = np.isfinite(parts)
+    count = known.sum(axis=(2, 4))
+    mean = np.where(known, parts, 0).sum(axis=(2, 4)) / np.maximum(count, 1)
+    mean = np.where(count >= block * block // 2, mean, np.inf).reshape(n, -1)
+    mean.sort(axis=1)
+    quiet = mean[:, mean.shape[1] // 8]
+    return np.sqrt(np.where(np.isfinite(quiet), quiet, 0) / 4)
+
+
+def _without_specks(body: Mask, fewest: int) -> Mask:
+    """Drop groups of fewer than `fewest` pixels from (n, y, x) masks: noise that crossed the threshold."""
+    from scipy.ndimage import label
+
+    structure = np.zeros((3, 3, 3), dtype=bool)
+    structure[1] = True
+    labels, count = label(body, structure)
+    if count == 0:
+        return body
+    size = np.bincount(labels.ravel())
+    size[0] = 0
+    return np.asarray((size >= fewest)[labels])
+
+
+def _disk(radius: float) -> Mask:
+    reach = max(1, int(np.ceil(radius)))
+    y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
+    return np.asarray(y**2 + x**2 <= max(radius, 1.0) ** 2)[None]
+
+
+def fit_air(
+    frames: F32,
+    margin_px: float,
+    *,
+    region: npt.NDArray[np.bool_] | None = None,
+    order: Order = "plane",
+    threads: int | None = None,
+) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+    """Fit a smooth surface to the air around the object in every projection.
+
+    What counts as air is found from the frame itself: the lowest level that is smooth over a good part of the frame,
+    kept `margin_px` away from everything that rises above it, and further away while the air beside the object is
+    higher than it should be.
+
+    Parameters
+    ----------
+    frames : (n, y, x) float32 array
+        Absorbance; NaN where the camera is not to be trusted.
+    margin_px : float
+        Distance kept from the object, pixels of these frames.
+    region : (y, x) bool array, optional
+        Only there air is looked for; everywhere by default.
+    order : {"plane", "quadratic", "auto"}
+        Terms of the surface. ``auto``: quadratic terms where they predict air that had no part in the fit better.
+    threads : int, optional
+
+    Returns
+    -------
+    coefficients : (n, 3) or (n, 6) array
+        See `plane`.
+    residual : (n,) array
+        Standard deviation of the air about its surface; NaN where there is too little air for a fit (the surface is
+        zero then).
+    object_mask : (n, y, x) bool array
+        What is not air.
+
+    Notes
+    -----
+    The first surface is found by random sample consensus (Fischler & Bolles 1981, doi 10.1145/358669.358692) with a
+    fixed seed, with a price on pixels below the surface.
+    """
+    from scipy.ndimage import binary_dilation, uniform_filter
+
+    n, h, w = frames.shape
+    valid = np.isfinite(frames)
+    if region is not None:
+        valid &= region
+    enough = valid.mean(axis=(1, 2)) >= _LEAST_AIR
+    coefficients: FloatArray = np.zeros((n, 3))
+    residual: FloatArray = np.full(n, np.nan)
+    masks = np.ones((n, h, w), dtype=bool)
+    if not enough.any():
+        return coefficients, residual, masks
+    frames, valid = frames[enough], valid[enough]
+    filled = np.where(valid, frames, 0).astype(np.float32)
+    size = (1, 3, 3)
+    part = uniform_filter(valid.astype(np.float32), size, mode="constant")
+    smooth = uniform_filter(filled, size, mode="constant") / np.maximum(part, 1e-6)
+    smooth = np.where(valid & (part > 0.3), smooth, np.nan)
+    noise = np.maximum(_noise(np.asarray(frames), valid), 1e-7)
+    level = np.maximum(noise / 3, 1e-4)
+
+    design = terms((h, w), 3).reshape(3, -1).T
+    # Wider means for the first planes: a step as high as the noise must not be bridged by a tilt.
+    part = uniform_filter(valid.astype(np.float32), (1, 5, 5), mode="constant")
+    wide = uniform_filter(filled, (1, 5, 5), mode="constant") / np.maximum(part, 1e-6)
+    guess = _first_planes(np.where(valid & (part > 0.3), wide, np.nan), 0.6 * level, threads)
+    air, c = _grow_air(smooth, valid, guess, design, level, margin_px, frames)
+
+    # The object must not leak: while the air next to it is higher than the rest, the margin grows.
+    flat = filled.reshape(len(filled), -1).astype(np.float64)
+    one = _disk(1.0)
+    for _ in range(4):
+        rest = (flat - c @ design.T).reshape(air.shape)
+        ring = binary_dilation(~air & valid, one) & air
+        inner = air & ~ring
+        count = np.maximum(ring.sum(axis=(1, 2)), 1)
+        high = np.where(ring, rest, 0).sum(axis=(1, 2)) / count - np.where(inner, rest, 0).sum(
+            axis=(1, 2)
+        ) / np.maximum(inner.sum(axis=(1, 2)), 1)
+        sigma = _spread(rest.reshape(len(rest), -1), air.reshape(len(air), -1))
+        leaking = (high > np.maximum(4 * sigma / np.sqrt(count), 0.1 * sigma)) & (
+            inner.mean(axis=(1, 2)) > 2 * _LEAST_AIR
+        )
+        if not leaking.any():
+            break
+        air[leaking] &= ~ring[leaking]
+        c[leaking] = fit_surface(flat[leaking], air[leaking].reshape(int(leaking.sum()), -1), design, trim=3.0)
+
+    weight = air.reshape(len(air), -1)
+    if order != "plane":
+        curved = terms((h, w), 6).reshape(6, -1).T
+        if order == "quadratic" or _predicts_better(flat, weight, design, curved, (h, w)):
+            design = curved
+            c = fit_surface(flat, weight, design, trim=3.0)
+            coefficients = np.zeros((n, 6))
+    good = air.mean(axis=(1, 2)) >= _LEAST_AIR
+    rest = np.where(weight, flat - c @ design.T, 0)
+    count = np.maximum(weight.sum(axis=1), 1)
+    sd = np.sqrt(np.maximum((rest**2).sum(axis=1) / count - (rest.sum(axis=1) / count) ** 2, 0))
+    where = np.flatnonzero(enough)
+    coefficients[where[good]] = c[good]
+    residual[where[good]] = sd[good]
+    masks[where[good]] = ~air[good]
+    return coefficients, residual, masks
+
+
+def _first_planes(smooth: FloatArray, noise: FloatArray, threads: int | None) -> FloatArray:
+    """(n, 3) planes by consensus; those of the neighbours and of the typical frame are tried on every frame."""
+    n, h, w = smooth.shape
+    step = max(1, min(h, w) // 32)
+    grid = smooth[:, step // 2 :: step, step // 2 :: step]
+    y = ((np.arange(h)[step // 2 :: step] - (h - 1) / 2) / (w / 2))[:, None] * np.ones((1, grid.shape[2]))
+    x = ((np.arange(w)[step // 2 :: step] - (w - 1) / 2) / (w / 2))[None, :] * np.ones((grid.shape[1], 1))
+    values = np.ascontiguousarray(grid.reshape(n, -1), dtype=np.float64)
+    ys, xs = y.ravel().copy(), x.ravel().copy()
+    order = np.argsort(values, axis=1).astype(np.int32)  # NaN last
+    fewest = max(1, int(np.isfinite(values).sum(axis=1).min()))
+    rng = np.random.default_rng(20)
+    places = rng.integers(fewest, size=(_TRIALS, 3))
+    places[_TRIALS // 3 :] //= 3  # air is low: most of the trials among the lowest third
+    low = np.zeros((n, 1, 3))
+    low[:, 0, 0] = np.nanpercentile(values, 20, axis=1)
+    best = low[:, 0].copy()
+    for again in range(2):
+        if again:
+            around = [np.roll(best, k, axis=0) for k in (-2, -1, 0, 1, 2)]
+            starts = np.stack([*around, np.broadcast_to(np.median(best, axis=0), best.shape)], axis=1)
+            places = places[:0]
+        else:
+            starts = low
+        starts = np.ascontiguousarray(starts)
+        found = best.copy()
+        _seek_all(values, noise, order, places, starts, ys, xs, found, threads)
+        best = found
+    return best
+
+
+def _seek_all(
+    values: Any, noise: Any, order: Any, places: Any, starts: Any, ys: Any, xs: Any, found: Any, threads: int | None
+) -> None:
+    """Run `_seek` over all frames."""
+    _in_threads(len(values), threads, lambda a, b: _seek(a, b, values, noise, order, places, starts, ys, xs, found))
+
+
+def _grow_air(
+    smooth: FloatArray,
+    valid: Mask,
+    guess: FloatArray,
+    design: FloatArray,
+    noise: FloatArray,
+    margin_px: float,
+    frames: F32,
+) -> tuple[Mask, FloatArray]:
+    """Turn first planes into the air of every frame and the planes through all of it."""
+    from scipy.ndimage import binary_dilation
+
+    n, h, w = smooth.shape
+    disk = _disk(margin_px)
+    c = guess.copy()
+    air = np.zeros((n, h, w), dtype=bool)
+    flat = np.where(valid, frames, 0).reshape(n, -1).astype(np.float64)
+    spread = noise.copy()
+    for turn in range(5):
+        rest = smooth - (c @ design.T).reshape(n, h, w)
+        if turn:
+            # Only what lies below says how wide the air is: what lies above may be object.
+            inside, one = rest.reshape(n, -1), air.reshape(n, -1)
+            centre = _medians(inside, one)
+            below = centre[:, None] - inside
+            spread = np.clip(1.4826 * _medians(below, one & (below >= 0)), 0.7 * noise, 30 * noise) + 1e-9
+        else:
+            centre = np.zeros(n)
+        rest = np.nan_to_num(rest - centre[:, None, None], nan=-np.inf)
+        width = spread[:, None, None]
+        body = _without_specks(rest > 3.5 * width, 4)
+        # What touches the object and is more likely object than air belongs to it.
+        body |= binary_dilation(body, _disk(1.5)) & (rest > 1.5 * width)
+        body |= _without_specks(rest > 2.5 * width, 12)
+        new = ~binary_dilation(body, disk) & valid & np.isfinite(smooth)
+        same = np.array_equal(new, air)
+        air = new
+        if same:
+            break
+        usable = air.mean(axis=(1, 2)) >= _LEAST_AIR
+        if usable.any():
+            c[usable] = fit_surface(flat[usable], air[usable].reshape(int(usable.sum()), -1), design, trim=3.0)
+    return air, c
+
+
+def _predicts_better(
+    flat: FloatArray, weight: npt.NDArray[np.bool_], low: FloatArray, high: FloatArray, shape: tuple[int, int]
+) -> bool:
+    """Whether the terms `high` predict squares of air left out of the fit better than `low`, by 5 % or more."""
+    h, w = shape
+    block = max(2, w // 8)
+    number = (np.arange(h)[:, None] // block * 3 + np.arange(w)[None, :] // block * 5).ravel() % 4
+    errors: list[list[FloatArray]] = [[], []]
+    for part in range(4):
+        asked = weight & (number == part)
+        for k, design in enumerate((low, high)):
+            c = fit_surface(flat, weight & (number != part), design)
+            rest = np.where(asked, flat - c @ design.T, 0)
+            errors[k].append((rest**2).sum(axis=1))
+    plain, curved = (np.sum(e, axis=0) for e in errors)
+    ok = plain > 0
+    return bool(ok.any() and np.median(curved[ok] / plain[ok]) < 0.95)
