@@ -204,15 +204,16 @@ def test_inspect_of_the_real_script(data_dir: Path) -> None:
 def test_demo_writes_a_twin_and_leaves_other_folders_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
 
-    def fake(folder: Path, preset: str, *, seed: int, progress: object) -> Path:
-        called.append((preset, seed))
+    def fake(folder: Path, preset: str, *, seed: int, options: dict[str, object], progress: object) -> Path:
+        called.append((preset, seed, options))
         folder.mkdir()
         (folder / "a.xrm").touch()
         return folder
 
     monkeypatch.setattr("napari_xanes_tomo.phantom.write_twin", fake)
-    result = call("demo", tmp_path / "twin", "--preset", "tiny", "--seed", "3")
-    assert (result.exit_code, called) == (0, [("tiny", 3)])
+    result = call("demo", tmp_path / "twin", "--preset", "tiny", "--seed", "3", "--option", "post=0.1",
+                  "--option", "slip_energies_ev=[8570, 6534]")  # fmt: skip
+    assert (result.exit_code, called) == (0, [("tiny", 3, {"post": 0.1, "slip_energies_ev": [8570, 6534]})])
     assert "1 .xrm files" in result.stdout
     monkeypatch.undo()
     (tmp_path / "mine").mkdir()

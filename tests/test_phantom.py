@@ -1,6 +1,9 @@
+import csv
 import hashlib
 import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,8 @@ from napari_xanes_tomo.io.scan import parse_script
 from napari_xanes_tomo.io.store import read_energies, read_shifts, rows_alignments
 from napari_xanes_tomo.io.xrm import read_header
 from napari_xanes_tomo.model import Cancelled, XanesTomoError
-from napari_xanes_tomo.phantom import PRESETS, TwinParameters, ni_xanes, simulate, write_twin
+from napari_xanes_tomo.phantom import PRESETS, Truth, TwinParameters, ni_xanes, simulate, twin_parameters, write_twin
+from napari_xanes_tomo.phantom.particle import metal_attenuation
 from napari_xanes_tomo.recipe import AbsorbanceParameters, ScanParameters
 from napari_xanes_tomo.resample import place
 
@@ -265,6 +269,170 @@ def test_ni_xanes_is_a_step_that_follows_the_shift() -> None:
     assert ni_xanes(energy[:, None], np.zeros((1, 3))).shape == (500, 3)
 
 
+# ------------------------------------------------------------------------------------------------------- options
+
+OPEN = TwinParameters(n=48, n_angles=24, energies_ev=(8178.0, 8570.0), grains=30, flats_per_set=4)
+
+
+def measured(**options: object) -> tuple[Truth, list[npt.NDArray[np.float64]], list[npt.NDArray[np.float64]]]:
+    """Truth, counts of the projections and mean flats of a small twin."""
+    truth, measurement = simulate(replace(OPEN, **options))  # type: ignore[arg-type]
+    frames = list(measurement)
+    return truth, [f.projections.astype(float) for f in frames], [f.flats.mean(axis=(0, 1)) for f in frames]
+
+
+def optical_density(counts: npt.NDArray[np.float64], flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(-np.log(np.maximum(counts, 0.5) / flat))
+
+
+def test_options_change_nothing_else() -> None:
+    _, plain, _ = measured()
+    truth, same, _ = measured(bad_fraction=0.1, bad_kinds=("black",))
+    bad = {(b.energy_ev, b.frame) for b in truth.bad}
+    assert len(bad) == 4
+    for energy, a, b, alignment in zip(OPEN.energies_ev, plain, same, truth.alignments, strict=True):
+        for i in range(24):
+            lost = (energy, i) in bad
+            assert np.array_equal(a[i], b[i]) != lost
+            assert alignment.status[i] == ("excluded:black" if lost else "ok")
+
+
+@pytest.mark.parametrize(
+    ("kind", "holds"),
+    [
+        ("black", lambda frame, good, flat: frame.mean() < 0.01 * flat.mean()),
+        ("beam loss", lambda frame, good, flat: 0.02 < frame.mean() / good.mean() < 0.4),
+        ("saturated", lambda frame, good, flat: np.mean(frame == frame.max()) > 0.2),
+        ("flat", lambda frame, good, flat: optical_density(frame, flat).max() < 0.25),
+        ("displaced", lambda frame, good, flat: np.corrcoef(frame.ravel(), good.ravel())[0, 1] < 0.6),
+        ("motion-blurred", lambda frame, good, flat: np.abs(frame - good).mean() > 0.0003 * flat.mean()),
+    ],
+)
+def test_bad_frames(kind: str, holds: Callable[..., bool]) -> None:
+    _, plain, flats = measured()
+    truth, frames, _ = measured(bad_fraction=0.1, bad_kinds=(kind,))
+    for b in truth.bad:
+        e = OPEN.energies_ev.index(b.energy_ev)
+        assert b.kind == kind
+        assert holds(frames[e][b.frame], plain[e][b.frame], flats[e])
+
+
+def test_a_duplicate_is_another_frame_byte_for_byte() -> None:
+    truth, frames, _ = measured(bad_fraction=0.1, bad_kinds=("duplicate",))
+    for b in truth.bad:
+        here = frames[OPEN.energies_ev.index(b.energy_ev)]
+        source = int(b.detail.split()[-1])
+        assert np.array_equal(here[b.frame], here[source])
+        assert source != b.frame
+
+
+def test_a_slip_is_in_the_shifts_from_its_projection_on() -> None:
+    plain = measured()[0].alignments
+    truth = measured(slip_px=25.0, slip_from=18, slip_energies_ev=(8178.0,))[0]
+    moved = truth.alignments[0].shift - plain[0].shift
+    np.testing.assert_allclose(np.hypot(*moved[18:].T), 25 * 48 / 256)
+    np.testing.assert_array_equal(moved[:18], 0)
+    np.testing.assert_array_equal(truth.alignments[1].shift, plain[1].shift)
+    assert (truth.instrument[0].slip_y_px, truth.instrument[0].slip_x_px) == pytest.approx(tuple(moved[-1]))
+
+
+def test_magnification_is_optics_times_object() -> None:
+    plain = measured()[0].alignments[0].magnification
+    truth = measured(shrinkage=0.01, magnification_linear=0.05, magnification_quadratic=0.02, refocus_jump=3e-3)[0]
+    first, reference = truth.instrument
+    assert (reference.instrument_magnification, reference.object_scale) == (1.0, 1.0)
+    assert first.object_scale == pytest.approx(1 / 0.99)
+    k = -0.392  # keV from the reference
+    assert first.instrument_magnification == pytest.approx(plain * (1 + 0.05 * k + 0.02 * k**2) * 1.003)
+    assert truth.alignments[0].magnification == pytest.approx(first.instrument_magnification * first.object_scale)
+
+
+def test_a_shrinking_object_keeps_its_mass() -> None:
+    def mass(**options: object) -> float:
+        truth, frames, flats = measured(quanta=3e5, illumination_drift=0.0, **options)
+        return float(optical_density(frames[0], flats[0]).sum() / truth.instrument[0].instrument_magnification ** 2)
+
+    assert mass(shrinkage=0.05) == pytest.approx(mass(), rel=0.01)
+
+
+def test_post_capillary_and_neighbours_absorb_where_they_stand() -> None:
+    _, plain, flats = measured()
+    for options, where in (
+        ({"post": 0.12}, np.s_[:, -4:, 20:28]),
+        ({"capillary_radius": 0.4, "capillary_wall": 0.05}, np.s_[:, :, :]),
+    ):
+        _, frames, _ = measured(**options)  # type: ignore[arg-type]
+        more = optical_density(frames[1], flats[1]) - optical_density(plain[1], flats[1])
+        assert more[where].mean() > 0.01
+        assert more.min() > -0.6  # noise only
+    truth, frames, _ = measured(neighbours=3)
+    more = optical_density(frames[1], flats[1]) - optical_density(plain[1], flats[1])
+    assert more.max() > 0.1
+    assert truth.maps["Ni"].sum() > measured()[0].maps["Ni"].sum()
+
+
+def test_stray_light_and_dark_band() -> None:
+    _, frames, flats = measured(dark_band=4 / 48, stray_counts=10.0, stray_fraction=0.018)
+    assert flats[0][-4:].mean() == pytest.approx(10 + 0.018 * flats[0].mean(), abs=1.0)
+    assert frames[0][:, -4:].mean() == pytest.approx(10 + 0.018 * frames[0].mean(), abs=1.0)
+    assert flats[0][:-4].min() > 500
+
+
+def test_an_angle_offset_turns_one_energy() -> None:
+    still = {"quanta": 3e5, "illumination_drift": 0.0, "jitter_px": (0.01, 0.01)}
+    _, plain, _ = measured(**still)
+    truth, turned, _ = measured(**still, angle_offset_deg=7.5, angle_offset_ev=8178.0)
+    assert [i.angle_offset_deg for i in truth.instrument] == [7.5, 0.0]
+    assert np.array_equal(plain[1], turned[1])
+    unlike = [[np.abs(turned[0][i] - plain[0][i + k]).mean() for i in range(22)] for k in (0, 1)]
+    assert np.mean(unlike[1]) < 0.85 * np.mean(unlike[0])  # one step on: 7.5 degrees; what is left is noise
+
+
+def test_white_lines_and_uniform_composition() -> None:
+    p = replace(OPEN, energies_ev=(7704.0, 7728.0, 8570.0), gradient=0.0, grain_scatter=0.0)
+    energy = np.asarray(p.energies_ev)
+    plain = metal_attenuation(p, "Co", energy)
+    high = metal_attenuation(replace(p, white_line_co=1.2), "Co", energy)
+    assert (high[[0, 2]] == plain[[0, 2]]).all()
+    assert high[1] - plain[1] == pytest.approx(0.2 * (plain[1] - plain[0]), rel=0.03)
+    maps = simulate(p)[0].maps
+    solid = maps["density"] > 2.0
+    assert (maps["Ni"][solid] / maps["density"][solid]).std() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"postt": 1}, "did you mean post"),
+        ({"post": "wide"}, "post: expected a number"),
+        ({"n": 10.5}, "n: expected a whole number"),
+        ({"energies_ev": [8570, 6534]}, "ascending"),
+        ({"bad_kinds": ["upside down"]}, "bad_kinds"),
+        ({"bad_fraction": 2}, "bad_fraction"),
+        ({"jitter_px": [1, 2, 3]}, "jitter_px"),
+        ({"refocus_ev": 7000.0}, "refocus_ev"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, object], match: str) -> None:
+    with pytest.raises(XanesTomoError, match=match):
+        twin_parameters("tiny", options)
+
+
+def test_what_differs_is_written_beside_the_truth(small: Path, tmp_path: Path) -> None:
+    assert not (small / "truth" / "tables" / "instrument.csv").exists()
+    folder = write_twin(tmp_path / "twin", parameters=replace(SMALL, bad_fraction=0.1, shrinkage=1e-3))
+    tables = folder / "truth" / "tables"
+    with (tables / "bad_frames.csv").open() as file:
+        bad = list(csv.DictReader(file))
+    assert len(bad) == 3
+    with (tables / "instrument.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 3
+    rows = read_shifts(tables / "shifts.csv")
+    assert {(r.energy_ev, r.frame) for r in rows if r.status != "ok"} == {
+        (float(b["energy_ev"]), int(b["frame"])) for b in bad
+    }
+
+
 # ---------------------------------------------------------------------------------------------- folders protected
 
 
@@ -297,7 +465,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_unknown_preset(tmp_path: Path) -> None:
-    with pytest.raises(XanesTomoError, match="demo, tiny"):
+    with pytest.raises(XanesTomoError, match="demo, tiny, demo-real"):
         write_twin(tmp_path / "twin", preset="huge")
     assert not (tmp_path / "twin").exists()
 

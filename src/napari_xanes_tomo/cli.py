@@ -356,9 +356,17 @@ def inspect(
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     preset: Annotated[
-        Literal["tiny", "demo"], typer.Option(help="64 px, 8 energies; or 256 px, 16 energies.")
+        Literal["tiny", "demo", "demo-real", "hard"],
+        typer.Option(
+            help="tiny: 64 px, 8 energies; demo: 256 px, 16 energies; demo-real: with glass in the field, a dark band, "
+            "stray light, changing focus, shrinkage; hard: large jitter, few quanta, a post, a slip, bad frames."
+        ),
     ] = "demo",
     seed: Annotated[int, typer.Option(min=0, help="Another particle, motion and noise.")] = 0,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Change a parameter of the preset; may be given several times."),
+    ] = None,
     verbose: _Verbose = False,
 ) -> None:
     """Write a digital twin: the .xrm files and the script of a measurement, with the truth beside them."""
@@ -368,11 +376,27 @@ def demo(
 
         started = time.monotonic()
         with _showing(verbose) as show:
-            write_twin(folder, preset, seed=seed, progress=show)
+            write_twin(folder, preset, seed=seed, options=_options(option or []), progress=show)
         files = sum(1 for p in folder.iterdir() if p.suffix == ".xrm")
         typer.echo(f"{folder}: {files} .xrm files and their script, the truth in {folder / 'truth'} "
                    f"({_duration(time.monotonic() - started)})")  # fmt: skip
         typer.echo(f"next: xanes-tomo run {folder} --out {folder}-out")
+
+
+def _options(texts: list[str]) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` texts, the values as YAML."""
+    import yaml
+
+    out: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise XanesTomoError(f"--option: expected KEY=VALUE, got {text!r}")
+        try:
+            out[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise XanesTomoError(f"--option {key.strip()}: expected a number or a list, got {value!r}") from None
+    return out
 
 
 # ------------------------------------------------------------------------------------------------------- recipe
