@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -19,8 +19,10 @@ import numpy.typing as npt
 from .model import FloatArray
 
 __all__ = [
+    "REGISTRATION_COLUMNS",
     "LinearFit",
     "band_pass",
+    "block_shifts",
     "center_of_rotation",
     "displacement_equations",
     "object_support",
@@ -30,12 +32,18 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _kernel(function: _F) -> _F:
     """Compile for the machine at first use, kept on disk, without the GIL."""
     return cast(_F, nb.njit(cache=True, nogil=True, fastmath={"contract"})(function))
+
+
+def _summing_kernel(function: _F) -> _F:
+    """Compile like `_kernel`, with sums that may be reordered: the same order whenever it runs on one machine."""
+    return cast(_F, nb.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})(function))
 
 
 def _over_frames(n: int, work: Callable[[int, int], None]) -> None:
@@ -198,69 +206,176 @@ def displacement_equations(data: F32, model: F32, weight: F32, *, split_row: int
     return LinearFit(*out)
 
 
-@_kernel
+REGISTRATION_COLUMNS = ("scale", "roll", "dy", "dx", "angle", "pitch", "blur", "steep", "gain", "level")
+"""What `registration_equations` fits to every projection."""
+_COLUMNS = len(REGISTRATION_COLUMNS)
+
+
+@_summing_kernel
 def _accumulate_registration(
-    first: int, end: int, data: F32, model: F32, weight: F32, cos: FloatArray, sin: FloatArray, pixel: float, cy: float,
-    normal: FloatArray, rhs: FloatArray, cost: FloatArray, count: FloatArray,
+    first: int, end: int, data: F32, model: F32, depth: F32, steep: F32, weight: F32, pixel: float, cy: float,
+    edges: I64, columns: I64, normal: FloatArray, rhs: FloatArray, cost: FloatArray, count: FloatArray,
 ) -> None:  # fmt: skip
     _, h, w = data.shape
-    cx = (w - 1) / 2
+    k = columns.size
+    parts_x = normal.shape[1] // (edges.shape[0] - 1)
+    cx = np.float32((w - 1) / 2)
+    size = np.float32(pixel)
+    half = np.float32(0.5 / pixel)
+    curve = np.float32(0.5 / (pixel * pixel))
+    c = np.empty((_COLUMNS, w), np.float32)
+    uc = np.empty((_COLUMNS, w), np.float32)
+    r = np.empty(w, np.float32)
     for f in range(first, end):
-        c = np.empty(6)
-        for y in range(1, h - 1):
-            for x in range(1, w - 1):
-                u = weight[f, y, x]
-                if u == 0.0:
+        for band in range(edges.shape[0] - 1):
+            for y in range(max(1, edges[band]), min(h - 1, edges[band + 1])):
+                u = weight[f, y]
+                m = model[f, y]
+                up = model[f, y - 1]
+                down = model[f, y + 1]
+                qy = np.float32((y - cy) * pixel)
+                lit = 0.0
+                for x in range(w):
+                    lit += u[x]
+                if lit == 0.0:
                     continue
-                m = model[f, y, x]
-                gy = 0.5 * (model[f, y + 1, x] - model[f, y - 1, x]) / pixel
-                gx = 0.5 * (model[f, y, x + 1] - model[f, y, x - 1]) / pixel
-                qy, qx = (y - cy) * pixel, (x - cx) * pixel
-                c[0] = -(qy * gy + qx * gx)
-                c[1] = -gy
-                c[2] = -gx * cos[f]
-                c[3] = -gx * sin[f]
-                c[4] = m
-                c[5] = 1.0
-                r = data[f, y, x] - m
-                cost[f, 0] += u * r * r
-                count[f, 0] += u
-                for i in range(6):
-                    rhs[f, 0, i] += u * c[i] * r
-                    for j in range(i + 1):
-                        normal[f, 0, i, j] += u * c[i] * c[j]
-        for i in range(6):
-            for j in range(i):
-                normal[f, 0, j, i] = normal[f, 0, i, j]
+                for x in range(1, w - 1):
+                    gy = half * (down[x] - up[x])
+                    gx = half * (m[x + 1] - m[x - 1])
+                    qx = (np.float32(x) - cx) * size
+                    c[0, x] = -(qy * gy + qx * gx)
+                    c[1, x] = qy * gx - qx * gy
+                    c[2, x] = -gy
+                    c[3, x] = -gx
+                    c[6, x] = curve * (up[x] + down[x] + m[x - 1] + m[x + 1] - 4 * m[x])
+                    c[8, x] = m[x]
+                    c[9, x] = 1.0
+                    r[x] = data[f, y, x] - m[x]
+                if depth.shape[0] > 0:
+                    for x in range(1, w - 1):
+                        c[4, x] = -half * (depth[f, y, x + 1] - depth[f, y, x - 1])
+                        c[5, x] = -half * (depth[f, y + 1, x] - depth[f, y - 1, x])
+                if steep.shape[0] > 0:
+                    for x in range(1, w - 1):
+                        c[7, x] = steep[f, y, x]
+                for part in range(parts_x):
+                    x0 = max(1, (part * w) // parts_x)
+                    x1 = min(w - 1, ((part + 1) * w) // parts_x)
+                    p = band * parts_x + part
+                    total = np.float32(0.0)
+                    square = np.float32(0.0)
+                    for x in range(x0, x1):
+                        total += u[x]
+                        square += u[x] * r[x] * r[x]
+                    if total == 0.0:
+                        continue
+                    cost[f, p] += square
+                    count[f, p] += total
+                    for i in range(k):
+                        ci = c[columns[i]]
+                        ui = uc[i]
+                        value = np.float32(0.0)
+                        for x in range(x0, x1):
+                            ui[x] = u[x] * ci[x]
+                            value += ui[x] * r[x]
+                        rhs[f, p, i] += value
+                        for j in range(i + 1):
+                            cj = c[columns[j]]
+                            value = np.float32(0.0)
+                            for x in range(x0, x1):
+                                value += ui[x] * cj[x]
+                            normal[f, p, i, j] += value
+        for p in range(normal.shape[1]):
+            for i in range(k):
+                for j in range(i):
+                    normal[f, p, j, i] = normal[f, p, i, j]
 
 
 def registration_equations(
-    data: F32, model: F32, weight: F32, theta_deg: FloatArray, *, pixel: float = 1.0, middle_row: float | None = None
+    data: F32,
+    model: F32,
+    weight: F32,
+    *,
+    depth: F32 | None = None,
+    steep: F32 | None = None,
+    pixel: float = 1.0,
+    middle_row: float | None = None,
+    blocks: tuple[int, int] = (1, 1),
+    columns: Sequence[str] = REGISTRATION_COLUMNS,
 ) -> LinearFit:
-    """Set up the fit of one tomogram's projections to another's: scale and three translations for all angles.
+    """Set up the fit of projections to those of a tomogram, one problem a projection (and block).
 
-    The columns are ``[scale, ty, a, b, gain, level]`` of ``data(q) = model(q - scale q - t) (1 + gain) + level`` with
-    ``t = (ty, a cos(theta) + b sin(theta))``, in units of the common grid.
+    ``data(q) = model(q - d) (1 + gain) + level + angle * turned + pitch * tilted + blur / 2 * curvature + steep * s``
+    with ``d = scale q + roll J q + (dy, dx)``, `J` turning +x towards +y, in units of the common grid and radians.
 
     Parameters
     ----------
     data, model, weight : (n, y, x) float32 arrays
         On the common grid, the rotation axis in the middle column.
-    theta_deg : (n,) array
-        Degrees.
+    depth : (n, y, x) float32 array, optional
+        Projection of the object times the distance along the beam from the axis, pixels of the common grid: its
+        horizontal slope is what a turn of the object changes, its vertical slope what a tilt along the beam does.
+    steep : (n, y, x) float32 array, optional
+        Another image whose share is fitted, such as the squared slope.
     pixel : float
         Width of a pixel of these arrays, pixels of the common grid.
     middle_row : float, optional
         Row of these arrays that is the middle of the common grid; their own middle unless given.
+    blocks : (int, int)
+        Blocks in y and x that are kept apart: the parts of the result, row by row.
+    columns : sequence of str
+        Which of `REGISTRATION_COLUMNS` are fitted, in this order. Those without their image have no information.
     """
-    n = len(data)
-    middle = (data.shape[1] - 1) / 2 if middle_row is None else float(middle_row)
-    t = np.deg2rad(np.asarray(theta_deg, dtype=float))
-    out = (np.zeros((n, 1, 6, 6)), np.zeros((n, 1, 6)), np.zeros((n, 1)), np.zeros((n, 1)))
-    d, m, u = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
-    cos, sin = np.cos(t), np.sin(t)
-    _over_frames(n, lambda a, b: _accumulate_registration(a, b, d, m, u, cos, sin, float(pixel), middle, *out))
+    n, h, _ = data.shape
+    middle = (h - 1) / 2 if middle_row is None else float(middle_row)
+    by, bx = blocks
+    k = len(columns)
+    which = np.array([REGISTRATION_COLUMNS.index(c) for c in columns], dtype=np.int64)
+    out = (np.zeros((n, by * bx, k, k)), np.zeros((n, by * bx, k)), np.zeros((n, by * bx)), np.zeros((n, by * bx)))
+    nothing = np.zeros((0, 0, 0), dtype=np.float32)
+    d, m, e, s, u = (
+        np.ascontiguousarray(nothing if a is None else a, dtype=np.float32) for a in (data, model, depth, steep, weight)
+    )
+    edges = np.round(np.linspace(0, h, by + 1)).astype(np.int64)
+    _over_frames(
+        n, lambda a, b: _accumulate_registration(a, b, d, m, e, s, u, float(pixel), middle, edges, which, *out)
+    )
     return LinearFit(*out)
+
+
+def block_shifts(fit: LinearFit) -> tuple[FloatArray, FloatArray]:
+    """Return the displacement of every block, common to all projections, and its standard error.
+
+    Parameters
+    ----------
+    fit : LinearFit
+        Of `registration_equations` with the columns ``dy, dx, gain, level`` and blocks.
+
+    Returns
+    -------
+    shift, sigma : (blocks, 2) arrays
+        ``[dy, dx]``; the errors from the scatter of twelve groups of neighbouring projections. NaN where a block holds
+        less than a fiftieth of the information of the best one.
+    """
+    n, parts = fit.count.shape
+    _, inverse = solve_normal(
+        fit.normal[:, :, 2:, 2:].reshape(n * parts, 2, 2), fit.rhs[:, :, 2:].reshape(n * parts, 2)
+    )
+    inverse = np.where(np.isfinite(inverse), inverse, 0.0).reshape(n, parts, 2, 2)
+    cross = fit.normal[:, :, :2, 2:]
+    normal = fit.normal[:, :, :2, :2] - cross @ inverse @ cross.swapaxes(2, 3)
+    rhs = fit.rhs[:, :, :2] - (cross @ inverse @ fit.rhs[:, :, 2:, None])[..., 0]
+    whole, whole_rhs = normal.sum(axis=0), rhs.sum(axis=0)
+    shift, _ = solve_normal(whole, whole_rhs)
+    groups = np.array_split(np.arange(n), min(12, n))
+    left_out = np.stack(
+        [solve_normal(whole - normal[g].sum(axis=0), whole_rhs - rhs[g].sum(axis=0))[0] for g in groups]
+    )
+    sigma = np.sqrt((len(groups) - 1) * left_out.var(axis=0))
+    strength = np.einsum("pii->p", whole)
+    weak = strength < 0.02 * strength.max()
+    shift[weak], sigma[weak] = np.nan, np.nan
+    return shift, sigma
 
 
 def center_of_rotation(

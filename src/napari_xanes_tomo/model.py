@@ -154,6 +154,8 @@ class EnergyScan:
     header_pixel_size_nm : float
         What the headers say instead, nm of a pixel as it is used; NaN where they say nothing. At some microscopes it
         does not follow the energy, so that it is shown and not used.
+    zone_plate_um : float
+        Position of the zone plate along the beam (``zpz`` of the script), micrometres; NaN where unknown.
     """
 
     energy_ev: float
@@ -168,6 +170,7 @@ class EnergyScan:
     time_s: FloatArray
     names: tuple[str, ...] = ()
     header_pixel_size_nm: float = float("nan")
+    zone_plate_um: float = float("nan")
 
     def __len__(self) -> int:
         return len(self.theta_deg)

@@ -10,14 +10,23 @@ across an absorption edge does not pull.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from .absorbance import bin_frames
-from .agreement import band_pass, object_support, registration_equations, smooth, solve_normal
+from .agreement import (
+    REGISTRATION_COLUMNS,
+    LinearFit,
+    band_pass,
+    block_shifts,
+    object_support,
+    registration_equations,
+    smooth,
+    solve_normal,
+)
 from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .projector import Projector
@@ -37,20 +46,39 @@ __all__ = [
 
 F32 = npt.NDArray[np.float32]
 _BLOCKS = 12  # contiguous blocks of angles left out in turn for the standard errors
+_SHARED = ("scale", "roll", "dy", "dx", "angle", "pitch", "blur", "steep")
+_ROLL_DEG = 0.01  # smaller rolls (0.02 px at the rim of a 256 px frame) are reported but not applied
+_ANGLE_DEG = 0.02
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The template at one binning, band-passed: arrays (n, y, x) of rows `top`.. of the grid."""
+
+    plain: F32
+    steep: F32
+    depth: F32
+    weight: F32
+    top: int
+    middle: float
 
 
 @dataclass(frozen=True)
 class Template:
-    """The reference tomogram, seen again at its own angles.
+    """A tomogram on the common grid, seen again at its own angles.
 
     Attributes
     ----------
     frames : (n, y, x) float32 array
-        Reprojection of the reference volume on the common grid, binned by `bin`.
+        Reprojection of the volume, binned by `bin`.
+    depth : (n, y, x) float32 array
+        Reprojection of the volume times the distance from the axis along the beam, in common-grid px: what a turn or a
+        tilt of the object changes.
+    volume : (y, z, x) float32 array
     theta_deg : (n,) array
         Degrees.
     bin : int
-        Reference pixels per pixel.
+        Common-grid pixels per pixel.
     frame_shape : (int, int)
         Shape of a raw frame.
     level : float
@@ -58,41 +86,99 @@ class Template:
     """
 
     frames: F32
+    depth: F32
+    volume: F32
     theta_deg: FloatArray
     bin: int
     frame_shape: tuple[int, int]
     level: float
+    _levels: dict[tuple[float, float, int], _Level] = field(default_factory=dict, compare=False, repr=False)
+
+    def turned(self, angle_deg: float) -> Template:
+        """Return the template as it is seen with the object turned by `angle_deg` against the stage."""
+        frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)
+        return replace(self, frames=frames, depth=depth, _levels={})
+
+    def _level(self, fine: float, coarse: float, extra: int) -> _Level:
+        """Return the template binned once more by `extra`, limited to a band; made once."""
+        key = (fine, coarse, extra)
+        if key not in self._levels:
+            small = bin_frames(self.frames, extra)
+            weight = _object_weight(small, 1.0 / extra)
+            rows = np.flatnonzero(weight.any(axis=(0, 2)))
+            reach = int(np.ceil(4 * coarse)) + 2
+            top, bottom = max(0, int(rows[0]) - reach), min(small.shape[1], int(rows[-1]) + 1 + reach)
+            small = small[:, top:bottom]
+            self._levels[key] = _Level(
+                band_pass(small, fine, coarse),
+                band_pass(_steepness(small), fine, coarse),
+                band_pass(bin_frames(self.depth, extra)[:, top:bottom], fine, coarse),
+                weight[:, top:bottom],
+                top,
+                (bin_frames(self.frames[:1], extra).shape[1] - 1) / 2 - top,
+            )
+        return self._levels[key]
 
 
 @dataclass(frozen=True)
 class RegistrationResult:
-    """Where one energy lies with respect to the reference.
+    """Where one energy lies with respect to a template.
 
     Attributes
     ----------
     alignment : Alignment
-        Of all its projections, raw px: jitter, magnification and translation in one.
+        Of all its projections, raw px: jitter, magnification, roll and translation in one.
+    place, place_sigma : (6,) arrays
+        ``[ln M / guess, roll, ty, tx, tz, angle]``, see `graph.PARAMETERS`, and the standard errors.
+    second, second_sigma : (6,) arrays or None
+        The same against the second template, measured by a comparison of its own.
     magnification_sigma : float
-    translation : (3,) array
-        ``[ty, a, b]`` by which the object was moved, common-grid px, and
-    translation_sigma : (3,) array
-        its standard errors.
+    translation, translation_sigma : (3,) arrays
+        ``[ty, a, b]`` by which the object was moved, common-grid px, and its standard errors.
+    roll_deg, roll_sigma_deg, angle_deg, angle_sigma_deg, pitch_deg, pitch_sigma_deg : float
+        Of the object against the reference. The roll is part of the alignment where it matters; the angle is the amount
+        by which the true angles of this energy exceed the nominal ones.
+    blur_px2, blur_sigma_px2 : float
+        Variance of the point spread beyond that of the reference, square raw px.
+    residual_shift, residual_sigma : (n, 2) arrays
+        What each projection by itself is displaced by, beyond the alignment, raw px; NaN where nothing was compared.
     residual : (n,) array
         Rms difference of every matched projection from the template, after gain and level.
     mass : float
         Mean absorbance over the object's shadow; see `object_mass`.
+    width : float
+        Standard deviation of the absorbance along the rotation axis, common-grid px.
     correlation : float
         Median correlation with the template in the band used.
+    block_shift, block_sigma : (rows, columns, 2) arrays
+        ``[dy, dx]`` of blocks of the object beyond the alignment, mean over all angles, raw px; NaN outside the object.
     quality : Quality
     """
 
     alignment: Alignment
+    place: FloatArray
+    place_sigma: FloatArray
+    second: FloatArray | None
+    second_sigma: FloatArray | None
     magnification_sigma: float
     translation: FloatArray
     translation_sigma: FloatArray
+    roll_deg: float
+    roll_sigma_deg: float
+    angle_deg: float
+    angle_sigma_deg: float
+    pitch_deg: float
+    pitch_sigma_deg: float
+    blur_px2: float
+    blur_sigma_px2: float
+    residual_shift: FloatArray
+    residual_sigma: FloatArray
     residual: FloatArray
     mass: float
+    width: float
     correlation: float
+    block_shift: FloatArray
+    block_sigma: FloatArray
     quality: Quality
 
 
@@ -144,10 +230,23 @@ def make_template(
     placed = place(stack, alignment.binned(bin, shape))
     volume = fbp(placed, theta_deg, weights=angular_weights(theta_deg))
     volume *= object_support(volume)
-    frames = Projector(stack.shape[2], theta_deg).forward(volume)
+    theta = np.asarray(theta_deg, dtype=float)
+    frames, depth = _reproject(volume, theta, bin)
     calm = smooth(volume, 1.0)
     body = calm > 0.5 * np.percentile(calm[calm > 0.2 * calm.max()], 50)
-    return Template(frames, np.asarray(theta_deg, dtype=float), bin, shape, float(volume[body].mean()))
+    return Template(frames, depth, volume, theta, bin, shape, float(volume[body].mean()))
+
+
+def _reproject(volume: F32, theta_deg: FloatArray, bin: int) -> tuple[F32, F32]:
+    """Project a volume, and the volume times the distance from the axis along the beam (common-grid px)."""
+    n = volume.shape[2]
+    projector = Projector(n, theta_deg)
+    frames = projector.forward(volume)
+    c = ((np.arange(n) - (n - 1) / 2) * bin).astype(np.float32)
+    t = np.deg2rad(theta_deg)
+    depth = projector.forward(volume * c[None, :, None]) * np.cos(t).astype(np.float32)[:, None, None]
+    depth -= projector.forward(volume * c[None, None, :]) * np.sin(t).astype(np.float32)[:, None, None]
+    return frames, depth
 
 
 def object_mass(stack: F32, theta_deg: FloatArray, alignment: Alignment, template: Template) -> float:
@@ -188,6 +287,7 @@ def register(
     template: Template,
     *,
     magnification: float,
+    second: Template | None = None,
     fixed: bool = False,
     parameters: RegistrationParameters | None = None,
     progress: Progress = no_progress,
@@ -204,8 +304,11 @@ def register(
     jitter : Alignment
         Of these projections within their tomogram, raw px.
     template : Template
+        Of the reference.
     magnification : float
         First guess, from a calibration; what comes out is measured.
+    second : Template, optional
+        Another energy, on the same grid, that this one is compared with as well.
     fixed : bool
         Take `magnification` as it is.
     parameters : RegistrationParameters, optional
@@ -220,85 +323,433 @@ def register(
         Fewer than 8 angles in common, or nothing in the image that the two share.
     """
     p = RegistrationParameters() if parameters is None else parameters
-    mine, theirs = match_angles(theta_deg, template.theta_deg)
+    theta = np.asarray(theta_deg, dtype=float)
+    mine, theirs = match_angles(theta, template.theta_deg)
     if len(mine) < 8:
         raise XanesTomoError(f"{what}: expected at least 8 angles in common with the reference, got {len(mine)}")
     data = np.ascontiguousarray(stack[mine], dtype=np.float32)
-    model = template.frames[theirs]
-    theta = template.theta_deg[theirs]
-    w = data.shape[2]
-    scale = template.bin
     base = replace(jitter, shift=jitter.shift[mine], sigma=jitter.sigma[mine], status=())
-    unit = w / 256
-
-    def at(m: float, t: FloatArray) -> Alignment:
-        return at_alignment(base, m, theta, t).binned(scale, template.frame_shape)
-
-    translation = _coarse_translation(data, model, theta, at, magnification, scale)
-    m = float(magnification)
-    covariance = np.full((4, 4), np.inf)
-    contrast = 1.0
-    height = data.shape[1]
+    fit = _Fit(data, base, template, theirs, float(magnification), fixed, p)
+    fit.translation = _coarse_translation(
+        data, template.frames[theirs], fit.theta, fit.binned, magnification, template.bin
+    )
     # Coarse to fine: a wide band takes in large errors, the fine band is least fooled by contrast.
-    scales = ((3.0 * p.fine_px, 4.0 * p.coarse_px, 2 if w >= 128 else 1), (p.fine_px, p.coarse_px, 1))
+    scales = ((3.0 * p.fine_px, 4.0 * p.coarse_px, 2 if data.shape[2] >= 128 else 1), (p.fine_px, p.coarse_px, 1))
     for stage, (fine, coarse, extra) in enumerate(scales):
-        small = bin_frames(model, extra)
-        weight = _object_weight(small, 1.0 / extra)
-        rows = np.flatnonzero(weight.any(axis=(0, 2)))
-        reach = int(np.ceil(4 * coarse * unit / extra)) + 2
-        top, bottom = max(0, int(rows[0]) - reach), min(small.shape[1], int(rows[-1]) + 1 + reach)
-        plain = band_pass(small[:, top:bottom], fine * unit / extra, coarse * unit / extra)
-        steep = band_pass(_steepness(small[:, top:bottom]), fine * unit / extra, coarse * unit / extra)
-        blur = 0.5 * (p.blur_px / (scale * extra)) ** 2
-        weight = weight[:, top:bottom]
-        middle = (small.shape[1] - 1) / 2 - top
         for k in range(p.iterations):
-            now = at(m, translation)
-            placed = place(data, now, grid_shape=(height // extra, w // extra), rows=(top, bottom), bin=extra)
-            seen = band_pass(placed, fine * unit / extra, coarse * unit / extra)
-            inside = weight * _recorded(now, placed.shape, middle, extra, (height, w), 2.0 * coarse * unit)
-            reference = plain - np.float32(blur * (contrast - 1)) * steep
-            fit = registration_equations(seen, reference, inside, theta, pixel=scale * extra, middle_row=middle)
-            if fixed:  # a column without information is not moved
-                fit.normal[:, :, 0], fit.normal[:, :, :, 0], fit.rhs[:, :, 0] = 0, 0, 0
-            change, covariance, angle_fit, contrast = _joint(
-                fit.normal[:, 0], fit.rhs[:, 0], fit.cost[:, 0], fit.count[:, 0]
-            )
-            change[0] = np.clip(change[0], -0.02, 0.02)
-            change[1:] = np.clip(change[1:], -4 * scale * unit, 4 * scale * unit)
-            # data(q) = model(q - scale q - t): the point that should be at q is found at q + scale q + t.
-            translation = translation + change[1:4] + change[0] * translation
-            m *= 1 + change[0]
+            solved, moved = fit.step(fine, coarse, extra, whole=stage == 0)
             progress(what, stage * p.iterations + k + 1, len(scales) * p.iterations)
-            if max(abs(change[0]) * w * scale / 2, np.abs(change[1:]).max()) < 2e-3 * scale * extra:
+            if moved < (0.05, 0.02)[stage] * template.bin * extra:
                 break
-    sigma = np.sqrt(np.maximum(np.diag(covariance), 0))
-    if not fixed:
-        # The blur is known to perhaps a third: as much of what its correction did to the scale is uncertain.
-        without = registration_equations(seen, plain, inside, theta, pixel=scale, middle_row=middle)
-        other = _joint(without.normal[:, 0], without.rhs[:, 0], without.cost[:, 0], without.count[:, 0])[0]
-        sigma[0] = np.hypot(sigma[0], 0.35 * abs(other[0]))
-    moved = replace(jitter, magnification=m).gauge(np.asarray(theta_deg, dtype=float), *translation)
-    residual, correlation = angle_fit
-    residual_all = np.full(len(theta_deg), np.nan)
-    residual_all[mine] = residual
-    mass = object_mass(data, theta, at_alignment(base, m, theta, translation), template)
-    law_error = m / magnification - 1
-    scores = (
-        Score("correlation with the reference", correlation, "", 0.3, "higher"),
-        # A quarter of the frame from the axis is where a typical particle ends.
-        Score("sigma magnification at the rim", float(sigma[0]) * w * scale / 4, "px", 0.1 * scale),
-        Score("sigma translation", float(np.max(sigma[1:])), "px", 0.1 * scale),
-        Score("magnification / law - 1", float(law_error), "", None),
-    )
-    if not np.isfinite(m) or abs(law_error) > 0.08 or not np.isfinite(translation).all():
+        if stage == 0:
+            fit.turn(solved)
+    solved, _ = fit.step(p.fine_px, p.coarse_px, 1)
+    m, translation = fit.magnification, fit.translation
+    if not np.isfinite(m) or abs(m / magnification - 1) > 0.08 or not np.isfinite(translation).all():
         raise XanesTomoError(
-            f"{what}: expected the particle of the reference energy, but nothing fits (correlation {correlation:.2f}); "
-            "exclude this energy"
+            f"{what}: expected the particle of the reference energy, but nothing fits (correlation "
+            f"{solved.correlation:.2f}); exclude this energy"
         )
-    return RegistrationResult(
-        moved, float(sigma[0]) * m, translation, sigma[1:], residual_all, mass, correlation, Quality(scores)
+    return fit.result(solved, jitter, mine, theta, second)
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """What all angles of an energy share, with errors; and each angle by itself.
+
+    Parameters are ``[scale, roll, ty, a, b, angle, pitch, blur, steep]``.
+    """
+
+    value: FloatArray
+    covariance: FloatArray
+    rms: FloatArray
+    correlation: float
+    contrast: float
+    shift: FloatArray
+    shift_sigma: FloatArray
+
+
+_NUMBERS = 9
+
+
+class _Fit:
+    """The search for the place of one energy: where it is by now, and steps that improve it."""
+
+    def __init__(
+        self,
+        data: F32,
+        base: Alignment,
+        template: Template,
+        theirs: npt.NDArray[np.intp],
+        magnification: float,
+        fixed: bool,
+        parameters: RegistrationParameters,
+    ) -> None:
+        self.data, self.base, self.template, self.theirs = data, base, template, theirs
+        self.all = len(theirs) == len(template.theta_deg) and bool(np.all(theirs == np.arange(len(theirs))))
+        self.theta = template.theta_deg[theirs]
+        self.magnification, self.guess, self.fixed, self.parameters = magnification, magnification, fixed, parameters
+        self.roll = self.angle = 0.0  # radians
+        self.translation: FloatArray = np.zeros(3)
+        self.contrast = 1.0
+        self.last: FloatArray = np.zeros(_NUMBERS)
+        self.placed = self.seen = self.inside = data
+        self.fit = LinearFit(np.zeros((0, 1, 1, 1)), np.zeros((0, 1, 1)), np.zeros((0, 1)), np.zeros((0, 1)))
+
+    def alignment(self, base: Alignment, theta: FloatArray) -> Alignment:
+        """Where the projections with the jitter `base` are now."""
+        roll = np.rad2deg(self.roll)
+        return replace(base, magnification=self.magnification, roll_deg=roll).gauge(theta, *self.translation)
+
+    def binned(self, magnification: float, translation: FloatArray) -> Alignment:
+        """Return an alignment of the stack as it is, with other numbers."""
+        base = replace(self.base, magnification=magnification).gauge(self.theta, *translation)
+        return base.binned(self.template.bin, self.template.frame_shape)
+
+    def _compare(self, fine: float, coarse: float, extra: int) -> tuple[F32, _Level, F32]:
+        """Place and band-pass the data; return them with the level of the template and the weights."""
+        _, height, width = self.data.shape
+        unit = width / 256 / extra
+        template = self.template
+        level = template._level(fine * unit, coarse * unit, extra)
+        now = self.alignment(self.base, self.theta).binned(template.bin, template.frame_shape)
+        rows = (level.top, level.top + level.plain.shape[1])
+        self.placed = place(self.data, now, grid_shape=(height // extra, width // extra), rows=rows, bin=extra)
+        seen = band_pass(self.placed, fine * unit, coarse * unit)
+        inside = _recorded(now, seen.shape, level.middle, extra, (height, width), 2.0 * coarse * unit * extra)
+        inside *= self._of(level.weight)
+        return seen, level, inside
+
+    def _of(self, frames: F32) -> F32:
+        return frames if self.all else frames[self.theirs]
+
+    def _equations(self, seen: F32, level: _Level, inside: F32, extra: int, whole: bool) -> LinearFit:
+        few = (0, 1, 2, 3, 7, 8, 9)
+        columns = range(len(REGISTRATION_COLUMNS)) if whole else few
+        fit = registration_equations(
+            seen,
+            self._of(level.plain),
+            inside,
+            depth=self._of(level.depth) if whole else None,
+            steep=self._of(level.steep),
+            pixel=self.template.bin * extra,
+            middle_row=level.middle,
+            columns=[REGISTRATION_COLUMNS[c] for c in columns],
+        )
+        if whole:
+            return fit
+        n, k = len(seen), len(REGISTRATION_COLUMNS)
+        normal, rhs = np.zeros((n, 1, k, k)), np.zeros((n, 1, k))
+        normal[:, :, np.array(few)[:, None], few], rhs[:, :, few] = fit.normal, fit.rhs
+        return LinearFit(normal, rhs, fit.cost, fit.count)
+
+    def _held(self, extra: int, *, blur: bool = False) -> dict[int, tuple[float, float]]:
+        """Numbers that are not fitted: ``{number: (value, standard deviation)}``."""
+        pixel = self.template.bin * extra
+        variance = 0.5 * (self.parameters.blur_px / pixel) ** 2
+        # To first order in the variance v of the blur, -ln(h * exp(-c A)) = c (h * A) - v/2 c^2 |grad A|^2.
+        steep = -variance * self.contrast * (self.contrast - 1)
+        held = {8: (steep, 0.35 * abs(steep))}
+        if not blur:
+            held[7] = (0.0, 0.0)
+        if self.fixed:
+            held[0] = (0.0, 0.0)
+        return held
+
+    def step(self, fine: float, coarse: float, extra: int, *, whole: bool = True) -> tuple[_Solved, float]:
+        """Solve once, move; return the solution and the largest change at the rim, common-grid px.
+
+        Turn and tilt are solved for in the `whole` only.
+        """
+        seen, level, inside = self._compare(fine, coarse, extra)
+        fit = self._equations(seen, level, inside, extra, whole)
+        self.seen, self.inside, self.fit = seen, inside, fit
+        solved = _solve_shared(fit, self.theta, self._held(extra))
+        if whole:  # a turn or tilt that is not certain only adds its error to the rest
+            error = np.sqrt(np.maximum(np.diag(solved.covariance), 0))
+            free, nil = solved, [i for i in (1, 5, 6) if not abs(solved.value[i]) > 4 * error[i]]
+            solved = _solve_shared(fit, self.theta, self._held(extra) | dict.fromkeys(nil, (0.0, 0.0)))
+            solved.value[nil] = free.value[nil]
+            solved.covariance[nil, nil] = free.covariance[nil, nil]
+        self.contrast = solved.contrast
+        self.last = solved.value
+        width = self.data.shape[2] * self.template.bin
+        limit = 4 * self.template.bin * self.data.shape[2] / 256
+        scale = float(np.clip(solved.value[0], -0.02, 0.02))
+        change = np.clip(solved.value[2:5], -limit, limit)
+        # data(q) = model(q - d(q)): the point that should be at q is found at q + d(q).
+        self.translation = (self.translation + change) / (1 + scale)
+        self.magnification *= 1 + scale
+        moved = max(abs(scale) * width / 2, float(np.abs(change).max()))
+        roll, sigma = float(solved.value[1]), float(np.sqrt(solved.covariance[1, 1]))
+        if abs(self.roll + roll) > max(4 * sigma, np.deg2rad(_ROLL_DEG)):
+            self.roll += float(np.clip(roll, -0.02, 0.02))
+            moved = max(moved, abs(roll) * width / 4)
+        return solved, moved
+
+    def turn(self, solved: _Solved) -> None:
+        """Look at the reference from the angles this energy was really seen at, where they differ for certain."""
+        angle, sigma = float(solved.value[5]), float(np.sqrt(solved.covariance[5, 5]))
+        if abs(angle) > max(4 * sigma, np.deg2rad(_ANGLE_DEG)):
+            self.angle += angle
+            self.template = self.template.turned(float(np.rad2deg(angle)))
+
+    def place(self, solved: _Solved) -> FloatArray:
+        """``[ln M / guess, roll, ty, tx, tz, angle]`` with what was found but not applied."""
+        roll = self.roll if abs(self.roll) > 0 else float(solved.value[1])
+        angle = self.angle + float(solved.value[5])
+        return np.array([np.log(self.magnification / self.guess), roll, *self.translation, angle])
+
+    def result(
+        self,
+        solved: _Solved,
+        jitter: Alignment,
+        mine: npt.NDArray[np.intp],
+        theta: FloatArray,
+        second: Template | None,
+    ) -> RegistrationResult:
+        """Put everything together, from what the last step left behind."""
+        p, scale = self.parameters, self.template.bin
+        n, w = len(theta), self.data.shape[2]
+        sigma = np.sqrt(np.maximum(np.diag(solved.covariance), 0))
+        blurred = _solve_shared(self.fit, self.theta, self._held(1, blur=True))
+        other = other_sigma = None
+        if second is not None:
+            other, other_sigma = self._against(second, p)
+
+        def spread(values: FloatArray) -> FloatArray:
+            out = np.full((n, *values.shape[1:]), np.nan)
+            out[mine] = values
+            return out
+
+        m = self.magnification
+        where = self.place(solved)
+        block, block_sigma = self._blocks(p)
+        excess = _field_excess(block, block_sigma)
+        mass = float(
+            (self.placed * self.inside).sum(dtype=np.float64) / max(1.0, float(self.inside.sum(dtype=np.float64)))
+        )
+        angle, angle_sigma = (float(np.rad2deg(v)) for v in (where[5], sigma[5]))
+        scores = (
+            Score("correlation with the reference", solved.correlation, "", 0.3, "higher"),
+            # A quarter of the frame from the axis is where a typical particle ends.
+            Score("sigma magnification at the rim", float(sigma[0]) * w * scale / 4, "px", 0.1 * scale),
+            Score("sigma translation", float(np.max(sigma[2:5])), "px", 0.1 * scale),
+            Score("angle offset", abs(angle), "deg", max(0.05, 4 * angle_sigma)),
+            Score("deformation beyond its error", excess, "px", 0.1 * scale),
+            Score("magnification / law - 1", m / self.guess - 1, "", None),
+        )
+        return RegistrationResult(
+            alignment=self.alignment(jitter, theta),
+            place=where,
+            place_sigma=sigma[:6],
+            second=other,
+            second_sigma=other_sigma,
+            magnification_sigma=float(sigma[0]) * m,
+            translation=self.translation.copy(),
+            translation_sigma=sigma[2:5],
+            roll_deg=float(np.rad2deg(where[1])),
+            roll_sigma_deg=float(np.rad2deg(sigma[1])),
+            angle_deg=angle,
+            angle_sigma_deg=angle_sigma,
+            pitch_deg=float(np.rad2deg(solved.value[6])),
+            pitch_sigma_deg=float(np.rad2deg(sigma[6])),
+            blur_px2=float(blurred.value[7]) * m**2,
+            blur_sigma_px2=float(np.sqrt(max(0.0, blurred.covariance[7, 7]))) * m**2,
+            residual_shift=spread(solved.shift * m),
+            residual_sigma=spread(solved.shift_sigma * m),
+            residual=spread(solved.rms),
+            mass=mass,
+            width=_width(self.placed, self.inside, scale),
+            correlation=solved.correlation,
+            block_shift=block * m,
+            block_sigma=block_sigma * m,
+            quality=Quality(scores),
+        )
+
+    def _against(self, second: Template, p: RegistrationParameters) -> tuple[FloatArray, FloatArray]:
+        """Return the place of the data against another template on the same grid, from the placed data as they are."""
+        mine, theirs = match_angles(self.theta, second.theta_deg)
+        unit = self.data.shape[2] / 256
+        own = self.template._level(p.fine_px * unit, p.coarse_px * unit, 1)
+        level = second._level(p.fine_px * unit, p.coarse_px * unit, 1)
+        first, last = max(own.top, level.top), min(own.top + own.plain.shape[1], level.top + level.plain.shape[1])
+        if len(mine) < 8 or last - first < 8:
+            return np.zeros(6), np.full(6, np.inf)
+        here, there = slice(first - own.top, last - own.top), slice(first - level.top, last - level.top)
+        fit = registration_equations(
+            self.seen[mine, here],
+            level.plain[theirs, there],
+            self.inside[mine, here] * level.weight[theirs, there],
+            depth=level.depth[theirs, there],
+            steep=level.steep[theirs, there],
+            pixel=self.template.bin,
+            middle_row=level.middle - there.start,
+        )
+        # How strong the contrast is against this template has to be known before it can be allowed for.
+        kept, held = self.contrast, self._held(1)
+        self.contrast = _solve_shared(fit, self.theta[mine], held).contrast
+        solved = _solve_shared(fit, self.theta[mine], self._held(1))
+        self.contrast = kept
+        change = solved.value
+        where = np.array(
+            [
+                np.log(self.magnification / self.guess) + change[0],
+                self.roll + change[1],
+                *(self.translation + change[2:5]),
+                self.angle + change[5],
+            ]
+        )
+        return where, np.sqrt(np.maximum(np.diag(solved.covariance)[:6], 0))
+
+    def _blocks(self, p: RegistrationParameters) -> tuple[FloatArray, FloatArray]:
+        """Displacement of 4 x 4 blocks of the object's field beyond what all share, mean of all angles."""
+        unit = self.data.shape[2] / 256
+        level = self.template._level(p.fine_px * unit, p.coarse_px * unit, 1)
+        columns = np.flatnonzero(self.inside.any(axis=(0, 1)))
+        rows = np.flatnonzero(self.inside.any(axis=(0, 2)))
+        if not len(columns) or not len(rows):
+            return np.full((4, 4, 2), np.nan), np.full((4, 4, 2), np.nan)
+        box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        fit = registration_equations(
+            self.seen[box],
+            self._of(level.plain)[box],
+            self.inside[box],
+            pixel=self.template.bin,
+            blocks=(4, 4),
+            columns=("dy", "dx", "gain", "level"),
+        )
+        shift, sigma = (a.reshape(4, 4, 2) / self.contrast for a in block_shifts(fit))
+        # The last change of what all share is applied, but the data were placed before it.
+        value = self.last
+        y = (
+            rows[0] + (np.arange(4) + 0.5) * len(range(rows[0], rows[-1] + 1)) / 4 - 0.5 - level.middle
+        ) * self.template.bin
+        x = (columns[0] + (np.arange(4) + 0.5) * len(range(columns[0], columns[-1] + 1)) / 4 - 0.5) - (
+            self.data.shape[2] - 1
+        ) / 2
+        x = x * self.template.bin
+        shift[:, :, 0] -= value[0] * y[:, None] + value[1] * x[None, :] + value[2]
+        shift[:, :, 1] -= value[0] * x[None, :] - value[1] * y[:, None]
+        return shift, sigma
+
+
+def _field_excess(shift: FloatArray, sigma: FloatArray) -> float:
+    """Rms of block shifts beyond their standard errors, px."""
+    good = np.isfinite(shift) & np.isfinite(sigma)
+    if not good.any():
+        return float("nan")
+    return float(np.sqrt(max(0.0, float(np.mean(shift[good] ** 2 - sigma[good] ** 2)))))
+
+
+def _width(placed: F32, inside: F32, pixel: float) -> float:
+    """Return the standard deviation of the absorbance along the rotation axis, common-grid px."""
+    profile = (placed * inside).sum(axis=(0, 2), dtype=np.float64)
+    total = profile.sum()
+    if total <= 0:
+        return float("nan")
+    y = np.arange(len(profile)) * pixel
+    middle = float(profile @ y / total)
+    return float(np.sqrt(max(0.0, float(profile @ (y - middle) ** 2 / total))))
+
+
+def _solve_shared(fit: LinearFit, theta_deg: FloatArray, held: Mapping[int, tuple[float, float]]) -> _Solved:
+    """Solve for what all angles share, each with a gain and level of its own, with jackknife covariances.
+
+    Angles that agree with the rest less well than chance allows are given less weight (Huber). What is `held` at a
+    value is not fitted, but its standard deviation is carried over to what is.
+    """
+    t = np.deg2rad(np.asarray(theta_deg, dtype=float))
+    n, k = len(t), _NUMBERS
+    # The horizontal displacement of an angle is a cos + b sin of what is shared.
+    expand = np.zeros((n, 10, k + 2))
+    for row, column in ((0, 0), (1, 1), (2, 2), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (9, 10)):
+        expand[:, row, column] = 1
+    expand[:, 3, 3], expand[:, 3, 4] = np.cos(t), np.sin(t)
+    own, own_rhs = fit.normal.sum(axis=1), fit.rhs.sum(axis=1)
+    cost, count = fit.cost.sum(axis=1), fit.count.sum(axis=1)
+    normal = expand.transpose(0, 2, 1) @ own @ expand
+    rhs = (own_rhs[:, None, :] @ expand)[:, 0]
+    # Eliminate gain and level of every angle (Schur complement).
+    _, inverse = solve_normal(normal[:, k:, k:], rhs[:, k:])
+    inverse = np.where(np.isfinite(inverse), inverse, 0.0)
+    cross = normal[:, :k, k:]
+    inner = (inverse @ rhs[:, k:, None])[:, :, 0]
+    reduced = normal[:, :k, :k] - cross @ inverse @ cross.transpose(0, 2, 1)
+    right = rhs[:, :k] - (cross @ inner[:, :, None])[:, :, 0]
+    left_over = cost - np.einsum("ni,ni->n", inner, rhs[:, k:])
+    fixed = np.zeros(k)
+    for number, (value, _) in held.items():
+        fixed[number] = value
+    # A column without an image is all zeros: nothing is known about its number, and it stays at zero.
+    blank = np.einsum("nii->i", reduced) <= 0
+    free = np.array([i for i in range(k) if i not in held and not blank[i]])
+
+    def solve(total: FloatArray, vector: FloatArray) -> FloatArray:
+        size = np.sqrt(np.maximum(np.diag(total), 1e-300))
+        scaled = total / size[:, None] / size
+        return np.asarray(
+            (np.linalg.pinv(scaled, rcond=1e-12, hermitian=True) @ (vector / size[:, None])) / size[:, None]
+        )
+
+    def estimate(weight: FloatArray) -> FloatArray:
+        total, vector = np.einsum("n,nij->ij", weight, reduced), weight @ right
+        out = fixed.copy()
+        out[free] = solve(total[np.ix_(free, free)], (vector - total @ fixed)[free, None])[:, 0]
+        return out
+
+    robust = np.ones(n)
+    solution: FloatArray = fixed
+    rms: FloatArray = np.zeros(n)
+    for _ in range(4):
+        solution = estimate(robust)
+        rest = left_over - 2 * right @ solution + np.einsum("i,nij,j->n", solution, reduced, solution)
+        rms = np.sqrt(np.maximum(rest, 0) / np.maximum(count, 1e-9))
+        middle = np.median(rms)
+        scatter = 1.4826 * np.median(np.abs(rms - middle)) + 0.05 * middle + 1e-12
+        robust = np.minimum(1.0, 2.5 * scatter / np.maximum(np.abs(rms - middle), 1e-12))
+    blocks = np.array_split(np.arange(n), min(_BLOCKS, n))
+    estimates = []
+    for block in blocks:
+        keep = robust.copy()
+        keep[block] = 0
+        estimates.append(estimate(keep))
+    off = np.array(estimates) - np.mean(estimates, axis=0)
+    covariance = (len(blocks) - 1) / len(blocks) * off.T @ off
+    covariance[blank, blank] = np.inf
+    # What is held is known only so well: that is an error of the others, as far as they depend on it.
+    total = np.einsum("n,nij->ij", robust, reduced)
+    for number, (_, spread) in held.items():
+        if spread > 0:
+            pull = np.zeros(k)
+            pull[free] = -solve(total[np.ix_(free, free)], total[free, number][:, None])[:, 0]
+            pull[number] = 1
+            covariance += spread**2 * np.outer(pull, pull)
+    # The derivatives are those of the template; where the data have another contrast, theirs are larger or smaller.
+    gain = 1 + inner[:, 0]
+    contrast = float(np.clip(np.median(gain), 0.2, 5.0))
+    signal = gain**2 * normal[:, k, k]
+    correlation = float(
+        np.median(np.sqrt(signal / np.maximum(signal + np.maximum(left_over, 0), 1e-30)) * np.sign(gain))
     )
+    # Every angle by itself, beyond what all share.
+    alone = own_rhs - (own @ (expand[:, :, :k] @ solution)[:, :, None])[:, :, 0]
+    chosen = np.array([2, 3, 8, 9])
+    shift, own_inverse = solve_normal(own[:, chosen[:, None], chosen], alone[:, chosen])
+    shift_variance = own_inverse[:, (0, 1), (0, 1)] * (_CORRELATED * rms**2)[:, None]
+    unit = np.where(np.arange(k) < 8, contrast, 1.0)
+    return _Solved(
+        solution / unit,
+        covariance / unit[:, None] / unit,
+        rms,
+        correlation,
+        contrast,
+        shift[:, :2] / contrast,
+        np.sqrt(shift_variance) / contrast,
+    )
+
+
+_CORRELATED = 4.0  # pixels are correlated after the band-pass: a mean over N of them is this much less certain
 
 
 def at_alignment(base: Alignment, magnification: float, theta_deg: FloatArray, translation: FloatArray) -> Alignment:
@@ -335,51 +786,6 @@ def _object_weight(model: F32, per_pixel: float = 1.0) -> F32:
     return (smooth((body > 0.05 * float(body.max())).astype(np.float32), 2.0 * per_pixel) > 0.02).astype(np.float32)
 
 
-def _joint(
-    normal: FloatArray, rhs: FloatArray, cost: FloatArray, count: FloatArray
-) -> tuple[FloatArray, FloatArray, tuple[FloatArray, float], float]:
-    """Solve for what all angles share, each with a gain and level of its own, with jackknife covariances.
-
-    Angles that agree with the rest less well than chance allows are given less weight (Huber).
-    """
-    # Eliminate gain and level of every angle (Schur complement).
-    inner, _ = solve_normal(normal[:, 4:, 4:], rhs[:, 4:])
-    cross = normal[:, :4, 4:]
-    scaled = np.linalg.pinv(normal[:, 4:, 4:])
-    reduced = normal[:, :4, :4] - cross @ scaled @ normal[:, 4:, :4]
-    right = rhs[:, :4] - np.einsum("nij,nj->ni", cross @ scaled, rhs[:, 4:])
-    left_over = cost - np.einsum("ni,ni->n", inner, rhs[:, 4:])
-    robust = np.ones(len(cost))
-    solution = np.zeros(4)
-    for _ in range(4):
-        total, vector = np.einsum("n,nij->ij", robust, reduced), robust @ right
-        solution = np.linalg.lstsq(total, vector, rcond=None)[0]
-        rest = left_over - 2 * right @ solution + np.einsum("i,nij,j->n", solution, reduced, solution)
-        rms = np.sqrt(np.maximum(rest, 0) / np.maximum(count, 1e-9))
-        middle = np.median(rms)
-        spread = 1.4826 * np.median(np.abs(rms - middle)) + 0.05 * middle + 1e-12
-        robust = np.minimum(1.0, 2.5 * spread / np.maximum(np.abs(rms - middle), 1e-12))
-    blocks = np.array_split(np.arange(len(cost)), min(_BLOCKS, len(cost)))
-    estimates = []
-    for block in blocks:
-        keep = np.ones(len(cost), dtype=bool)
-        keep[block] = False
-        part, vector = np.einsum("n,nij->ij", robust[keep], reduced[keep]), robust[keep] @ right[keep]
-        estimates.append(np.linalg.lstsq(part, vector, rcond=None)[0])
-    spread_of = np.array(estimates) - np.mean(estimates, axis=0)
-    covariance = (len(blocks) - 1) / len(blocks) * spread_of.T @ spread_of
-    # Correlation with the template: explained by the model over what there is.
-    gain = 1 + inner[:, 0]
-    # The derivatives are those of the template; where the data have another contrast, theirs are larger or smaller.
-    contrast = float(np.clip(np.median(gain), 0.2, 5.0))
-    solution, covariance = solution / contrast, covariance / contrast**2
-    signal = gain**2 * normal[:, 4, 4]
-    correlation = float(
-        np.median(np.sqrt(signal / np.maximum(signal + np.maximum(left_over, 0), 1e-30)) * np.sign(gain))
-    )
-    return solution, covariance, (rms, correlation), contrast
-
-
 def _coarse_translation(
     data: F32,
     model: F32,
@@ -391,18 +797,16 @@ def _coarse_translation(
     """First guess of ``[ty, a, b]`` from a cross-correlation at every angle, common-grid px."""
     from scipy.fft import irfft2, rfft2
 
-    step = max(1, data.shape[2] // 64)
-    placed = place(data, at(magnification, np.zeros(3)))
-    n, h, w = placed.shape
-    hb, wb = h // step * step, w // step * step
+    n, h, w = data.shape
+    step = max(1, w // 64)
+    placed = place(data, at(magnification, np.zeros(3)), grid_shape=(h // step, w // step), bin=step)
 
     def small(frames: F32) -> F32:
-        cut = frames[:, :hb, :wb].reshape(n, hb // step, step, wb // step, step).mean(axis=(2, 4))
-        band = band_pass(np.ascontiguousarray(cut, dtype=np.float32), 0.7, 6.0)
+        band = band_pass(frames, 0.7, 6.0)
         window = np.hanning(band.shape[1] + 2)[1:-1, None] * np.hanning(band.shape[2] + 2)[None, 1:-1]
         return np.asarray(band * window.astype(np.float32))
 
-    a, b = small(placed), small(model)
+    a, b = small(placed), small(bin_frames(model, step))
     shape = (2 * a.shape[1], 2 * a.shape[2])
     cross = irfft2(rfft2(a, shape) * np.conj(rfft2(b, shape)), shape, workers=-1)
     peak = cross.reshape(n, -1).argmax(axis=1)

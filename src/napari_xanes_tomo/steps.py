@@ -444,11 +444,14 @@ def run_registration(
     magnification: float,
     reference: bool,
     fixed: bool = False,
+    second: Template | None = None,
     progress: Progress = no_progress,
 ) -> StepResult:
     """Register one energy: ``shift``, ``sigma`` (n, 2) raw px and ``residual`` (n,), with M and the translation.
 
-    The reference itself is not moved.
+    ``residual_shift``, ``residual_sigma`` (n, 2) raw px are what each projection by itself is displaced by beyond that;
+    ``block_shift``, ``block_sigma`` (4, 4, 2) what parts of the object are. The numbers ``second`` are the place
+    against another energy's template, see `registration.RegistrationResult`. The reference itself is not moved.
     """
     n = len(scan)
     whole = alignment_of(jitter, scan)
@@ -477,6 +480,7 @@ def run_registration(
         part,
         template,
         magnification=magnification,
+        second=second,
         fixed=fixed,
         parameters=recipe.registration,
         progress=progress,
@@ -486,14 +490,32 @@ def run_registration(
         "shift": _spread(found.alignment.shift, index, n),
         "sigma": _spread(found.alignment.sigma, index, n),
         "residual": _spread(found.residual, index, n),
+        "residual_shift": _spread(found.residual_shift, index, n),
+        "residual_sigma": _spread(found.residual_sigma, index, n),
+        "block_shift": found.block_shift,
+        "block_sigma": found.block_sigma,
     }
     numbers = {
         "magnification": found.alignment.magnification,
         "magnification_sigma": found.magnification_sigma,
+        "roll_deg": found.alignment.roll_deg,
         "dropped": list(jitter.numbers.get("dropped", ())),
         "law": magnification,
         "translation": [float(v) for v in found.translation],
         "translation_sigma": [float(v) for v in found.translation_sigma],
+        "place": [float(v) for v in found.place],
+        "place_sigma": [float(v) for v in found.place_sigma],
+        "second": None if found.second is None else [float(v) for v in found.second],
+        "second_sigma": None if found.second_sigma is None else [float(v) for v in found.second_sigma],
+        "roll_measured_deg": found.roll_deg,
+        "roll_sigma_deg": found.roll_sigma_deg,
+        "angle_deg": found.angle_deg,
+        "angle_sigma_deg": found.angle_sigma_deg,
+        "pitch_deg": found.pitch_deg,
+        "pitch_sigma_deg": found.pitch_sigma_deg,
+        "blur_px2": found.blur_px2,
+        "blur_sigma_px2": found.blur_sigma_px2,
+        "width": found.width,
         "mass": found.mass,
         "variance": float(np.median(data.variance) * data.bin**2),
         "correlation": found.correlation,

@@ -55,10 +55,13 @@ class ScriptBlock:
         eV; NaN when neither the script nor the names tell.
     frames : tuple of ScriptFrame
         In the order of acquisition.
+    zone_plate_um : float
+        Position of the zone plate along the beam (``zpz``) when the first of them was collected; NaN where unknown.
     """
 
     energy_ev: float
     frames: tuple[ScriptFrame, ...]
+    zone_plate_um: float = NAN
 
 
 # ---------------------------------------------------------------------------------------------- names
@@ -143,10 +146,11 @@ def parse_script(text: str) -> list[ScriptBlock]:
     frames: list[ScriptFrame] = []
     energy, named_energy = NAN, NAN
     theta, exposure, binning = NAN, NAN, 0
+    zone_plate = at_first = NAN
 
     def close(block_energy: float) -> None:
         if frames:
-            blocks.append(ScriptBlock(block_energy, tuple(frames)))
+            blocks.append(ScriptBlock(block_energy, tuple(frames), at_first))
             frames.clear()
 
     for line in text.splitlines():
@@ -170,12 +174,15 @@ def parse_script(text: str) -> list[ScriptBlock]:
                     if named_energy == named_energy:
                         close(named_energy)
                     named_energy = own
+            at_first = at_first if frames else zone_plate
             frames.append(ScriptFrame(name, kind, theta, exposure, binning))
         elif verb == "moveto":
             axis, _, value = rest.strip().partition(" ")
             axis = axis.lower()
             if axis in ("t", "theta"):
                 theta = _number(value)
+            elif axis == "zpz":
+                zone_plate = _number(value)
             elif axis == "energy":
                 close(energy if energy == energy else named_energy)
                 energy = _number(value)
@@ -260,6 +267,7 @@ class _Frame:
 class _Block:
     energy: float
     frames: list[_Frame]
+    zone_plate: float = NAN
 
 
 class _Folder:
@@ -435,7 +443,7 @@ def _open_script(
         raise XanesTomoError(
             f"{script.name}: expected a scan script with `collect` lines, got none; open the script the instrument ran"
         )
-    blocks = [_Block(b.energy_ev, [_Frame(*f) for f in b.frames]) for b in planned]
+    blocks = [_Block(b.energy_ev, [_Frame(*f) for f in b.frames], b.zone_plate_um) for b in planned]
     for block in blocks:
         for frame in block.frames:
             if frame.theta != frame.theta:
@@ -468,7 +476,7 @@ def _by_energy(blocks: list[_Block]) -> list[_Block]:
         together = _distinct(f.theta for b in own for f in b.frames if f.kind == "projection")
         if len(own) == 1 or max(angles) >= FEW_ANGLES or together < FEW_ANGLES:
             return blocks
-        joined.append(_Block(energy, [f for b in own for f in b.frames]))
+        joined.append(_Block(energy, [f for b in own for f in b.frames], own[0].zone_plate))
     return joined
 
 
@@ -805,6 +813,7 @@ def _scan(
         np.array([f.time for f in projections]),
         tuple(f.name for f in projections),
         1000 * float(np.median(stored)) * params.bin if stored else NAN,
+        block.zone_plate,
     )
 
 
