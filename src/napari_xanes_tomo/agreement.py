@@ -25,6 +25,7 @@ __all__ = [
     "block_shifts",
     "center_of_rotation",
     "displacement_equations",
+    "halve",
     "object_support",
     "registration_equations",
     "smooth",
@@ -100,6 +101,43 @@ def smooth(frames: F32, sigma_px: float) -> F32:
     return out
 
 
+@_kernel
+def _halve(first: int, end: int, frames: F32, out: F32) -> None:
+    _, h, w = frames.shape
+    _, h2, w2 = out.shape
+    line = np.empty(w + 2, np.float32)
+    for f in range(first, end):
+        for y in range(h2):
+            a, b, c, d = (
+                frames[f, max(2 * y - 1, 0)],
+                frames[f, 2 * y],
+                frames[f, 2 * y + 1],
+                frames[f, min(2 * y + 2, h - 1)],
+            )
+            for x in range(w):
+                line[x + 1] = np.float32(0.125) * (a[x] + d[x]) + np.float32(0.375) * (b[x] + c[x])
+            line[0] = line[1]
+            line[w + 1] = line[w]
+            for x in range(w2):
+                i = 2 * x
+                out[f, y, x] = np.float32(0.125) * (line[i] + line[i + 3]) + np.float32(0.375) * (
+                    line[i + 1] + line[i + 2]
+                )
+
+
+def halve(frames: F32) -> F32:
+    """Halve (n, y, x): pixel j lies where pixels 2 j and 2 j + 1 meet; an odd last row or column is cut off.
+
+    The weights 1 3 3 1 keep out most of what would be aliased by a mean of two: aliased detail does not move with the
+    object and pulls displacements to whole pixels.
+    """
+    data = np.ascontiguousarray(frames, dtype=np.float32)
+    n, h, w = data.shape
+    out = np.empty((n, h // 2, w // 2), np.float32)
+    _over_frames(n, lambda a, b: _halve(a, b, data, out))
+    return out
+
+
 def band_pass(frames: F32, fine_px: float, coarse_px: float) -> F32:
     """Difference of two Gaussian blurs of (n, y, x): structures between `fine_px` and `coarse_px` pixels."""
     out = smooth(frames, fine_px)
@@ -154,39 +192,61 @@ def solve_normal(normal: FloatArray, rhs: FloatArray) -> tuple[FloatArray, Float
     return solution, inverse
 
 
-@_kernel
+@_summing_kernel
 def _accumulate_shift(
-    first: int, end: int, data: F32, model: F32, weight: F32, split: int, normal: FloatArray, rhs: FloatArray,
-    cost: FloatArray, count: FloatArray,
+    first: int, end: int, data: F32, model: F32, weight: F32, split: int, slopes: int, normal: FloatArray,
+    rhs: FloatArray, cost: FloatArray, count: FloatArray,
 ) -> None:  # fmt: skip
     _, h, w = data.shape
+    k = 4 + 2 * slopes
+    c = np.zeros((6, w), np.float32)
+    uc = np.zeros(w, np.float32)
+    ur = np.zeros(w, np.float32)
+    for x in range(w):
+        c[3, x] = 1.0
+        c[5, x] = (x - (w - 1) / 2) / (w / 2)
     for f in range(first, end):
-        c = np.empty(4)
         for y in range(1, h - 1):
             part = 0 if y < split else 1
+            total = np.float32(0.0)
+            square = np.float32(0.0)
+            height = np.float32((y - (h - 1) / 2) / (w / 2))
             for x in range(1, w - 1):
                 u = weight[f, y, x]
-                if u == 0.0:
-                    continue
                 m = model[f, y, x]
-                c[0] = -0.5 * (model[f, y + 1, x] - model[f, y - 1, x])
-                c[1] = -0.5 * (model[f, y, x + 1] - model[f, y, x - 1])
-                c[2] = m
-                c[3] = 1.0
-                r = data[f, y, x] - m
-                cost[f, part] += u * r * r
-                count[f, part] += u
-                for i in range(4):
-                    rhs[f, part, i] += u * c[i] * r
-                    for j in range(i + 1):
-                        normal[f, part, i, j] += u * c[i] * c[j]
+                r = data[f, y, x] - m if u != 0.0 else np.float32(0.0)
+                c[0, x] = np.float32(-0.5) * (model[f, y + 1, x] - model[f, y - 1, x])
+                c[1, x] = np.float32(-0.5) * (model[f, y, x + 1] - model[f, y, x - 1])
+                c[2, x] = m
+                c[4, x] = height
+                ur[x] = u * r
+                square += u * r * r
+                total += u
+            if total == 0.0:
+                continue
+            cost[f, part] += square
+            count[f, part] += total
+            for i in range(k):
+                dot = np.float32(0.0)
+                for x in range(1, w - 1):
+                    dot += c[i, x] * ur[x]
+                rhs[f, part, i] += dot
+                for x in range(1, w - 1):
+                    uc[x] = weight[f, y, x] * c[i, x]
+                for j in range(i + 1):
+                    dot = np.float32(0.0)
+                    for x in range(1, w - 1):
+                        dot += uc[x] * c[j, x]
+                    normal[f, part, i, j] += dot
         for part in range(2):
-            for i in range(4):
+            for i in range(k):
                 for j in range(i):
                     normal[f, part, j, i] = normal[f, part, i, j]
 
 
-def displacement_equations(data: F32, model: F32, weight: F32, *, split_row: int | None = None) -> LinearFit:
+def displacement_equations(
+    data: F32, model: F32, weight: F32, *, split_row: int | None = None, slopes: bool = False
+) -> LinearFit:
     """Set up ``data = model(q - d) (1 + gain) + level`` for small displacements d, one problem a frame.
 
     The columns are ``[dy, dx, gain, level]``; a positive displacement means that the content of `data` lies below /
@@ -197,12 +257,15 @@ def displacement_equations(data: F32, model: F32, weight: F32, *, split_row: int
     data, model, weight : (n, y, x) float32 arrays
     split_row : int, optional
         The rows above and below it are kept apart as two parts; the middle one unless given.
+    slopes : bool
+        Whether the level may slope: two more columns, its slopes in y and x over half the width.
     """
     n, h, _ = data.shape
-    out = (np.zeros((n, 2, 4, 4)), np.zeros((n, 2, 4)), np.zeros((n, 2)), np.zeros((n, 2)))
+    k = 6 if slopes else 4
+    out = (np.zeros((n, 2, k, k)), np.zeros((n, 2, k)), np.zeros((n, 2)), np.zeros((n, 2)))
     d, m, u = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
     split = h // 2 if split_row is None else split_row
-    _over_frames(n, lambda a, b: _accumulate_shift(a, b, d, m, u, split, *out))
+    _over_frames(n, lambda a, b: _accumulate_shift(a, b, d, m, u, split, int(slopes), *out))
     return LinearFit(*out)
 
 

@@ -1,12 +1,13 @@
 """Jitter: where every projection of one tomogram lies, found from the projections alone.
 
 Vertically the mass in every row must not depend on the angle, horizontally the centre of mass must move on a
-sinusoid (Helgason-Ludwig conditions, doi 10.1002/cpa.3160190207). With the air around the object at zero these
-moments are close to what the photons allow. They are refined by reprojection (Dengler 1989, doi
-10.1016/0304-3991(89)90065-9; Yu et al. 2018, doi 10.1107/S1600577518013929): the volume is reconstructed from the
-projections as placed so far, projected again, and each projection is fitted to its own reprojection by Gauss-Newton
-steps, with its gain and level as nuisances, always resampled from the recorded frame. Whether the refined shifts are
-better is decided by projections that were held out of the reconstruction.
+sinusoid (Helgason-Ludwig conditions, doi 10.1002/cpa.3160190207). These moments, or where they mislead a search by
+correlation with reprojections, are refined by reprojection (Dengler 1989, doi 10.1016/0304-3991(89)90065-9; Yu et al.
+2018, doi 10.1107/S1600577518013929): the volume is reconstructed from the projections as placed so far, projected
+again, and each projection is fitted to its own reprojection, with its gain and background as nuisances, always
+resampled from the recorded frame. All projections move together, by a Newton step with the matrix that couples them
+(`reprojection.Scene.coupling`); its inverse is the covariance. Which estimate is kept is decided by projections held
+out of the reconstruction. See ``docs/jitter.md``.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .agreement import center_of_rotation, displacement_equations, object_support, smooth, solve_normal
-from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
-from .projector import Projector
+from .agreement import center_of_rotation, halve
+from .model import Alignment, Cancelled, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import JitterParameters
-from .reconstruction import angular_weights
-from .resample import place
+from .reprojection import FINE_PX, Fit, Scene, gauge_free, orbit
 
-__all__ = ["JitterResult", "find_jitter"]
+__all__ = ["FEWEST_ANGLES", "JitterResult", "find_jitter"]
 
 F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
 FEWEST_ANGLES = 8
-_BLUR_PX = 0.7  # applied to data and reprojection alike before they are compared
+_COLUMNS = 128  # at most, of the frames the fit works on
+_BAND_PX = 8.0  # outer width of the band-pass where the background asks for one, of those
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +36,29 @@ class JitterResult(Alignment):
     """What `find_jitter` found: an `Alignment` in pixels of the stack given, with what is known about it.
 
     ``shift`` is the displacement of the content of every projection, ``[dy, dx]``, positive down / right; x contains
-    the centre of rotation; the centre of mass of the object lies on the axis, at the middle row.
+    the centre of rotation; the centre of mass of the object lies on the axis, at the middle row. ``sigma`` is the
+    random part of each projection: the larger of what the noise allows and what independent parts of the data differ
+    by.
 
     Attributes
     ----------
     center, center_sigma : float
         Rotation axis relative to the middle column, pixels, and its standard error.
     moments : (n, 2) array
-        ``[dy, dx]`` as the moments alone give them.
-    method : {"moments", "reprojection"}
+        ``[dy, dx]`` as the moments alone give them (NaN where they give none).
+    method : {"moments", "reprojection", "reprojection, band-passed"}
         Which estimate was kept.
     residual : (n,) array
         Rms difference between each projection and the reprojection of the others.
     quality : Quality
+    bound : (n, 2) array
+        Cramer-Rao bound of a projection's displacement, were the object known: what the noise allows at best, pixels.
+    used : (n,) bool array
+        False where a projection did not fit the others and was left out of the volume.
+    slips : tuple of (int, float, float)
+        Number of the projection a new segment begins with, and the jump ``dy, dx`` there, pixels.
+    partial : bool
+        Whether the search was cancelled: the best estimate until then.
     """
 
     center: float
@@ -56,6 +67,10 @@ class JitterResult(Alignment):
     method: str
     residual: FloatArray
     quality: Quality
+    bound: FloatArray
+    used: Bool
+    slips: tuple[tuple[int, float, float], ...] = ()
+    partial: bool = False
 
     @property
     def alignment(self) -> Alignment:
@@ -68,6 +83,7 @@ def find_jitter(
     theta_deg: npt.ArrayLike,
     *,
     variance: npt.ArrayLike | float | None = None,
+    initial: npt.ArrayLike | None = None,
     parameters: JitterParameters | None = None,
     progress: Progress = no_progress,
 ) -> JitterResult:
@@ -76,19 +92,23 @@ def find_jitter(
     Parameters
     ----------
     stack : (n, y, x) array
-        Absorbance, zero in the air around the object.
+        Absorbance, or any other intensity that adds up along the ray. A background that is level or slopes, and its
+        sign, do not matter.
     theta_deg : (n,) array
-        Angle of every projection, degrees.
+        Angle of every projection, degrees; any angles in any order.
     variance : (n,) array or float, optional
-        Noise variance of a pixel; estimated from the residual unless given.
+        Noise variance of a pixel; estimated from the frames unless given.
+    initial : (n, 2) array, optional
+        Where to begin, ``[dy, dx]`` in pixels of the stack; the moments unless given.
     parameters : JitterParameters, optional
     progress : callable
-        See `Progress`; may raise `Cancelled`.
+        See `Progress`. When it raises `Cancelled` the best estimate so far comes back, marked `partial`; `Cancelled`
+        is passed on when there is none yet.
 
     Raises
     ------
     XanesTomoError
-        Fewer than 8 projections, another number of angles, or nothing that absorbs.
+        Fewer than 8 projections, another number of angles, or nothing to be seen.
 
     Examples
     --------
@@ -105,62 +125,485 @@ def find_jitter(
     data = np.ascontiguousarray(stack, dtype=np.float32)
     theta = np.asarray(theta_deg, dtype=float)
     _check(data, theta)
-    n, _, w = data.shape
-    noise = _variance(variance, n, data)
-    limit = p.max_shift_px * w / 1024
-    progress("jitter", 0, p.iterations + 2)
-    dy, top, bottom = _vertical(data.sum(axis=2, dtype=np.float64), limit)
-    dx, spread = _horizontal(data, dy, np.deg2rad(theta), top, bottom)
-    moments = np.stack([dy, dx], axis=1)
-    if not np.isfinite(moments).all():
-        raise XanesTomoError("jitter: expected an absorbing object in the field, found none; check flats and the box")
-    progress("jitter", 1, p.iterations + 2)
+    noise = _variance(variance, len(data), data)
+    start = None if initial is None else np.asarray(initial, dtype=float)
+    if start is not None and (start.shape != (len(data), 2) or not np.isfinite(start).all()):
+        raise XanesTomoError(f"initial: expected ({len(data)}, 2) finite [dy, dx], got {start.shape}")
+    search = _Search(data, theta, noise, p, progress)
+    try:
+        search.begin(start)
+        search.refine()
+    except Cancelled:
+        if search.best is None:
+            raise
+        search.partial = True
+    return search.result()
 
-    scene = _Scene(data, theta, moments)
-    before = scene.held_out(moments)
-    best, method, fit_sigma = moments, "moments", None
-    last_step = float("nan")
-    if p.refine and p.iterations:
-        shift = moments.copy()
-        sigma = None
-        for k in range(p.iterations):
-            step, sigma = scene.step(shift, noise)
-            step = np.clip(step, -0.05 * w, 0.05 * w)
-            shift = _fix_gauge(shift + step, shift, theta)
-            last_step = float(np.sqrt(np.mean(step**2)))
-            progress("jitter", k + 2, p.iterations + 2)
-            if last_step < 0.3 * float(np.sqrt(np.mean(sigma**2))):
+
+class _Search:
+    """The stages of one search, from coarse to fine. `best` always holds the best displacements so far."""
+
+    def __init__(
+        self, data: F32, theta: FloatArray, noise: FloatArray, parameters: JitterParameters, progress: Progress
+    ) -> None:
+        self.frame = data.shape[1:]
+        self.theta, self.p = theta, parameters
+        self.total = parameters.iterations + 4
+        self.progress = progress
+        self.done = 0
+        self.limit = parameters.max_shift_px * data.shape[2] / 1024
+        self.bin = 1
+        work = data
+        while work.shape[2] > _COLUMNS and min(work.shape[1:]) >= 32:
+            work = halve(work)
+            self.bin *= 2
+        self.noise = noise / self.bin**2  # of a pixel of `work`, for what is smooth
+        level = _border_plane(work)
+        work = work - level
+        # Signal may be dark on bright (transmission) or bright on dark (fluorescence): the object is what sticks out.
+        self.sign = 1.0 if float(np.median(work.sum(axis=(1, 2), dtype=np.float64))) >= 0 else -1.0
+        self.work = np.ascontiguousarray(self.sign * work)
+        self.partial = False
+        self.best: FloatArray | None = None  # in pixels of `work`
+        self.moments = np.full((len(theta), 2), np.nan)
+        self.moment_spread = float("nan")
+        self.method = "moments"
+        self.sigma: FloatArray | None = None
+        self.fit: Fit | None = None
+        self.notes: list[str] = []
+
+    def _report(self, done: int) -> None:
+        self.done = max(self.done, min(done, self.total))
+        self.progress("jitter", self.done, self.total)
+
+    # ------------------------------------------------------------------------------------------- beginning
+
+    def begin(self, initial: FloatArray | None) -> None:
+        """Find displacements that are right within a pixel or two."""
+        self._report(0)
+        self.scene = Scene(self.work, self.theta)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            moments = self._moments(self.work)
+        if initial is not None:
+            known = Alignment(initial, np.zeros_like(initial)).binned(self.bin, self.frame).shift
+            self.moments = moments
+            start = known
+        else:
+            start = moments
+        if self.p.refine and self.p.iterations:
+            start = self._search(start, moments)
+        elif not np.isfinite(start).all():
+            raise XanesTomoError(
+                "jitter: expected an absorbing object in the field, found none; check flats and the box"
+            )
+        self.best = start
+        self._report(1)
+        # The air next to the object, now that it is known where the object is.
+        self.scene.look(start)
+        if self.scene.mask is not None and self.scene.ring.any():
+            self.scene.set_data(self.scene.background(start))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            again = self._moments(self.scene.plain)
+        if np.isfinite(again).all():
+            self.moments = again
+            if initial is None and self.method == "moments":
+                self.best = again
+        elif np.isfinite(moments).all():
+            self.moments = moments
+        self._report(2)
+
+    def _moments(self, frames: F32) -> FloatArray:
+        dy, top, bottom = _vertical(frames.sum(axis=2, dtype=np.float64), self.limit / self.bin)
+        dx, self.moment_spread = _horizontal(frames, dy, np.deg2rad(self.theta), top, bottom)
+        return np.stack([dy, dx], axis=1)
+
+    def _search(self, start: FloatArray, moments: FloatArray) -> FloatArray:
+        """Check displacements against coarse reprojections; look for better ones when they do not agree."""
+        if not self.scene.shared() and np.isfinite(start).all():
+            return start
+        coarse = halve(self.work) if min(self.work.shape[1:]) >= 64 else self.work
+        factor = self.work.shape[2] // coarse.shape[2]
+        scene = Scene(coarse, self.theta, coarse_px=max(3.0, coarse.shape[2] / 16))
+        shape = self.work.shape[1:]
+
+        def down(shift: FloatArray) -> FloatArray:
+            return Alignment(shift, np.zeros_like(shift)).binned(factor, shape).shift
+
+        def up(shift: FloatArray) -> FloatArray:
+            return Alignment(shift, np.zeros_like(shift)).unbinned(factor, shape).shift
+
+        limit = self.limit / self.bin / factor
+        if np.isfinite(start).all():
+            moved, agreed, _ = _correlated(scene, down(start), limit, rounds=1)
+            far = np.abs(moved - down(start)).max(axis=1) > 1.0
+            if agreed and far.mean() < 0.2:
+                out = start.copy()
+                out[far] = up(moved)[far]
+                return out
+        self.method = "search"
+        firsts = [down(v) for v in (moments, start)[: 1 + (moments is not start)] if np.isfinite(v).all()]
+        firsts += [_chain(scene, limit), np.zeros((len(self.theta), 2))]
+        candidates = []
+        for first in firsts:
+            moved, _, misfit = _correlated(scene, first, limit, rounds=12)
+            candidates.append((misfit, moved))
+            if misfit < 0.15:
                 break
-        after = scene.held_out(shift)
-        gain = before - after
-        # Paired by projection: the refined shifts must predict held-out projections better, beyond chance.
-        if gain.mean() > 2.0 * gain.std() / np.sqrt(n):
-            best, method, fit_sigma = shift, "reprojection", sigma
-            before = after
-    if fit_sigma is None:
-        _, fit_sigma = scene.step(best, noise)
-        fit_sigma = np.maximum(fit_sigma, np.array([0.0, 1.0])[None, :] * spread)
-    center, center_sigma = center_of_rotation(best[:, 1], theta, fit_sigma[:, 1])
-    residual = np.sqrt(before)
-    moved = np.sqrt(np.mean((best - moments) ** 2, axis=0))
-    outliers = int(np.sum(_robust_z(residual) > 5))
-    scores = (
-        Score("sigma_y", float(np.sqrt(np.mean(fit_sigma[:, 0] ** 2))), "px", 0.1 * w / 256),
-        Score("sigma_x", float(np.sqrt(np.mean(fit_sigma[:, 1] ** 2))), "px", 0.1 * w / 256),
-        Score("held-out residual / noise", float(np.sqrt(np.median(before) / np.median(noise)) / _NOISE_LEFT), "", 3.0),
-        Score("projections that stand out", outliers, "", max(1.0, 0.02 * n)),
-        Score("moved from the moments", float(np.hypot(*moved)), "px"),
-    )
-    note = f"{method} kept" + ("" if method == "reprojection" or not p.refine else "; the refinement was no better")
-    progress("jitter", p.iterations + 2, p.iterations + 2)
-    return JitterResult(
-        best, fit_sigma, center=center, center_sigma=center_sigma, moments=moments, method=method, residual=residual,
-        quality=Quality(scores, (note,)),
-    )  # fmt: skip
+        misfit, moved = min(candidates, key=lambda c: c[0])
+        self.notes.append("the first guess disagrees with the reprojections; found by correlation")
+        return up(moved)
+
+    # --------------------------------------------------------------------------------------------- refining
+
+    def refine(self) -> None:
+        """Newton steps on the whole field, in the band and with the bounds for the object that the data speak for."""
+        assert self.best is not None
+        scene, start = self.scene, self.best
+        if not (self.p.refine and self.p.iterations):
+            self.method = "moments"
+            self._judge(scene, start)
+            return
+        first = scene.held_out(start)
+        if scene.mask is not None:
+            mask, footprint = scene.mask, scene.footprint
+            scene.mask, scene.footprint = None, scene._circle()
+            free = scene.held_out(start)
+            if np.median(free.residual) < 0.9 * np.median(first.residual):
+                first = free
+                self.notes.append("something besides the object turns with it: the volume is not bounded")
+            else:
+                scene.mask, scene.footprint = mask, footprint
+        shift = self._newton(scene, start, self.p.iterations)
+        candidates = {"reprojection": shift}
+        moments_kept = self.method == "moments" and np.isfinite(self.moments).all()
+        fits = {"reprojection": scene.held_out(shift)}
+        noise = np.median(self.noise) * _noise_left()
+        if np.median(fits["reprojection"].residual) > 4 * noise:
+            # The misfit is more than noise: is it slow enough for a band-pass to help?
+            band = scene.banded(_BAND_PX * scene.shape[1] / _COLUMNS)
+            other = self._newton(band, shift, self.p.iterations, floor=0.15)
+            before, after = band.held_out(shift), band.held_out(other)
+            if _better(before, after, band.usable, by=0.05):
+                candidates["reprojection, band-passed"] = other
+                self.method, self.best, self.scene = "reprojection, band-passed", other, band
+                self._judge(band, other)
+                return
+        # Where the projections hardly overlap in Fourier space a reprojection says little: it must show its worth.
+        refined, plain = fits["reprojection"], scene.held_out(self.moments) if moments_kept else None
+        if plain is not None and (
+            _better(refined, plain, scene.usable) if scene.shared() else not _better(plain, refined, scene.usable)
+        ):
+            self.method, self.best = "moments", self.moments
+            self.notes.append("the refinement was no better")
+        else:
+            self.method, self.best = "reprojection", shift
+        self._judge(scene, self.best)
+
+    def _newton(self, scene: Scene, start: FloatArray, iterations: int, floor: float = 0.03) -> FloatArray:
+        shift = start
+        known: F32 | None = None
+        solver: _Coupled | None = None
+        for k in range(iterations):
+            placed, model = scene.model(shift, known)
+            known = model
+            fit = scene.compare(placed, model, shift)
+            self._leave_out(scene, fit)
+            size = float(np.sqrt(np.median(fit.step[scene.usable] ** 2)))
+            if solver is None or k < 2:
+                solver = _Coupled(scene, model)
+            step = solver.solve(fit.step, fit.information[0], 0.3 if size > 0.5 else floor)
+            step = np.clip(gauge_free(step, self.theta), -0.05 * scene.shape[1], 0.05 * scene.shape[1])
+            shift = shift + step
+            self.best = shift
+            self.method = "reprojection"
+            self._report(3 + k)
+            formal = np.sqrt(np.median(self.noise) / np.maximum(np.median(fit.information[0], axis=0), 1e-30))
+            if k and np.all(np.sqrt(np.mean(step[scene.usable] ** 2, axis=0)) < 0.1 * formal + 1e-4):
+                break
+        return shift
+
+    def _leave_out(self, scene: Scene, fit: Fit) -> None:
+        """Projections that do not fit the others have no part in the volume; at most a third of them."""
+        z = _robust_z(np.log(np.maximum(fit.residual, 1e-30)))
+        bad = (z > 6) & (fit.residual > 3 * np.median(fit.residual))
+        if bad.any() and bad.mean() < 0.34:
+            scene.usable = ~bad
+
+    # ---------------------------------------------------------------------------------------------- judging
+
+    def _judge(self, scene: Scene, shift: FloatArray) -> None:
+        """Find the standard errors of `shift`, and how well it predicts projections that were held out."""
+        placed, model = scene.model(shift)
+        fit = scene.compare(placed, model, shift)
+        self.fit = scene.held_out(shift, model)
+        solver = _Coupled(scene, model)
+        # What is left beyond the noise counts as noise; the model's own adds up to 0.7 of it.
+        noise = np.maximum(self.noise, self.fit.residual / (1.7 * _noise_left()))
+        self.sigma, self.center_sigma, self.bound = solver.errors(fit, noise, self.theta, self.fit)
+        if self.method == "moments" and np.isfinite(self.moment_spread):
+            self.sigma[:, 1] = np.maximum(self.sigma[:, 1], self.moment_spread)
+        self.scene = scene
+
+    def result(self) -> JitterResult:
+        """Return what was found, in pixels of the stack."""
+        assert self.best is not None
+        n = len(self.theta)
+        if self.fit is None or self.sigma is None:  # cancelled
+            self.notes.append("partial: cancelled before the errors were known")
+            self._judge(self.scene, self.best)
+        assert self.fit is not None
+        assert self.sigma is not None
+        best = self.best if self.method == "moments" else _centred(self.scene, self.best, self.theta)
+        found = Alignment(best, self.sigma).unbinned(self.bin, self.frame)
+        moments = Alignment(self.moments, np.zeros((n, 2))).unbinned(self.bin, self.frame).shift
+        center, _ = center_of_rotation(found.shift[:, 1], self.theta, found.sigma[:, 1])
+        center_sigma = self.center_sigma * self.bin
+        self._report(self.total)
+        scale = self.frame[1] / 256
+        unexplained = float(np.median(self.fit.unexplained))
+        left_out = int(np.sum(~self.scene.usable))
+        within = float(np.median(self.fit.residual) / (np.median(self.noise) * _noise_left()))
+        moved = np.sqrt(np.nanmean((found.shift - moments) ** 2, axis=0)) if np.isfinite(moments).any() else np.zeros(2)
+        scores = (
+            Score("sigma_y", float(np.sqrt(np.median(found.sigma[:, 0] ** 2))), "px", 0.1 * scale),
+            Score("sigma_x", float(np.sqrt(np.median(found.sigma[:, 1] ** 2))), "px", 0.1 * scale),
+            Score("held-out residual / noise", float(np.sqrt(within)), "", 3.0),
+            Score("part of the contrast not explained", unexplained, "", 0.25),
+            Score("projections that stand out", left_out, "", max(1.0, 0.02 * n)),
+            Score("moved from the moments", float(np.hypot(*moved)), "px"),
+        )
+        return JitterResult(
+            found.shift, found.sigma, center=center, center_sigma=center_sigma, moments=moments, method=self.method,
+            residual=np.sqrt(self.fit.residual), quality=Quality(scores, (f"{self.method} kept", *self.notes)),
+            bound=self.bound * self.bin, used=self.scene.usable.copy(), slips=_slips(found.shift, self.theta, scale),
+            partial=self.partial,
+        )  # fmt: skip
 
 
-# White noise of standard deviation 1 keeps this much of it after the blur.
-_NOISE_LEFT = 1 / (2 * np.sqrt(np.pi) * _BLUR_PX)
+class _Coupled:
+    """The displacements of all projections, solved together; see `Scene.coupling`."""
+
+    def __init__(self, scene: Scene, model: F32) -> None:
+        self.model, self.usable = model, scene.usable
+        self.modes = [np.linalg.eigh(np.eye(len(model)) - scene.coupling(model, axis)) for axis in (0, 1)]
+
+    def solve(self, step: FloatArray, information: FloatArray, floor: float) -> FloatArray:
+        """Turn the steps of each projection for itself (n, 2) into those of all together."""
+        out = np.empty_like(step)
+        for axis, (value, vector) in enumerate(self.modes):
+            root = np.sqrt(np.maximum(information[:, axis], 1e-12 * information[:, axis].max() + 1e-30))
+            size = np.median(np.abs(step[:, axis]))
+            robust = np.clip(step[:, axis], -20 * size, 20 * size) if size > 0 else step[:, axis]
+            alone = step[:, axis] - robust
+            out[:, axis] = vector @ ((vector.T @ (root * robust)) / np.maximum(value, floor)) / root + alone
+        return out
+
+    def errors(
+        self, fit: Fit, noise: FloatArray, theta: FloatArray, held_out: Fit
+    ) -> tuple[FloatArray, float, FloatArray]:
+        """Return standard errors (n, 2), that of the rotation centre, and the bound (n, 2).
+
+        The formal covariance is that of the coupled fit with the measured noise. The upper and the lower half of the
+        rows answer independently, and so does each projection against the volume it had no part in: where they differ
+        by more than their formal errors allow, the errors are that much larger.
+        """
+        n = len(theta)
+        sigma, bound = np.empty((n, 2)), np.empty((n, 2))
+        constants = orbit(theta, constant=True)
+        center = float("nan")
+        for axis, (value, vector) in enumerate(self.modes):
+            information = np.maximum(fit.information[:, :, axis], 1e-30)
+            root = np.sqrt(information[0])
+            score = noise * _score_noise(self.model, axis)
+            value = np.maximum(value, 0.02)
+            # Newton: s = A^-1 b with A = root (1 - K) root and cov(b) = A * noise.
+            half = (vector / np.sqrt(value)) @ vector.T
+            cov = (half * score) @ half.T / root[:, None] / root[None, :]
+            gauge = np.ones((n, 1)) if axis == 0 else constants
+            pull = np.eye(n) - gauge @ np.linalg.pinv(gauge)
+            formal = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", pull, cov, pull, optimize=True), 0))
+            bound[:, axis] = np.sqrt(noise / information[0])
+            parts = []
+            for k in (1, 2):
+                r = np.sqrt(information[k])
+                solved = vector @ ((vector.T @ (r * fit.halves[k - 1, :, axis])) / value) / r
+                parts.append(solved)
+            difference = parts[0] - parts[1]
+            expected = formal**2 * information[0] * (1 / information[1] + 1 / information[2])
+            rest = pull @ difference
+            ratio = _local_mean(np.minimum(rest**2 / np.maximum(expected, 1e-30), 25.0), theta)
+            alone = held_out.step[:, axis] - np.median(held_out.step[:, axis])
+            free = np.median((pull @ alone) ** 2 * information[0] / (2 * score)) / 0.455
+            sigma[:, axis] = formal * np.sqrt(np.maximum(1.0, np.maximum(ratio, free)))
+            if axis == 1:
+                functional = np.linalg.pinv(constants)[2]
+                stays = float(functional @ held_out.step[:, axis])
+                center = float(np.sqrt(functional @ cov @ functional + (functional @ difference) ** 2 / 4 + stays**2))
+        return sigma, center, bound
+
+
+def _local_mean(values: FloatArray, theta: FloatArray) -> FloatArray:
+    """Mean over neighbouring angles, a quarter of them all."""
+    order = np.argsort(theta, kind="stable")
+    reach = max(4, len(values) // 8)
+    v = np.pad(values[order], reach, mode="reflect")
+    mean = np.convolve(v, np.full(2 * reach + 1, 1 / (2 * reach + 1)), mode="valid")
+    out = np.empty_like(values)
+    out[order] = mean
+    return out
+
+
+def _score_noise(model: F32, axis: int) -> float:
+    """Part of the noise variance that passes the filters of the frames, seen through the gradient of `model`."""
+    from .agreement import smooth
+
+    some = -np.gradient(model[:: max(1, len(model) // 24)], axis=1 + axis)
+    # FINE_PX, and the weights of `halve`: together a blur of 0.8 px
+    passed = smooth(np.ascontiguousarray(some), float(np.hypot(FINE_PX, 0.4)))
+    return float(np.sum(passed**2, dtype=np.float64) / max(np.sum(some**2, dtype=np.float64), 1e-30))
+
+
+def _noise_left() -> float:
+    """Part of the variance of white noise that passes the blur of the fit."""
+    return float(1 / (4 * np.pi * FINE_PX**2))
+
+
+def _better(before: Fit, after: Fit, usable: Bool, by: float = 0.0) -> bool:
+    """Whether `after` predicts held-out projections better than `before`, beyond chance; paired by projection.
+
+    `by` is the least part of the residual that must be gained.
+    """
+    gain = np.log(np.maximum(before.residual, 1e-30) / np.maximum(after.residual, 1e-30))[usable]
+    return bool(gain.mean() > max(by, 2.0 * gain.std() / np.sqrt(len(gain))))
+
+
+def _centred(scene: Scene, shift: FloatArray, theta: FloatArray) -> FloatArray:
+    """Use what cannot be determined to put the object's centre of mass on the axis, at the middle row."""
+    from .model import Alignment as Placed
+    from .resample import place
+
+    height, width = scene.shape
+    placed = place(scene.plain, Placed(shift, np.zeros_like(shift)))
+    profile = np.median(placed.sum(axis=2, dtype=np.float64), axis=0)
+    inside = np.zeros(height)
+    inside[scene.rows[0] : scene.rows[1]] = 1
+    profile = np.maximum(profile * inside, 0)
+    out = shift.copy()
+    if profile.sum() <= 0:
+        return out
+    out[:, 0] += float(profile @ (np.arange(height) - (height - 1) / 2) / profile.sum())
+    across = placed[:, scene.rows[0] : scene.rows[1]].sum(axis=1, dtype=np.float64)
+    total = across.sum(axis=1)
+    com = across @ (np.arange(width) - (width - 1) / 2) / np.where(total > 0, total, np.nan)
+    good = np.isfinite(com) & (total > 0.5 * np.nanmedian(total)) & (np.abs(com) < width / 2)
+    if good.sum() >= 8:
+        basis = orbit(theta, constant=True)
+        fit = np.linalg.lstsq(basis[good], com[good], rcond=None)[0]
+        out[:, 1] += basis[:, :2] @ fit[:2]
+    return out
+
+
+def _correlated(scene: Scene, start: FloatArray, limit: float, *, rounds: int) -> tuple[FloatArray, bool, float]:
+    """Move every frame to where it correlates best with the reprojection of the others, again and again.
+
+    Returns the displacements, whether the last round moved hardly any frame, and the part of the contrast that the
+    reprojections do not explain.
+    """
+    shift = start
+    agreed = False
+    unexplained = float("inf")
+    best = (float("inf"), start)
+    for _ in range(rounds):
+        _, model = scene.held_out_model(shift)
+        found, score = scene.correlate(model, limit)
+        trusted = score > 0.3 * np.median(score)
+        unexplained = float(np.median(1 - np.clip(score, 0, 1) ** 2))
+        new = np.where(trusted[:, None], found, shift)
+        new = gauge_free(new - shift, scene.theta) + shift
+        move = np.abs(new - shift).max(axis=1)
+        shift = new
+        if unexplained < best[0]:
+            best = (unexplained, shift)
+        agreed = bool(np.quantile(move, 0.8) < 1.0) and unexplained < 0.6
+        if agreed and np.quantile(move, 0.9) < 0.5:
+            break
+    return (shift if rounds == 1 else best[1]), agreed, unexplained if rounds == 1 else best[0]
+
+
+def _chain(scene: Scene, limit: float) -> FloatArray:
+    """Displacements from each frame's correlation with the mean of the ones before it, in the order of the angles."""
+    from .resample import place
+
+    order = np.argsort(scene.theta, kind="stable")
+    out = np.zeros((len(order), 2))
+    frames = scene.data
+    template = frames[order[0]].copy()
+    size = [2 * v for v in scene.shape]
+    for k in order[1:]:
+        cross = np.fft.irfft2(np.fft.rfft2(frames[k], size) * np.fft.rfft2(template, size).conj(), size)
+        lag = [np.fft.fftfreq(s, 1 / s) for s in size]
+        cross[np.abs(lag[0]) > 2 * limit] = -np.inf
+        cross[:, np.abs(lag[1]) > 2 * limit] = -np.inf
+        at = np.unravel_index(int(np.argmax(cross)), cross.shape)
+        score = cross[at] / max(float(np.linalg.norm(frames[k]) * np.linalg.norm(template)), 1e-30)
+        out[k] = [lag[0][at[0]], lag[1][at[1]]]
+        if score > 0.3:
+            moved = place(frames[k : k + 1], Alignment(out[k : k + 1], np.zeros((1, 2))))[0]
+            template = 0.6 * template + 0.4 * moved
+        # the centre of the first frame is as good as any
+    basis = orbit(scene.theta, constant=True)
+    out[:, 1] -= basis[:, :2] @ np.linalg.lstsq(basis, out[:, 1], rcond=None)[0][:2]
+    out[:, 0] -= np.median(out[:, 0])
+    return out
+
+
+def _slips(shift: FloatArray, theta: FloatArray, scale: float) -> tuple[tuple[int, float, float], ...]:
+    """Projections with which a new segment begins: displacement jumps there and stays, far beyond its usual steps."""
+    n = len(shift)
+    rest = shift.copy()
+    basis = orbit(theta, constant=True)
+    rest[:, 1] -= basis[:, :2] @ np.linalg.lstsq(basis, shift[:, 1], rcond=None)[0][:2]
+    if n < 24:
+        return ()
+    reach = 10
+    jump = np.zeros((n, 2))
+    for k in range(reach, n - reach + 1):
+        jump[k] = np.median(rest[k : k + reach], axis=0) - np.median(rest[k - reach : k], axis=0)
+    usual = 1.4826 * np.median(np.abs(np.diff(rest, axis=0)), axis=0) + 1e-9
+    size = np.max(np.abs(jump) / np.maximum(4 * usual, 1.5 * scale), axis=1)
+    out = []
+    while size.max() > 1:
+        k = int(np.argmax(size))
+        out.append((k, float(jump[k, 0]), float(jump[k, 1])))
+        size[max(0, k - reach) : k + reach] = 0
+    return tuple(sorted(out))
+
+
+def _border_plane(frames: F32) -> F32:
+    """(n, y, x) the plane through the border of every frame; the object may touch it in places."""
+    from .agreement import solve_normal
+    from .air import plane
+
+    n, h, w = frames.shape
+    edge = max(1, round(0.05 * min(h, w)))
+    border = np.ones((h, w), dtype=bool)
+    border[edge:-edge, edge:-edge] = False
+    at = np.flatnonzero(border)
+    y = ((at // w) - (h - 1) / 2) / (w / 2)
+    x = ((at % w) - (w - 1) / 2) / (w / 2)
+    design = np.stack([np.ones_like(y), y, x], axis=1)
+    values = frames.reshape(n, -1)[:, at].astype(np.float64)
+    centre = np.median(values, axis=1, keepdims=True)
+    keep = np.abs(values - centre) <= 3.0 * 1.4826 * np.median(np.abs(values - centre), axis=1, keepdims=True) + 1e-12
+    c: FloatArray = np.zeros((n, 3))
+    for _ in range(4):
+        normal = np.einsum("na,ai,aj->nij", keep.astype(float), design, design, optimize=True)
+        rhs = (keep * values) @ design
+        c, _ = solve_normal(normal, rhs)
+        rest = values - c @ design.T
+        spread = 1.4826 * np.median(np.abs(rest), axis=1, keepdims=True)
+        keep = np.abs(rest) <= 2.5 * spread + 1e-12
+    return np.asarray(plane(c, (h, w)), dtype=np.float32)
 
 
 def _check(data: F32, theta: FloatArray) -> None:
@@ -300,98 +743,3 @@ def _horizontal(frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom
     c, a, b = np.linalg.lstsq(np.column_stack([np.ones(n), basis]), difference, rcond=None)[0]
     difference = difference - c - basis @ np.array([a, b])
     return dx, float(np.std(difference) / 2)
-
-
-# -------------------------------------------------------------------------------------------- reprojection
-
-
-class _Scene:
-    """One tomogram's projections, compared with reprojections of volumes made from them.
-
-    Work is confined to the rows the object covers. Where the object may be is settled once, from the first estimate.
-    """
-
-    def __init__(self, data: F32, theta: FloatArray, shift: FloatArray) -> None:
-        _, h, w = data.shape
-        self.data, self.theta = data, theta
-        placed = place(data, Alignment(shift, np.zeros_like(shift)))
-        mass = np.median(placed.sum(axis=2), axis=0)
-        rows = np.flatnonzero(mass > 0.02 * mass.max())
-        margin = max(4, round(0.04 * h))
-        self.rows = (max(0, int(rows[0]) - margin), min(h, int(rows[-1]) + 1 + margin))
-        self.projector = Projector(w, theta)
-        self.halves = (np.argsort(theta)[0::2], np.argsort(theta)[1::2])
-        self.half_projectors = tuple(Projector(w, theta[k]) for k in self.halves)
-        self.weights = angular_weights(theta)
-        self.half_weights = tuple(angular_weights(theta[k]) for k in self.halves)
-        first = placed[:, self.rows[0] : self.rows[1]]
-        volume = self.projector.filtered(first, angular_weight=self.weights)
-        self.support = object_support(volume)
-        model = self.projector.forward(volume * self.support)
-        self.weight = self._compared(model, shift, h)
-
-    def _compared(self, model: F32, shift: FloatArray, height: int) -> F32:
-        """Where data and reprojection are compared: around the object, on what every frame recorded."""
-        from scipy.ndimage import binary_dilation
-
-        body = smooth(model.max(axis=0)[None], 2.0)[0]
-        mask = binary_dilation(body > 0.03 * body.max(), iterations=3)
-        weight = np.broadcast_to(mask.astype(np.float32), model.shape).copy()
-        width = model.shape[2]
-        y = np.arange(*self.rows)[None, :] + shift[:, :1]
-        x = np.arange(width)[None, :] + shift[:, 1:]
-        weight *= ((y >= 3) & (y <= height - 4))[:, :, None]
-        weight *= ((x >= 3) & (x <= width - 4))[:, None, :]
-        return weight
-
-    def _placed(self, shift: FloatArray) -> F32:
-        shape = (self.data.shape[1], self.data.shape[2])
-        return place(self.data, Alignment(shift, np.zeros_like(shift)), rows=self.rows, grid_shape=shape)
-
-    def step(self, shift: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """One Gauss-Newton step (n, 2) and the standard errors (n, 2) that go with it."""
-        placed = self._placed(shift)
-        volume = self.projector.filtered(placed, angular_weight=self.weights)
-        volume *= self.support
-        model = smooth(self.projector.forward(volume), _BLUR_PX)
-        fit = displacement_equations(smooth(placed, _BLUR_PX), model, self.weight)
-        solution, inverse = fit.solve()
-        formal = np.sqrt(np.maximum(inverse[:, (0, 1), (0, 1)], 0) * noise[:, None])
-        # The upper and lower half of the rows answer independently; where they differ by more than their
-        # formal errors allow, the errors are too small.
-        (upper, upper_inverse), (lower, lower_inverse) = fit.solve(0), fit.solve(1)
-        expected = np.sqrt((upper_inverse + lower_inverse)[:, (0, 1), (0, 1)] * noise[:, None])
-        difference = (upper - lower)[:, :2] / np.where(np.isfinite(expected) & (expected > 0), expected, np.inf)
-        scale = np.maximum(1.0, np.sqrt(np.mean(difference**2, axis=0)))
-        finite = np.where(np.isfinite(formal), formal, 0)
-        sigma = np.where(np.isfinite(formal), formal, finite.max(axis=0))
-        contrast = np.clip(1 + solution[:, 2:3], 0.2, 5.0)
-        return solution[:, :2] / contrast, np.asarray(sigma * scale)
-
-    def held_out(self, shift: FloatArray) -> FloatArray:
-        """Return the mean squared difference (n,) from the reprojection of the other half of the angles.
-
-        Each projection's gain and level are fitted first: a projection is judged by a volume it had no part in.
-        """
-        placed = self._placed(shift)
-        model = np.empty_like(placed)
-        for k in (0, 1):
-            known, asked = self.halves[k], self.halves[1 - k]
-            volume = self.half_projectors[k].filtered(placed[known], angular_weight=self.half_weights[k])
-            volume *= self.support
-            model[asked] = self.half_projectors[1 - k].forward(volume)
-        fit = displacement_equations(smooth(placed, _BLUR_PX), smooth(model, _BLUR_PX), self.weight)
-        solution, _ = solve_normal(fit.normal.sum(axis=1)[:, 2:, 2:], fit.rhs.sum(axis=1)[:, 2:])
-        cost = fit.cost.sum(axis=1) - np.einsum("ni,ni->n", solution, fit.rhs.sum(axis=1)[:, 2:])
-        return np.asarray(np.maximum(cost, 0) / np.maximum(fit.count.sum(axis=1), 1e-9))
-
-
-def _fix_gauge(shift: FloatArray, previous: FloatArray, theta: FloatArray) -> FloatArray:
-    """Take out of the change what cannot be determined: a constant in y, cosine and sine in x."""
-    change = shift - previous
-    t = np.deg2rad(theta)
-    basis = np.stack([np.cos(t), np.sin(t), np.ones_like(t)], axis=1)
-    fit = np.linalg.lstsq(basis, change[:, 1], rcond=None)[0]
-    change[:, 0] -= change[:, 0].mean()
-    change[:, 1] -= basis[:, :2] @ fit[:2]
-    return np.asarray(previous + change)

@@ -1,0 +1,473 @@
+"""Projections of one tomogram against the reprojection of the volume made from them.
+
+A filter along the rows of all projections is a filter of the volume, so it changes nothing in the comparison, but a
+high-pass takes away what does not turn with the object: background, slow illumination, the mean of what lies outside
+the field. It also takes away most of what is known about slow drifts, and is used only where the data ask for it.
+
+The answer of all projections to all displacements is one matrix: a displacement changes a projection, the changed
+projection changes the volume, and so the reprojection at every other angle. Solving with it (a Newton step for all
+projections together) finds the slow drifts that projection by projection take dozens of iterations, and its inverse is
+the covariance of the answer, slow drifts included.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+from scipy.fft import irfft2, next_fast_len, rfft2
+
+from .agreement import band_pass, displacement_equations, object_support, smooth, solve_normal
+from .model import Alignment, FloatArray
+from .projector import Projector, filter_response
+from .reconstruction import angular_weights
+from .resample import place
+
+__all__ = ["FINE_PX", "Fit", "Scene", "cores", "gauge_free", "orbit"]
+
+F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+FINE_PX = 0.7  # inner width of the band-pass, pixels of the scene: below it nothing is shared between projections
+_EDGE = 3  # pixels at the border of a frame that are not compared
+_ROWS = 8  # rows the coupling of the projections is computed from
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _kernel(function: _F) -> _F:
+    """Compile for the machine at first use, kept on disk, without the GIL."""
+    return cast(_F, nb.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})(function))
+
+
+def orbit(theta_deg: FloatArray, *, constant: bool) -> FloatArray:
+    """(n, 2 or 3) columns ``[cos, sin(, 1)]`` of the angles."""
+    t = np.deg2rad(theta_deg)
+    columns = [np.cos(t), np.sin(t)] + ([np.ones_like(t)] if constant else [])
+    return np.stack(columns, axis=1)
+
+
+def gauge_free(change: FloatArray, theta_deg: FloatArray, weight: FloatArray | None = None) -> FloatArray:
+    """Take out of a change (n, 2) what cannot be determined: a constant in y, cosine and sine in x."""
+    w = np.ones(len(change)) if weight is None else weight
+    out = change.copy()
+    out[:, 0] -= np.average(change[:, 0], weights=w)
+    basis = orbit(theta_deg, constant=True)
+    root = np.sqrt(w)
+    fit = np.linalg.lstsq(basis * root[:, None], change[:, 1] * root, rcond=None)[0]
+    out[:, 1] -= basis[:, :2] @ fit[:2]
+    return out
+
+
+@_kernel
+def _lines_to_images(
+    first: int, end: int, lines: F32, cos: FloatArray, sin: FloatArray, z: F32, x: F32, out: F32
+) -> None:
+    """Smear the rows (n, rows, w) of every projection back over the points (z, x): (n, rows, points)."""
+    _, rows, w = lines.shape
+    for a in range(first, end):
+        for p in range(z.size):
+            at = x[p] * cos[a] + z[p] * sin[a] + (w - 1) / 2
+            k = int(np.floor(at))
+            if k < 0 or k >= w - 1:
+                for r in range(rows):
+                    out[a, r * z.size + p] = 0.0
+                continue
+            f = np.float32(at - k)
+            for r in range(rows):
+                out[a, r * z.size + p] = lines[a, r, k] + f * (lines[a, r, k + 1] - lines[a, r, k])
+
+
+@_kernel
+def _products(first: int, end: int, images: F32, out: FloatArray) -> None:
+    """Inner products of all pairs of images (n, points), for the blocks ``first:end`` of four images."""
+    n, size = images.shape
+    for block in range(first, end):
+        for j in range(0, 4 * block + 4, 2):
+            if j >= n:
+                break
+            j1 = min(j + 1, n - 1)
+            i0 = 4 * block
+            i1, i2, i3 = min(i0 + 1, n - 1), min(i0 + 2, n - 1), min(i0 + 3, n - 1)
+            total = np.zeros((4, 2))
+            for start in range(0, size, 4096):
+                stop = min(start + 4096, size)
+                a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = np.float32(0.0)
+                for p in range(start, stop):
+                    u, v = images[j, p], images[j1, p]
+                    c0, c1, c2, c3 = images[i0, p], images[i1, p], images[i2, p], images[i3, p]
+                    a0 += c0 * u
+                    a1 += c1 * u
+                    a2 += c2 * u
+                    a3 += c3 * u
+                    b0 += c0 * v
+                    b1 += c1 * v
+                    b2 += c2 * v
+                    b3 += c3 * v
+                total[0, 0] += a0
+                total[1, 0] += a1
+                total[2, 0] += a2
+                total[3, 0] += a3
+                total[0, 1] += b0
+                total[1, 1] += b1
+                total[2, 1] += b2
+                total[3, 1] += b3
+            for i in range(min(4, n - i0)):
+                for k in range(min(2, n - j)):
+                    out[i0 + i, j + k] = total[i, k]
+                    out[j + k, i0 + i] = total[i, k]
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _split(n: int, threads: int, work: Callable[[int, int], None]) -> None:
+    piece = max(1, -(-n // (4 * threads)))
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(lambda a: work(a, min(a + piece, n)), range(0, n, piece)):
+            pass
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Every projection fitted to its own reprojection.
+
+    Attributes
+    ----------
+    step : (n, 2) array
+        Displacement of the data against the reprojection, ``[dy, dx]``, each projection for itself.
+    halves : (2, n, 2) array
+        The same from the upper and the lower half of the rows.
+    information : (3, n, 2) array
+        Inverse variance of a displacement for unit noise: both halves, upper, lower.
+    gain : (n,) array
+        Contrast of the data over that of the reprojection.
+    residual : (n,) array
+        Mean squared difference that is left.
+    unexplained : (n,) array
+        The same over the mean square of the data.
+    """
+
+    step: FloatArray
+    halves: FloatArray
+    information: FloatArray
+    gain: FloatArray
+    residual: FloatArray
+    unexplained: FloatArray
+
+
+class Scene:
+    """The projections of one tomogram, and where they are compared.
+
+    Parameters
+    ----------
+    data : (n, y, x) float32 array
+        Projections, contrast positive.
+    theta_deg : (n,) array
+    coarse_px : float
+        Outer width of the band-pass, pixels; 0 keeps everything that is slow (and with it most of what is known about
+        slow drifts).
+    """
+
+    def __init__(self, data: F32, theta_deg: FloatArray, *, coarse_px: float = 0.0) -> None:
+        self.theta = theta_deg
+        self.shape = (data.shape[1], data.shape[2])
+        self.coarse_px = coarse_px
+        self.slopes = coarse_px == 0
+        self.usable: Bool = np.ones(len(data), dtype=bool)
+        self.threads = cores()
+        self.projector = Projector(self.shape[1], theta_deg)
+        order = np.argsort(theta_deg, kind="stable")
+        self.halves = (np.sort(order[0::2]), np.sort(order[1::2]))
+        self.half_projectors = tuple(Projector(self.shape[1], theta_deg[k]) for k in self.halves)
+        self.footprint: Bool = self._circle()
+        self.set_data(data)
+        self.open()
+
+    def set_data(self, data: F32) -> None:
+        """Use other frames of the same size."""
+        self.plain = data
+        self.data = band_pass(data, FINE_PX, self.coarse_px) if self.coarse_px else smooth(data, FINE_PX)
+
+    def banded(self, coarse_px: float) -> Scene:
+        """Return the same scene in another band, without bounds for the object."""
+        other = copy(self)
+        other.coarse_px, other.slopes = coarse_px, coarse_px == 0
+        other.set_data(self.plain)
+        other.mask, other.footprint = None, self._circle()
+        return other
+
+    # ------------------------------------------------------------------------------------------ the scene
+
+    def _circle(self) -> Bool:
+        c = np.arange(self.shape[1]) - (self.shape[1] - 1) / 2
+        return np.asarray(np.hypot(c[:, None], c) < self.shape[1] / 2)
+
+    def open(self) -> None:
+        """Compare whole frames and let the object be anywhere."""
+        self.rows = (0, self.shape[0])
+        self.mask: F32 | None = None
+        self.body: F32 = np.ones(self.shape, dtype=np.float32)
+        self.ring: Bool = np.zeros(self.shape, dtype=bool)
+        self.footprint = self._circle()
+
+    def look(self, shift: FloatArray) -> None:
+        """Settle, from displacements that are about right, where the object is and which rows it covers."""
+        from scipy.ndimage import binary_dilation
+
+        self.open()
+        placed = self._place(self.plain, shift)
+        volume = self.projector.filtered(placed, "hann", angular_weight=self._angular(self.projector, self.usable))
+        support = object_support(volume)
+        mass = np.median(smooth(placed, 1.0).clip(0).sum(axis=2), axis=0)
+        filled = (support > 0).any(axis=(1, 2)) & (mass > 0.01 * mass.max())
+        body = smooth(self.projector.forward(volume * support).max(axis=0)[None], 1.0)[0]
+        body = body > 0.03 * max(float(body.max()), 1e-30)
+        if not filled.any() or not body.any():
+            return
+        rows = np.flatnonzero(filled)
+        margin = max(2, round(0.03 * self.shape[0]))
+        top, bottom = max(0, int(rows[0]) - margin), min(self.shape[0], int(rows[-1]) + 1 + margin)
+        self.rows = (top, bottom)
+        self.mask = support[top:bottom]
+        footprint = self.mask.any(axis=0)
+        self.footprint = np.asarray(footprint & self._circle()) if footprint.any() else self._circle()
+        grown = binary_dilation(body, iterations=3)
+        self.body = grown[top:bottom].astype(np.float32)
+        far = max(4, round(0.12 * self.shape[1]))
+        self.ring = np.asarray(binary_dilation(grown, iterations=far) & ~binary_dilation(grown, iterations=2))
+
+    def _place(self, frames: F32, shift: FloatArray) -> F32:
+        return place(frames, Alignment(shift, np.zeros_like(shift)), rows=self.rows, grid_shape=self.shape)
+
+    def _inside(self, shift: FloatArray, edge: float) -> tuple[Bool, Bool]:
+        """(n, rows) and (n, x): which rows and columns of the common grid a frame has recorded."""
+        height, width = self.shape
+        y = np.arange(*self.rows)[None, :] + shift[:, :1]
+        x = np.arange(width)[None, :] + shift[:, 1:]
+        return (y >= edge) & (y <= height - 1 - edge), (x >= edge) & (x <= width - 1 - edge)
+
+    def weight(self, shift: FloatArray) -> F32:
+        """Where data and reprojection are compared: around the object, on what every frame recorded."""
+        y, x = self._inside(shift, _EDGE)
+        return self.body[None] * y[:, :, None] * x[:, None, :].astype(np.float32)
+
+    def background(self, shift: FloatArray) -> F32:
+        """Return the frames less the plane fitted to the air around the object, each frame for itself."""
+        from .air import plane
+
+        height, width = self.shape
+        rows, self.rows = self.rows, (0, height)
+        y_in, x_in = self._inside(shift, 1.0)
+        air = self.ring[None] & y_in[:, :, None] & x_in[:, None, :]
+        placed = self._place(self.plain, shift)
+        self.rows = rows
+        y = ((np.arange(height) - (height - 1) / 2) / (width / 2)).astype(np.float32)[None, :, None]
+        x = ((np.arange(width) - (width - 1) / 2) / (width / 2)).astype(np.float32)[None, None, :]
+        c: FloatArray = np.zeros((len(shift), 3))
+        use = air
+        for _ in range(2):
+            w = use.astype(np.float32)
+            sums = {
+                (i, j): np.einsum("nyx,nyx->n", w * y**i, np.broadcast_to(x**j, w.shape), dtype=np.float64)
+                for i in range(3)
+                for j in range(3 - i)
+            }
+            order = ((0, 0), (1, 0), (0, 1))
+            normal = np.stack([[sums[a + d, b + e] for d, e in order] for a, b in order]).transpose(2, 0, 1)
+            wd = w * placed
+            by_y, by_x = wd.sum(axis=2, dtype=np.float64), wd.sum(axis=1, dtype=np.float64)
+            rhs = np.stack([by_y.sum(axis=1), by_y @ y[0, :, 0], by_x @ x[0, 0]], axis=1)
+            c, inverse = solve_normal(normal, rhs)
+            # A plane must be held at three sides: where its slope could be anything only the level is taken.
+            loose = ~np.isfinite(inverse).all(axis=(1, 2)) | (
+                inverse[:, 1, 1] + inverse[:, 2, 2] > 60 * inverse[:, 0, 0]
+            )
+            count = np.maximum(sums[0, 0], 1.0)
+            c[loose] = np.stack([rhs[:, 0] / count, 0 * count, 0 * count], axis=1)[loose]
+            c[sums[0, 0] < 0.005 * height * width] = 0
+            fitted = plane(c, self.shape).astype(np.float32)
+            rest = np.where(use, placed - fitted, 0)
+            spread = np.sqrt(np.einsum("nyx,nyx->n", rest, rest, dtype=np.float64) / count)
+            use = air & (np.abs(placed - fitted) < 2.5 * spread[:, None, None].astype(np.float32))
+        # The plane was fitted on the common grid: bring it to the frame.
+        half = width / 2
+        c[:, 0] -= (c[:, 1] * shift[:, 0] + c[:, 2] * shift[:, 1]) / half
+        return np.asarray(self.plain - plane(c, self.shape), dtype=np.float32)
+
+    def _response(self, projector: Projector) -> FloatArray:
+        """Return the ramp, level from where a line through the spectrum no longer meets its neighbours on.
+
+        Beyond 1 / (D dtheta) a projection shares nothing with others; the ramp would give it more than its own weight.
+        """
+        return np.asarray(np.minimum(filter_response("ramp", projector.filter_length), self._alone(projector)))
+
+    def _alone(self, projector: Projector) -> float:
+        """Return the frequency, cycles/pixel, from which on a projection shares nothing with its neighbours."""
+        share = self._angular(projector, np.ones(len(projector.theta_deg), dtype=bool))
+        diameter = float(2 * np.sqrt(self.footprint.sum() / np.pi))
+        return 1.0 / (float(np.median(share)) * diameter)
+
+    def shared(self) -> bool:
+        """Whether neighbouring projections have enough in common to predict each other."""
+        return self._alone(self.projector) > 0.2
+
+    @staticmethod
+    def _angular(projector: Projector, usable: Bool) -> FloatArray:
+        return np.asarray(angular_weights(projector.theta_deg, usable=usable))
+
+    def _volume(self, projector: Projector, placed: F32, usable: Bool, *, own: bool = True) -> F32:
+        """Reconstruct; `own` where the projections compared have part in it: the level ramp keeps that at its share."""
+        weight = self._angular(projector, usable)
+        response = self._response(projector) if own else filter_response("ramp", projector.filter_length)
+        volume = projector.adjoint(placed, weight=weight, response=response)
+        if self.mask is not None:
+            volume *= self.mask
+        return volume
+
+    # ------------------------------------------------------------------------------------------- comparing
+
+    def placed(self, shift: FloatArray, known: F32 | None = None) -> F32:
+        """Return the frames on the common grid; what they did not record is filled from `known`, a model of them."""
+        out = self._place(self.data, shift)
+        if known is not None and known.shape == out.shape:
+            y, x = self._inside(shift, 1.0)
+            for i in np.flatnonzero(~(y.all(axis=1) & x.all(axis=1))):
+                out[i, ~y[i]] = known[i, ~y[i]]
+                out[i][:, ~x[i]] = known[i][:, ~x[i]]
+        return out
+
+    def model(self, shift: FloatArray, known: F32 | None = None) -> tuple[F32, F32]:
+        """Return the projections as placed and the reprojection of the volume made from them, (n, rows, x)."""
+        placed = self.placed(shift, known)
+        return placed, self.projector.forward(self._volume(self.projector, placed, self.usable))
+
+    def held_out_model(self, shift: FloatArray, known: F32 | None = None) -> tuple[F32, F32]:
+        """Return the same, each projection against the volume of the half of the angles it does not belong to."""
+        placed = self.placed(shift, known)
+        model = np.zeros_like(placed)
+        for k in (0, 1):
+            known_half, asked = self.halves[k], self.halves[1 - k]
+            if self.usable[known_half].any():
+                volume = self._volume(self.half_projectors[k], placed[known_half], self.usable[known_half], own=False)
+                model[asked] = self.half_projectors[1 - k].forward(volume)
+        return placed, model
+
+    def compare(self, placed: F32, model: F32, shift: FloatArray, *, keep_step: bool = False) -> Fit:
+        """Fit displacement, gain and background of every projection to `model`.
+
+        With `keep_step` the displacement is left in the residual: the misfit of the displacements as they are.
+        """
+        weight = self.weight(shift)
+        fit = displacement_equations(placed, model, weight, split_row=self._balance(model, weight), slopes=self.slopes)
+        steps, information = [], []
+        gain: FloatArray = np.ones(len(shift))
+        for part in (None, 0, 1):
+            solution, inverse = fit.solve(part)
+            gains = np.clip(1 + solution[:, 2], 0.3, 3.0)
+            gain = gains if part is None else gain
+            steps.append(solution[:, :2] / gains[:, None])
+            variance = inverse[:, (0, 1), (0, 1)]
+            fine = np.isfinite(variance) & (variance > 0)
+            information.append(np.where(fine, 1 / np.where(fine, variance, 1.0), 0.0))
+        first = 2 if keep_step else 0
+        rhs = fit.rhs.sum(axis=1)[:, first:]
+        solution, _ = solve_normal(fit.normal.sum(axis=1)[:, first:, first:], rhs)
+        cost = np.maximum(fit.cost.sum(axis=1) - np.einsum("ni,ni->n", solution, rhs), 0)
+        count = np.maximum(fit.count.sum(axis=1), 1e-9)
+        power = np.einsum("nyx,nyx,nyx->n", weight, placed, placed, dtype=np.float64)
+        return Fit(
+            steps[0], np.stack(steps[1:]), np.stack(information), gain, cost / count, cost / np.maximum(power, 1e-30)
+        )
+
+    @staticmethod
+    def _balance(model: F32, weight: F32) -> int:
+        """Find the row that halves the information."""
+        gradient = np.diff(model, axis=2)
+        power = np.einsum("nyx,nyx,nyx->y", weight[:, :, 1:], gradient, gradient, dtype=np.float64)
+        total = np.cumsum(power)
+        return int(np.searchsorted(total, 0.5 * total[-1])) + 1 if total[-1] > 0 else model.shape[1] // 2
+
+    def held_out(self, shift: FloatArray, known: F32 | None = None) -> Fit:
+        """Fit every projection to the reprojection of the others; its displacement stays in the residual."""
+        placed, model = self.held_out_model(shift, known)
+        return self.compare(placed, model, shift, keep_step=True)
+
+    def correlate(self, model: F32, limit: float) -> tuple[FloatArray, FloatArray]:
+        """Where the content of every frame lies against `model`, pixels (n, 2), anywhere within `limit`.
+
+        Unnormalised cross-correlation of whole frames, padded with zeros; also the correlation coefficient (n,).
+        """
+        height, width = self.shape
+        top, bottom = self.rows
+        size = (next_fast_len(2 * height, real=True), next_fast_len(2 * width, real=True))
+        full = np.zeros(self.data.shape, np.float32)
+        full[:, top:bottom] = model * self.body[None]
+        out, score = np.empty((len(full), 2)), np.empty(len(full))
+        reach = np.minimum(np.ceil([limit + 1, limit + 1]), [height - 1, width - 1]).astype(int)
+
+        def work(first: int, end: int) -> None:
+            a = rfft2(self.data[first:end], size)
+            b = rfft2(full[first:end], size)
+            corner = np.roll(irfft2(a * b.conj(), size), tuple(reach), axis=(1, 2))
+            corner = corner[:, : 2 * reach[0] + 1, : 2 * reach[1] + 1]
+            for i, c in enumerate(corner):
+                k = np.unravel_index(int(np.argmax(c)), c.shape)
+                at = [float(k[0] - reach[0]), float(k[1] - reach[1])]
+                for axis in (0, 1):
+                    if 0 < k[axis] < c.shape[axis] - 1:
+                        line = c[:, k[1]] if axis == 0 else c[k[0]]
+                        lo, mid, hi = (float(line[k[axis] + o]) for o in (-1, 0, 1))
+                        bend = lo - 2 * mid + hi
+                        at[axis] += 0.5 * (lo - hi) / bend if bend < 0 else 0.0
+                out[first + i] = at
+                norm = np.linalg.norm(self.data[first + i]) * np.linalg.norm(full[first + i])
+                score[first + i] = c[k] / max(float(norm), 1e-30)
+
+        _split(len(full), self.threads, work)
+        return out, score
+
+    # -------------------------------------------------------------------------------------------- coupling
+
+    def coupling(self, model: F32, axis: int) -> FloatArray:
+        """(n, n) how much of a displacement of projection j along `axis` comes back in the reprojection at i.
+
+        In units in which each projection's own information is 1: 0 is nothing. ``P_i B_j`` between the gradient images,
+        written as an inner product of both smeared back over the slice, the ramp shared between the two.
+        """
+        n, rows, width = model.shape
+        gradient = -np.gradient(model, axis=1 + axis)
+        power = np.einsum("nyx,nyx->y", gradient, gradient, dtype=np.float64)
+        total = np.cumsum(power)
+        wanted = (np.arange(_ROWS) + 0.5) / _ROWS * total[-1]
+        chosen = np.unique(np.minimum(np.searchsorted(total, wanted), rows - 1))
+        lines = np.ascontiguousarray(gradient[:, chosen])
+        own = np.einsum("nyx,nyx->n", lines, lines, dtype=np.float64)
+        size = self.projector.filter_length
+        root = np.sqrt(self._response(self.projector))
+        spectrum = np.fft.rfft(lines, size, axis=2) * root
+        lines = np.fft.irfft(spectrum, size, axis=2)[:, :, :width].astype(np.float32)
+        z, x = np.nonzero(self.footprint)
+        # Every fourth point or so, scattered without pattern; fewer where there are many projections.
+        wanted_points = max(500, int(len(z) / 4 * min(1.0, (180 / n) ** 2)))
+        pick = np.random.default_rng(0).permutation(len(z))[:wanted_points]
+        pick.sort()
+        area = len(z) / len(pick)
+        middle = (width - 1) / 2
+        zs, xs = (z[pick] - middle).astype(np.float32), (x[pick] - middle).astype(np.float32)
+        images = np.empty((n, lines.shape[1] * len(pick)), np.float32)
+        t = np.deg2rad(self.theta)
+        cos, sin = np.cos(t), np.sin(t)
+        _split(n, self.threads, lambda a, b: _lines_to_images(a, b, lines, cos, sin, zs, xs, images))
+        products = np.empty((n, n))
+        _split(-(-n // 4), self.threads, lambda a, b: _products(a, b, images, products))
+        weight = np.sqrt(angular_weights(self.theta, usable=self.usable))
+        scale = weight / np.sqrt(np.maximum(own, 1e-30))
+        return np.asarray(area * products * scale[:, None] * scale[None, :])
