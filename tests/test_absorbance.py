@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +9,24 @@ from hypothesis import strategies as st
 
 from napari_xanes_tomo import open_series
 from napari_xanes_tomo.absorbance import (
+    Detector,
     absorbance,
+    absorbance_variance,
     bin_frames,
     estimate_detector,
+    fill_masked,
     fit_air,
     flat_for,
     mean_flat,
     normalise,
     plane,
+    read_absorbance,
     scan_detector,
 )
+from napari_xanes_tomo.detector import mask_from_runs, mask_runs
 from napari_xanes_tomo.model import EnergyScan, FlatSet, XanesTomoError
-from napari_xanes_tomo.recipe import AbsorbanceParameters
+from napari_xanes_tomo.recipe import AbsorbanceParameters, Recipe
+from napari_xanes_tomo.steps import run_flats, stray_jump_effect
 
 RAW = AbsorbanceParameters(remove_air=False, stray_light="off", mask_bad_pixels=False)
 GAIN, READ_NOISE = 0.137, 3.7
@@ -342,3 +348,462 @@ def test_progress_counts_the_frames() -> None:
     normalise(scan(counts, (flat_set(1000),)), RAW, progress=lambda what, done, total: seen.append((done, total)))
     assert seen[-1] == (40, 40)
     assert [d for d, _ in seen] == sorted({d for d, _ in seen})
+
+
+# ----------------------------------------------------------------------------------------------- flats by policy
+
+
+def block_of(levels: list[float], n: int = 12, shape=(24, 32), **options) -> EnergyScan:
+    """Projections of 400 counts between sets of flats of these levels, evenly in time."""
+    flats = tuple(flat_set(v, shape=shape, **options) for v in levels)
+    half = np.repeat(np.arange(len(levels)), n // len(levels))
+    return scan(np.full((n, *shape), 400, np.uint16), flats, half=half)
+
+
+def seen(one: EnergyScan, use: str, **options) -> npt.NDArray:
+    """Bare beam, counts per second, behind every projection."""
+    return 400 * np.exp(normalise(one, RAW, use=use, **options).data[:, 5, 5])
+
+
+# Sets of 1000 and 2000 counts/s stand half a step before projections 0 and 6.
+@pytest.mark.parametrize(
+    ("use", "expected"),
+    [
+        ("own half", [1000] * 6 + [2000] * 6),
+        ("half 1", [1000] * 12),
+        ("half 2", [2000] * 12),
+        ("nearest in time", [1000] * 3 + [2000] * 9),
+        ("time-weighted", [1000 * (1 + (i + 0.5) / 6) for i in range(6)] + [2000] * 6),
+    ],
+)
+def test_policies(use: str, expected: list[float]) -> None:
+    np.testing.assert_allclose(seen(block_of([1000, 2000]), use), expected, rtol=1e-5)
+
+
+def test_after_the_last_flats_of_an_energy_those_of_the_next_weigh_in_scaled() -> None:
+    one, following = block_of([1000, 2000]), block_of([500])
+    ramp = np.linspace(0.9, 1.1, 32)[None, :] * np.ones((24, 1))
+    tilted = FlatSet(Frames(np.rint(5000 * ramp).astype(np.uint16)[None]), np.ones(1), ("ok",))
+    following = replace(following, flats=(tilted,))
+    out = normalise(one, RAW, use="time-weighted", number=0, around={0: one, 1: following})
+    beam = 400 * np.exp(out.data)
+    part = (np.arange(6) + 0.5) / 6
+    for x in (0, 31):
+        np.testing.assert_allclose(beam[6:, 5, x], 2000 * (1 - part + part * ramp[0, x]), rtol=1e-3)
+
+
+def test_without_flats_the_nearest_are_offered_and_taken_when_asked_for() -> None:
+    shape = (64, 64)
+    true = particle(shape)
+    counts = np.rint(30000 * np.exp(-np.broadcast_to(true, (12, *shape)))).astype(np.uint16)
+    none = scan(counts, ())
+    around = {0: block_of([50000], shape=shape), 1: none, 2: block_of([40000], shape=shape)}
+    with pytest.raises(XanesTomoError, match=r"8570 eV.*nearest.*next energy") as error:
+        normalise(none, AbsorbanceParameters(), number=1, around=around)
+    assert "\n" not in str(error.value)
+    out = normalise(none, AbsorbanceParameters(), number=1, around=around, use="next energy")
+    np.testing.assert_allclose(out.data, np.broadcast_to(true, out.data.shape), atol=2e-3)
+    assert any("no flats of its own" in note for note in out.notes)
+    assert out.beam is not None
+    assert out.beam.origins == ((2, 0),)
+    # The scale is in the beam: 40000 are 30000 here.
+    assert float(out.beam.basis((0, 64))[0].mean()) == pytest.approx(30000, rel=1e-3)
+
+
+@pytest.mark.parametrize("use", ["half 3", "half 0", "my own", "", "half one"])
+def test_flats_nobody_knows_are_refused(use: str) -> None:
+    with pytest.raises((XanesTomoError, ValueError), match=r"half|expected"):
+        normalise(block_of([1000, 2000]), RAW, use=use)
+
+
+def test_exceptions_of_the_recipe() -> None:
+    p = AbsorbanceParameters(flats="own half", flats_at=("8570: half 2", "8344.0 eV: next energy"))
+    assert [p.flats_for(v) for v in (8570.0, 8344.02, 6534.0)] == ["half 2", "next energy", "own half"]
+    for wrong in ("8570", "8570: best", "eV: half 1"):
+        with pytest.raises(ValueError, match="expected"):
+            AbsorbanceParameters(flats_at=(wrong,))
+    parameters = RAW.model_copy(update={"flats_at": ("8570: half 2",)})
+    out = normalise(block_of([1000, 2000]), parameters)
+    np.testing.assert_allclose(out.data, np.log(5), atol=1e-5)
+
+
+def changing_field(strength: float, *, shots: int = 10, n: int = 24, seed: int = 0, swapped: bool = False):
+    """A particle in a beam whose pattern slides between the shots; (scan, true absorbance)."""
+    rng = np.random.default_rng(seed)
+    shape = (64, 64)
+    y, x = np.mgrid[:64, :64] / 64
+    base = 1 + 0.2 * np.cos(5 * x) * np.cos(4 * y)
+
+    def field(phase: float) -> npt.NDArray:
+        return 60000 * 0.7 * base * (1 + strength * np.sin(22 * x + 17 * y + phase))
+
+    def expose(f: npt.NDArray) -> npt.NDArray:
+        return np.clip(np.rint(rng.normal(f, np.sqrt(0.137 * f))), 0, 65535).astype(np.uint16)
+
+    phases = rng.uniform(-0.8, 0.8, (2, shots))
+    sets = [np.stack([expose(field(p)) for p in row]) for row in phases]
+    true = particle(shape)
+    moving = rng.uniform(-0.8, 0.8, n) if not swapped else np.zeros(n)
+    counts = np.stack([expose(field(p) * np.exp(-true)) for p in moving])
+    flats = tuple(FlatSet(Frames(s), np.ones(shots), ("ok",) * shots) for s in sets)
+    return scan(counts, flats, half=np.arange(n) * 2 // n), true
+
+
+def test_principal_components_follow_a_beam_that_changes_from_shot_to_shot() -> None:
+    one, true = changing_field(0.02)
+    own = normalise(one, AbsorbanceParameters(flats="own half"))
+    pca = normalise(one, AbsorbanceParameters(flats="pca"))
+    auto = normalise(one, AbsorbanceParameters())
+    assert pca.use == auto.use == ("pca", "pca")
+    worst = {name: float(np.std(d.data - true)) for name, d in (("own", own), ("pca", pca), ("auto", auto))}
+    assert worst["own"] > 0.005
+    assert worst["pca"] < 0.5 * worst["own"]
+    np.testing.assert_array_equal(auto.data, pca.data)
+    # What was compared is kept, for every half.
+    assert set(auto.candidates) >= {"own half", "half 1", "half 2", "time-weighted", "pca"}
+    assert all(len(v) == 2 for v in auto.candidates.values())
+    assert all(p < 0.95 * o for p, o in zip(auto.candidates["pca"], auto.candidates["own half"], strict=True))
+
+
+def test_a_steady_beam_keeps_its_own_flats() -> None:
+    one, _ = changing_field(0.0)
+    assert normalise(one, AbsorbanceParameters()).use == ("own half", "own half")
+
+
+def test_flats_of_the_wrong_half_are_found_out() -> None:
+    rng = np.random.default_rng(0)
+    shape = (64, 64)
+    bump = 1 + 0.05 * np.cos(np.arange(64) / 4)[None, :] * np.ones((64, 1))
+    beams = [40000 * bump, np.full(shape, 40000.0)]
+    true = particle(shape)
+    sets = tuple(FlatSet(Frames(np.rint(np.stack([b] * 3)).astype(np.uint16)), np.ones(3), ("ok",) * 3) for b in beams)
+    counts = np.stack([rng.normal(beams[1] * np.exp(-true), 50) for _ in range(12)]).astype(np.uint16)
+    one = scan(counts, sets, half=[0] * 6 + [1] * 6)
+    out = normalise(one, AbsorbanceParameters())
+    assert out.use == ("half 2", "own half")
+    np.testing.assert_allclose(out.data.mean(axis=0), true, atol=6e-3)
+
+
+def test_the_rows_read_for_the_maps_are_those_that_were_estimated_from() -> None:
+    one, _ = changing_field(0.02)
+    for use in ("own half", "pca", "time-weighted", "half 2"):
+        whole = normalise(one, AbsorbanceParameters(), use=use)
+        air = np.zeros((len(one), whole.air.shape[1]))
+        air[whole.index] = whole.air
+        rows = read_absorbance(one, whole.beam, whole.index[3:15], (17, 41), air=air)
+        np.testing.assert_allclose(rows, whole.data[3:15, 17:41], atol=3e-6)
+        again = normalise(one, AbsorbanceParameters(), beam=whole.beam, air=air)
+        np.testing.assert_allclose(again.data, whole.data, atol=1e-6)
+
+
+@pytest.mark.parametrize("bin", [1, 3, 4, 16])
+def test_the_number_of_threads_does_not_matter(bin: int) -> None:
+    one, _ = changing_field(0.02)
+    a, b = (normalise(one, AbsorbanceParameters(), bin=bin, threads=t) for t in (1, 5))
+    np.testing.assert_array_equal(a.data, b.data)
+    np.testing.assert_array_equal(a.air, b.air)
+    rows = [read_absorbance(one, a.beam, a.index, (3, 20), threads=t) for t in (1, 3)]
+    np.testing.assert_array_equal(*rows)
+
+
+# ----------------------------------------------------------------------------------------------------- bad flats
+
+
+@pytest.mark.parametrize(
+    ("frames", "what"),
+    [
+        (np.zeros((3, 24, 32), np.uint16), "no beam"),
+        (np.full((3, 24, 32), -5.0, np.float32), "no beam"),
+        (np.full((3, 24, 32), np.nan, np.float32), "no beam"),
+        (np.full((3, 24, 32), 4095, np.uint16), "saturated"),
+        (np.full((3, 24, 32), 65535, np.uint16), "saturated"),
+        (np.full((3, 20, 32), 900, np.uint16), "20 x 32 px"),
+    ],
+    ids=["zero", "negative", "NaN", "12 bit full", "16 bit full", "other size"],
+)
+def test_flats_that_show_no_beam_are_refused_by_name(frames: npt.NDArray, what: str) -> None:
+    bad = FlatSet(Frames(frames), np.ones(3), ("ok",) * 3)
+    counts = np.full((12, 24, 32), 400, np.uint16)
+    with pytest.raises(XanesTomoError, match=rf"8570 eV: expected at least one usable flat.*{what}"):
+        normalise(scan(counts, (bad,)), RAW)
+    # Beside a good set they are left out, and it is said.
+    out = normalise(scan(counts, (bad, flat_set(1000))), RAW)
+    np.testing.assert_allclose(out.data, np.log(2.5), atol=1e-5)
+    assert any(what in note for note in out.notes)
+
+
+def test_one_shot_much_darker_than_the_others_is_left_out() -> None:
+    frames = np.full((6, 24, 32), 1000, np.uint16)
+    frames[2] = 100
+    out = normalise(
+        scan(np.full((12, 24, 32), 400, np.uint16), (FlatSet(Frames(frames), np.ones(6), ("ok",) * 6),)), RAW
+    )
+    np.testing.assert_allclose(out.data, np.log(2.5), atol=1e-5)
+    assert any("shot 3" in note and "0.10 times" in note for note in out.notes)
+
+
+@pytest.mark.parametrize("unknown", [np.nan, 0.0, -1.0])
+def test_unknown_exposures_are_those_of_the_others(unknown: float) -> None:
+    flats = FlatSet(Frames(np.full((3, 24, 32), 500, np.uint16)), np.array([0.5, unknown, 0.5]), ("ok",) * 3)
+    out = normalise(
+        scan(np.full((12, 24, 32), 400, np.uint16), (flats,), exposure=np.array([1.0] * 11 + [unknown])), RAW
+    )
+    np.testing.assert_allclose(out.data, np.log(2.5), atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------- stray light and bad pixels
+
+
+def measured(
+    *,
+    stray: float = 0.0,
+    constant: float = 0.0,
+    band: int = 0,
+    dust: float = 0.0,
+    n: int = 16,
+    seed: int = 0,
+    size: int = 128,
+) -> tuple[EnergyScan, npt.NDArray]:
+    """A camera with glare (a part of the mean of the frame) on a field with a blocked band; (scan, true absorbance)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    field = 900 * (1.1 - 0.3 * (x**2 + y**2))
+    if dust:
+        for cy, cx in ((0.5, -0.6), (-0.7, 0.3), (0.1, 0.8)):
+            field = field * (1 - dust * (np.hypot(y - cy, x - cx) < 3.2 / size))
+    if band:
+        field[-band:] = 0
+    true = particle((size, size))
+
+    def expose(f: npt.NDArray) -> npt.NDArray:
+        lit = f + constant + stray * f.mean()
+        return np.clip(np.rint(GAIN * rng.poisson(lit / GAIN) + READ_NOISE * rng.standard_normal(f.shape)), 0, 65535)
+
+    sets = tuple(
+        FlatSet(Frames(np.stack([expose(field) for _ in range(10)]).astype(np.uint16)), np.ones(10), ("ok",) * 10)
+        for _ in range(2)
+    )
+    counts = np.stack([expose(field * np.exp(-true)) for _ in range(n)]).astype(np.uint16)
+    return scan(counts, sets, half=np.arange(n) * 2 // n), true
+
+
+# part of the field, constant counts, rows blocked
+@pytest.mark.parametrize(("part", "constant", "band"), [(0.018, 10.0, 6), (0.05, 0.0, 8), (0.0, 12.0, 6)])
+def test_stray_light_behind_blocked_rows_is_measured_and_taken_out(part: float, constant: float, band: int) -> None:
+    one, true = measured(stray=part, constant=constant, band=band)
+    out = normalise(one, AbsorbanceParameters())
+    assert out.beam is not None
+    mean = one.frames.data.mean(axis=(1, 2)) / (1 + part)
+    np.testing.assert_allclose(out.beam.stray, constant + part * (mean - constant / (1 + part)), rtol=0.06, atol=0.4)
+    inside = true > 0.6
+    left = float(normalise(one, AbsorbanceParameters(stray_light="off")).data[:, inside].mean())
+    assert float(out.data[:, inside].mean()) == pytest.approx(float(true[inside].mean()), rel=0.01)
+    assert left < 0.985 * float(true[inside].mean())
+    result, _ = run_flats(one, Recipe())
+    assert result.numbers["stray_constant"] == pytest.approx(constant, abs=1.5)
+    assert result.numbers["stray_fraction"] == pytest.approx(part, abs=0.003)
+    # The effect is given as numbers: absorbance behind the object without stray light and with it.
+    without, with_stray = result.numbers["object_od"], result.numbers["object_od_with_stray"]
+    assert with_stray / without == pytest.approx(left / float(out.data[:, inside].mean()), abs=0.02)
+    half = stray_jump_effect([8300.0, 8400.0], [0.5, 1.5], [0.48, 1.38], 8333.0)
+    assert half == pytest.approx(0.1)
+    assert np.isnan(stray_jump_effect([8400.0, 8500.0], [1, 1], [1, 1], 8333.0))
+
+
+def test_no_blocked_rows_nothing_is_subtracted() -> None:
+    one, _ = measured(stray=0.03, constant=10.0)
+    out = normalise(one, AbsorbanceParameters())
+    assert out.beam is not None
+    assert not out.beam.stray.any()
+    result, _ = run_flats(one, Recipe())
+    assert result.numbers["object_od"] == result.numbers["object_od_with_stray"]
+
+
+@pytest.mark.parametrize("depth", [0.4, 0.8, 1.0])
+def test_dust_and_the_dark_band_are_masked_and_nothing_else(depth: float) -> None:
+    one, true = measured(band=6, dust=depth)
+    out = normalise(one, AbsorbanceParameters())
+    assert out.beam is not None
+    mask = out.beam.mask((128, 128))
+    assert mask[-6:].all()
+    for cy, cx in ((0.5, -0.6), (-0.7, 0.3), (0.1, 0.8)):
+        assert mask[round((cy + 1) / 2 * 127), round((cx + 1) / 2 * 127)]
+    assert mask[:-9].mean() < 0.01
+    assert np.isfinite(out.data).all()
+    np.testing.assert_allclose(out.data[:, :-9].mean(axis=0)[~mask[:-9]], true[:-9][~mask[:-9]], atol=0.04)
+    np.testing.assert_array_equal(mask_from_runs(mask_runs(mask), mask.shape), mask)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 9), st.integers(1, 9))
+def test_a_mask_comes_back_from_its_runs(seed: int, share: float, h: int, w: int) -> None:
+    mask = np.random.default_rng(seed).random((h, w)) < share
+    np.testing.assert_array_equal(mask_from_runs(mask_runs(mask), (h, w)), mask)
+
+
+def test_masked_pixels_are_filled_along_their_row() -> None:
+    frames = np.arange(24, dtype=np.float32).reshape(1, 4, 6) ** 2
+    mask = np.zeros((4, 6), bool)
+    mask[0, 2:4] = mask[1, :2] = mask[2, 5] = mask[3] = True
+    fill_masked(frames, mask)
+    np.testing.assert_allclose(frames[0, 0], [0, 1, 6, 11, 16, 25])
+    np.testing.assert_allclose(frames[0, 1], [64, 64, 64, 81, 100, 121])
+    assert frames[0, 2, 5] == 16**2
+    np.testing.assert_array_equal(frames[0, 3], 0)
+
+
+def test_a_bad_pixel_does_not_spoil_its_bin() -> None:
+    counts = np.full((12, 24, 32), 400, np.uint16)
+    counts[:, 5, 7] = 60000
+    mask = np.zeros((24, 32), bool)
+    mask[5, 7] = True
+    out = normalise(scan(counts, (flat_set(1000),)), RAW, bin=4, mask=mask)
+    np.testing.assert_allclose(out.data, np.log(2.5), atol=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.4, 0.15])
+def test_variance_per_pixel_is_that_of_the_absorbance(level: float) -> None:
+    rng = np.random.default_rng(0)
+    beam, stray, shots = 600.0, 20.0, 3
+    detector = Detector(GAIN, READ_NOISE**2)
+
+    def expose(f: float, shape: tuple[int, ...]) -> npt.NDArray:
+        return GAIN * rng.poisson((f + stray) / GAIN, shape) + READ_NOISE * rng.standard_normal(shape)
+
+    counts = expose(beam * level, (40, 64, 64))
+    rate = expose(beam, (shots, 64, 64)).mean(axis=0) - stray
+    share = detector.variance(np.float32(beam + stray)) / shots
+    out = absorbance(counts, np.ones(40), rate, stray)
+    variance = absorbance_variance(counts, np.ones(40), rate, detector, stray=stray, rate_variance=float(share))
+    assert variance.shape == out.shape
+    assert float(variance.mean()) == pytest.approx(float(out.var()), rel=0.15)
+    alone = absorbance_variance(counts, np.ones(40), rate, detector, stray=stray)
+    # Of one pixel over the frames only the frames' own noise varies: the flat is the same.
+    assert float(alone.mean()) == pytest.approx(float(out.var(axis=0, ddof=1).mean()), rel=0.15)
+
+
+def test_the_noise_is_not_taken_for_the_drift_of_the_beam() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:256j, -1:1:256j]
+    quanta = 5000 * (1.05 - 0.5 * (y**2 + x**2))
+    shots = []
+    for k in range(10):  # 5 % in level and a slowly sliding pattern
+        moving = (1 + 0.05 * rng.normal()) * (1 + 0.03 * np.sin(6 * x + 0.4 * k))
+        shots.append(GAIN * rng.poisson(quanta * moving) + READ_NOISE * rng.standard_normal(quanta.shape))
+    found = estimate_detector(np.rint(np.stack(shots)).astype(np.uint16))
+    assert found.gain == pytest.approx(GAIN, rel=0.05)
+    assert np.sqrt(found.read_variance) == pytest.approx(READ_NOISE, rel=0.1)
+
+
+def test_two_sets_of_one_shot_and_one_shot_alone_still_tell_something() -> None:
+    rng = np.random.default_rng(0)
+    level = np.linspace(500, 9000, 256)[:, None] * np.ones((1, 256))
+    one, two = (GAIN * rng.poisson(level)[None] for _ in range(2))
+    assert estimate_detector(one, two).gain == pytest.approx(GAIN, rel=0.05)
+    alone = estimate_detector(one)
+    assert alone.source == "one shot"
+    assert alone.gain == pytest.approx(GAIN, rel=0.2)
+    assert estimate_detector(np.zeros((1, 8, 8))).source == "none"
+
+
+# --------------------------------------------------------------------------------------------- the air, harder
+
+
+def scene(name: str, n: int = 12, size: int = 64) -> tuple[npt.NDArray, npt.NDArray]:
+    """(n, y, x) objects without air, and (y, x) where the particle is."""
+    y, x = np.mgrid[:size, :size]
+    v, u = (y - (size - 1) / 2) / (size / 2), (x - (size - 1) / 2) / (size / 2)
+
+    def ball(r: float, cy: float = 0.0, cx: float = 0.0, depth: float = 1.5) -> npt.NDArray:
+        return depth * np.sqrt(np.maximum(0, 1 - ((v - cy) ** 2 + (u - cx) ** 2) / r**2))
+
+    out = []
+    for i in range(n):
+        o = ball(0.55, 0.05 * np.sin(i), 0.05 * np.cos(1.3 * i))
+        edge = -0.55 + 0.05 * np.sin(i / 3)
+        if name == "capillary":
+            o = o + np.where(u > edge, 0.08, 0) + 0.15 * np.exp(-(((u - edge) / 0.03) ** 2))
+        elif name == "post":
+            o = o + np.where((abs(u) < 0.15) & (v > 0.3), 1.0, 0.0)
+        elif name == "at the border":
+            o = ball(0.7, 0.35, 0.4)
+        elif name == "fills the field":
+            o = ball(0.95)
+        elif name == "neighbours":
+            o = o + ball(0.2, -0.8, 0.8, 0.3) + ball(0.15, 0.85, -0.7, 0.2)
+        elif name == "faint rim":
+            o = o + ball(0.9, depth=0.03)
+        out.append(o)
+    return np.stack(out), ball(0.55) > 0
+
+
+# Scene, noise of a pixel, rms error of the air under the particle (absorbance).
+@pytest.mark.parametrize(
+    ("name", "noise", "tolerance"),
+    [
+        ("alone", 0.003, 0.0003),
+        ("alone", 0.03, 0.0015),
+        ("capillary", 0.004, 0.004),
+        ("post", 0.01, 0.0008),
+        ("at the border", 0.01, 0.0008),
+        ("fills the field", 0.01, 0.001),
+        ("neighbours", 0.01, 0.0008),
+        ("faint rim", 0.003, 0.0005),
+        ("faint rim", 0.01, 0.0012),
+    ],
+)
+def test_the_air_is_found_whatever_stands_in_it(name: str, noise: float, tolerance: float) -> None:
+    objects, where = scene(name)
+    rng = np.random.default_rng(0)
+    t = np.linspace(0, 1, len(objects))
+    given_planes = np.stack([0.03 * np.sin(3 * t), 0.03 * np.cos(2 * t), 0.03 * t], axis=1)
+    frames = (objects + plane(given_planes, (64, 64)) + noise * rng.standard_normal(objects.shape)).astype(np.float32)
+    found, residual, masks = fit_air(frames, 1.5)
+    error = plane(found - given_planes, (64, 64))[:, where]
+    assert float(np.sqrt(np.mean(error**2))) < tolerance
+    assert np.isfinite(residual).all()
+    # No object in the air.
+    assert not np.any(~masks & (objects > 4 * noise))
+
+
+def test_a_dark_band_has_no_say_in_the_air() -> None:
+    objects, where = scene("alone")
+    frames = (objects + plane(PLANES[[3] * 12], (64, 64))).astype(np.float32)
+    frames += 0.01 * np.random.default_rng(0).standard_normal(frames.shape).astype(np.float32)
+    frames[:, -6:] = np.nan
+    found, _, masks = fit_air(frames, 1.5)
+    error = plane(found - PLANES[[3] * 12], (64, 64))[:, where]
+    assert float(np.sqrt(np.mean(error**2))) < 1e-3
+    assert masks[:, -6:].all()
+
+
+def test_air_is_looked_for_around_the_box_only() -> None:
+    # Beside a wall two levels are air; the box says which one counts.
+    objects, where = scene("alone")
+    frames = objects.copy()
+    frames[:, :, :14] -= 0.3  # another, lower level far away
+    frames += 0.005 * np.random.default_rng(0).standard_normal(frames.shape)
+    region = np.zeros((64, 64), bool)
+    region[:, 15:] = True
+    found, _, masks = fit_air(frames.astype(np.float32), 1.5, region=region)
+    assert float(np.abs(plane(found, (64, 64))[:, where]).max()) < 3e-3
+    assert masks[:, :, :15].all()
+
+
+@pytest.mark.parametrize(("curved", "terms"), [(0.0, 3), (0.04, 6)])
+def test_quadratic_terms_where_the_air_is_curved(curved: float, terms: int) -> None:
+    objects, where = scene("alone")
+    c = np.zeros((12, 6))
+    c[:, 0], c[:, 2], c[:, 3], c[:, 5] = 0.01, 0.02, curved, -0.5 * curved
+    frames = objects + plane(c, (64, 64)) + 0.006 * np.random.default_rng(0).standard_normal(objects.shape)
+    found, _, _ = fit_air(frames.astype(np.float32), 1.5, order="auto")
+    assert found.shape == (12, terms)
+    full = np.zeros((12, 6))
+    full[:, :terms] = found
+    error = plane(full - c, (64, 64))[:, where]
+    assert float(np.sqrt(np.mean(error**2))) < 2e-3
+
+
+def test_contrast_of_phase_is_a_choice_of_the_recipe() -> None:
+    assert AbsorbanceParameters(contrast="phase").contrast == "phase"
+    with pytest.raises(ValueError, match="contrast"):
+        AbsorbanceParameters(contrast="colour")  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ from .counts import (
     in_threads,
     log_beams,
     log_binned,
+    mean_binned,
     mean_counts,
     read_absorbance,
 )
@@ -98,7 +99,7 @@ class Normalised:
     candidates : dict of str to tuple of float
         Median air residual of every half with the flats that were compared.
     field_counts : (n,) array
-        Mean counts of every projection.
+        Mean counts of every projection, bad pixels and all.
     notes : tuple of str
         What the user should know about the flats.
     """
@@ -201,8 +202,12 @@ def normalise(
     # Counts: read once; what follows works on means of their logarithm.
     logs = np.empty((len(index), hb, wb), dtype=np.float32)
     counts_mean: FloatArray = np.empty(len(index))
+    whole_mean: FloatArray = np.empty(len(index))
+    everywhere = np.ones((h, w), dtype=bool)
     stray: FloatArray = np.zeros(len(scan)) if block is not None else beam.stray
     blocked = None if block is None else block.blocked
+
+    step = max(1, h // 256)
 
     def work(a: int, b: int) -> None:
         for j in range(a, b):
@@ -210,7 +215,8 @@ def normalise(
             if blocked is not None:
                 stray[index[j]] = stray_counts(frame[None], blocked)[0]
             log_binned(frame, float(stray[index[j]]), FLOOR, ok, bin, logs[j])
-            counts_mean[j] = mean_counts(frame, ok)
+            counts_mean[j] = mean_counts(frame[::step], ok[::step])
+            whole_mean[j] = mean_counts(frame[::step], everywhere[::step])
 
     for start in range(0, len(index), _CHUNK):
         end = min(start + _CHUNK, len(index))
@@ -221,10 +227,12 @@ def normalise(
 
     def divided(by: Beam, read: F32) -> F32:
         rates, which = log_beams(read, by.weights[index], ok, bin, threads)
-        data = rates[which]
-        data -= logs
-        data += np.log(seconds).astype(np.float32)[:, None, None]
-        return data
+        out = np.empty_like(logs)
+        shift = np.log(seconds).astype(np.float32)
+        for j, k in enumerate(which):
+            np.subtract(rates[k], logs[j], out=out[j])
+            out[j] += shift[j]
+        return out
 
     data = divided(beam, images)
     planes: Any = np.zeros((len(index), 3))
@@ -237,15 +245,16 @@ def normalise(
     elif parameters.remove_air:
         region = _region(boxes, (hb // coarse, wb // coarse), bin * coarse)
 
+        margin = parameters.air_margin_px * (wb // coarse) / 256
+
         def fitted(frames: F32) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
             small = _coarse(frames, coarse)
-            margin = parameters.air_margin_px * small.shape[2] / 256
             return fit_air(small, margin, region=region, order=parameters.air_order, threads=threads)
 
         planes, residual, masks = fitted(data)
         if block is not None and wanted in ("auto", "pca"):
             found = _choose(
-                scan, block, beam, data, images, ok, bin, coarse, ~masks, index, chosen, wanted, number, threads
+                scan, block, beam, data, ok, bin, coarse, ~masks, index, chosen, wanted, number, margin, region, threads
             )  # fmt: skip
             candidates, chosen, better = found
             if better is not None:
@@ -262,12 +271,12 @@ def normalise(
             planes, residual, masks = fitted(data)
             notes.append(f"flats of another energy, scaled by {float(np.exp(-np.median(level))):.4g}")
         fraction = masks.mean(axis=(1, 2))
-    data -= plane(planes, (hb, wb))
-    empty: npt.NDArray[np.bool_] = np.asarray(np.isnan(logs).all(axis=0))
-    fill_masked(data, empty)
+    for j in range(len(data)):
+        data[j] -= plane(planes[j : j + 1], (hb, wb))[0]
+    fill_masked(data, np.asarray(np.isnan(data[:: max(1, len(data) // 4)]).all(axis=0)))
     variance = _typical_variance(scan, beam, counts_mean, seconds, index, ok, images) / bin**2
     return Normalised(
-        data, variance, planes, residual, fraction, index, bin, (h, w), beam, tuple(chosen), candidates, counts_mean,
+        data, variance, planes, residual, fraction, index, bin, (h, w), beam, tuple(chosen), candidates, whole_mean,
         tuple(notes) + (() if block is None else block.notes),
     )  # fmt: skip
 
@@ -277,14 +286,10 @@ def _coarse(frames: F32, bin: int) -> F32:
     if bin == 1:
         return frames
     n, h, w = frames.shape
-    cut = frames[:, : h // bin * bin, : w // bin * bin].reshape(n, h // bin, bin, w // bin, bin)
-    static = np.isfinite(frames).all(axis=0)
-    if static.all():
-        return np.asarray(cut.mean(axis=(2, 4)), dtype=np.float32)
-    known = np.isfinite(cut)
-    count = known.sum(axis=(2, 4))
-    mean = np.where(known, cut, 0).sum(axis=(2, 4)) / np.maximum(count, 1)
-    return np.where(count * 3 >= bin * bin, mean, np.nan).astype(np.float32)
+    out = np.empty((n, h // bin, w // bin), dtype=np.float32)
+    everywhere = np.ones((h, w), dtype=bool)
+    in_threads(n, None, lambda a, b: mean_binned(frames[a:b], everywhere, bin, out[a:b]))
+    return out
 
 
 def _region(
@@ -380,7 +385,6 @@ def _choose(
     block: Block,
     beam: Beam,
     data: F32,
-    images: F32,
     ok: npt.NDArray[np.bool_],
     bin: int,
     coarse: int,
@@ -389,6 +393,8 @@ def _choose(
     chosen: list[str],
     wanted: str,
     number: int,
+    margin_px: float,
+    region: npt.NDArray[np.bool_] | None,
     threads: int | None,
 ) -> tuple[dict[str, tuple[float, ...]], list[str], Beam | None]:
     """Compare flats of the same energy by what they leave in the air, on coarse frames.
@@ -405,18 +411,14 @@ def _choose(
     halves = len(chosen)
     half = np.asarray(scan.half)[index]
     small = _coarse(data, coarse)
-    n = len(small)
-    flat = np.where(np.isfinite(small), small, 0).reshape(n, -1).astype(np.float64)
-    keep = air.reshape(n, -1) & np.isfinite(small).reshape(n, -1)
-    design = terms(small.shape[1:], 3).reshape(3, -1).T
-
-    def left(frames: FloatArray) -> tuple[float, ...]:
-        rest = np.where(keep, frames - fit_surface(frames, keep, design, threads=threads) @ design.T, 0)
-        count = np.maximum(keep.sum(axis=1), 1)
-        sd = np.where(keep.any(axis=1), np.sqrt((rest**2).sum(axis=1) / count), np.nan)
-        return _by_half(sd, scan, index, halves)
-
-    candidates = {"own half": left(flat)}
+    n, shape = len(small), small.shape[1:]
+    flat = np.nan_to_num(small).reshape(n, -1).astype(np.float64)
+    known = np.isfinite(small).reshape(n, -1)
+    keep = air.reshape(n, -1) & known
+    design = terms(shape, 3).reshape(3, -1).T
+    # Few projections are enough to judge by.
+    pick = np.unique(np.concatenate([_spaced(np.flatnonzero(half == k), 12) for k in range(halves)]))
+    tried = {"own half": flat[pick]}
     # Mean of ln(rate) of every set per coarse pixel; a mixture of them is close enough to judge by.
     logs = []
     for s in block.sets:
@@ -435,7 +437,7 @@ def _choose(
 
         own = log_rate(beam)
         for name, option in options.items():
-            candidates[name] = left(flat + log_rate(option) - own)
+            tried[name] = (flat + log_rate(option) - own)[pick]
     parts = _components(block, small.shape[1:], ok, beam, number)
     if parts is not None:
         mixing, shots, images_small = parts
@@ -445,7 +447,7 @@ def _choose(
         wide = np.concatenate([design, images_small[1:].T], axis=1)
         c = fit_surface(base, keep, wide, threads=threads)
         amount = -c[:, 3:]
-        candidates["pca"] = left(base + amount @ images_small[1:])
+        tried["pca"] = (base + amount @ images_small[1:])[pick]
         weights = np.zeros((len(scan), len(mixing)))
         weights[:, 0] = 1
         weights[index, 1:] = amount
@@ -455,6 +457,20 @@ def _choose(
         options["pca"] = replace(
             beam, sources=sources, origins=origins, shots=shots, mixing=mixing, weights=weights, shot_stray=stray
         )
+    # Air is what is air with any of them: the pattern that wrong flats leave must not pass for object.
+    seen = np.zeros((len(pick), flat.shape[1]), dtype=bool)
+    for frames in tried.values():
+        shown = np.where(known[pick], frames, np.nan).reshape(len(pick), *shape).astype(np.float32)
+        seen |= ~fit_air(shown, margin_px, region=region, threads=threads)[2].reshape(len(pick), -1)
+    seen &= known[pick]
+    candidates = {}
+    for name, frames in tried.items():
+        rest = np.where(seen, frames - fit_surface(frames, seen, design, threads=threads) @ design.T, 0)
+        count = seen.sum(axis=1)
+        sd = np.where(count > 0, np.sqrt((rest**2).sum(axis=1) / np.maximum(count, 1)), np.nan)
+        candidates[name] = _by_half(sd, scan, index[pick], halves)
+    counts = max(float(np.mean([s.rate[ok].mean() * s.seconds.mean() for s in block.sets])), 1.0)
+    noise = 0.8 * float(block.detector.variance(counts)) / counts**2 / (bin * coarse) ** 2
     names = []
     for k in range(halves):
         names.append("own half")
@@ -462,13 +478,20 @@ def _choose(
             names[k] = "pca"
             continue
         for name, values in candidates.items():
-            best = candidates[names[k]][k]
-            limit = best if names[k] != "own half" else _CLEARLY * best
-            if values[k] < limit and (half == k).any() and name != f"half {k + 1}":
+            if not (half == k).any() or name == f"half {k + 1}":
+                continue
+            best, limit = candidates[names[k]][k], 1.0 if names[k] != "own half" else _CLEARLY
+            # What photons and camera leave in the air no flat can take away.
+            if values[k] < 0.98 * best and values[k] ** 2 - noise < limit**2 * (best**2 - noise):
                 names[k] = name
     if all(name == "own half" for name in names):
         return candidates, names, None
     return candidates, names, _joined([beam if m == "own half" else options[m] for m in names], scan)
+
+
+def _spaced(numbers: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
+    """Return at most `most` of the numbers, evenly spaced."""
+    return numbers[np.unique(np.linspace(0, len(numbers) - 1, most).astype(int))] if len(numbers) > most else numbers
 
 
 def _joined(beams: Sequence[Beam], scan: EnergyScan) -> Beam:
@@ -515,8 +538,9 @@ def _components(
     rows = []
     for s in block.sets:
         for frame, t, stray in zip(s.counts, s.seconds, s.stray, strict=True):
-            part = np.where(ok, (frame.astype(np.float32) - np.float32(stray)) / np.float32(t), np.nan)
-            rows.append(_coarse(part[None], bin)[0][: shape[0], : shape[1]].ravel())
+            part = np.empty((1, ok.shape[0] // bin, ok.shape[1] // bin), dtype=np.float32)
+            mean_binned(frame[None], ok, bin, part)
+            rows.append((part[0, : shape[0], : shape[1]].ravel() - np.float32(stray)) / np.float32(t))
     rate = np.stack(rows).astype(np.float64)
     known = np.isfinite(rate).all(axis=0) & (rate > 0).all(axis=0)
     if known.sum() < 100:

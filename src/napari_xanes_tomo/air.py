@@ -215,21 +215,43 @@ def _spread(rest: FloatArray, keep: Mask) -> FloatArray:
     return np.asarray(1.4826 * _medians(np.abs(rest), keep) + 1e-9)
 
 
-def _noise(frames: F32, valid: Mask) -> FloatArray:
-    """Return (n,) noise of a pixel in the quietest eighth of every frame, from differences of neighbours."""
-    n, h, w = frames.shape
-    block = max(4, min(h, w) // 8)
-    f = np.where(valid, frames, np.nan)
-    d = (f[:, :-1, :-1] - f[:, 1:, :-1] - f[:, :-1, 1:] + f[:, 1:, 1:])[:, : (h - 1) // block * block, :]
-    d = d[:, :, : (w - 1) // block * block]
-    parts = d.reshape(n, d.shape[1] // block, block, d.shape[2] // block, block) ** 2
-    known = np.isfinite(parts)
-    count = known.sum(axis=(2, 4))
-    mean = np.where(known, parts, 0).sum(axis=(2, 4)) / np.maximum(count, 1)
-    mean = np.where(count >= block * block // 2, mean, np.inf).reshape(n, -1)
-    mean.sort(axis=1)
-    quiet = mean[:, mean.shape[1] // 8]
-    return np.sqrt(np.where(np.isfinite(quiet), quiet, 0) / 4)
+@_jit
+def _quiet_frames(first: int, end: int, smooth: Any, block: int, out: Any) -> None:
+    """Find the standard deviation about a plane in the quietest tenth of the squares of `block` px of every frame."""
+    _, h, w = smooth.shape
+    step = max(1, block // 2)
+    found = np.empty((h // step + 1) * (w // step + 1))
+    middle = (block - 1) / 2
+    lever = block * block * (block * block - 1) / 12.0
+    for i in range(first, end):
+        count = 0
+        for y0 in range(0, h - block + 1, step):
+            for x0 in range(0, w - block + 1, step):
+                s = 0.0
+                sy = 0.0
+                sx = 0.0
+                ss = 0.0
+                for y in range(block):
+                    for x in range(block):
+                        v = smooth[i, y0 + y, x0 + x]
+                        s += v
+                        sy += v * (y - middle)
+                        sx += v * (x - middle)
+                        ss += v * v
+                rest = ss - s * s / (block * block) - (sy * sy + sx * sx) / lever
+                if rest - rest == 0.0:  # no NaN in it
+                    found[count] = max(rest, 0.0) / (block * block - 3)
+                    count += 1
+        out[i] = math.sqrt(np.sort(found[:count])[count // 10]) if count else 0.0
+
+
+def _level(smooth: FloatArray) -> FloatArray:
+    """(n,) how far the quiet parts of smoothed frames are from smooth: noise, and what flats leave of their pattern."""
+    out = np.zeros(len(smooth))
+    values = np.ascontiguousarray(smooth, dtype=np.float64)
+    block = max(5, min(smooth.shape[1:]) // 6)
+    _in_threads(len(out), None, lambda a, b: _quiet_frames(a, b, values, block, out))
+    return np.maximum(out, 1e-4)
 
 
 def _without_specks(body: Mask, fewest: int) -> Mask:
@@ -246,10 +268,38 @@ def _without_specks(body: Mask, fewest: int) -> Mask:
     return np.asarray((size >= fewest)[labels])
 
 
-def _disk(radius: float) -> Mask:
-    reach = max(1, int(np.ceil(radius)))
-    y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
-    return np.asarray(y**2 + x**2 <= max(radius, 1.0) ** 2)[None]
+@_jit
+def _dilate_frames(first: int, end: int, masks: Any, radius: float, out: Any) -> None:
+    """Widen the masks of frames ``first .. end`` by `radius` px."""
+    _, h, w = masks.shape
+    reach = int(math.ceil(radius))
+    span = np.empty(2 * reach + 1, dtype=np.int64)
+    for d in range(-reach, reach + 1):
+        rest = radius * radius - d * d
+        span[d + reach] = int(math.sqrt(rest)) if rest >= 0.0 else -1
+    for i in range(first, end):
+        for y in range(h):
+            for x in range(w):
+                if not masks[i, y, x]:
+                    continue
+                inside = 0 < x < w - 1 and 0 < y < h - 1
+                if inside and masks[i, y, x - 1] and masks[i, y, x + 1] and masks[i, y - 1, x] and masks[i, y + 1, x]:
+                    out[i, y, x] = True  # its neighbours do the widening
+                    continue
+                for d in range(-reach, reach + 1):
+                    s = span[d + reach]
+                    if s < 0 or y + d < 0 or y + d >= h:
+                        continue
+                    for c in range(max(0, x - s), min(w, x + s + 1)):
+                        out[i, y + d, c] = True
+
+
+def _dilated(masks: Mask, radius: float) -> Mask:
+    """Widen (n, y, x) masks by `radius` px, 1 at least."""
+    out = np.zeros(masks.shape, dtype=bool)
+    m = np.ascontiguousarray(masks)
+    _in_threads(len(m), None, lambda a, b: _dilate_frames(a, b, m, max(radius, 1.0), out))
+    return out
 
 
 def fit_air(
@@ -293,7 +343,7 @@ def fit_air(
     The first surface is found by random sample consensus (Fischler & Bolles 1981, doi 10.1145/358669.358692) with a
     fixed seed, with a price on pixels below the surface.
     """
-    from scipy.ndimage import binary_dilation, uniform_filter
+    from scipy.ndimage import uniform_filter
 
     n, h, w = frames.shape
     valid = np.isfinite(frames)
@@ -303,6 +353,8 @@ def fit_air(
     coefficients: FloatArray = np.zeros((n, 3))
     residual: FloatArray = np.full(n, np.nan)
     masks = np.ones((n, h, w), dtype=bool)
+    if min(h, w) < 12:  # too few pixels to tell air from object
+        enough[:] = False
     if not enough.any():
         return coefficients, residual, masks
     frames, valid = frames[enough], valid[enough]
@@ -311,43 +363,49 @@ def fit_air(
     part = uniform_filter(valid.astype(np.float32), size, mode="constant")
     smooth = uniform_filter(filled, size, mode="constant") / np.maximum(part, 1e-6)
     smooth = np.where(valid & (part > 0.3), smooth, np.nan)
-    noise = np.maximum(_noise(np.asarray(frames), valid), 1e-7)
-    level = np.maximum(noise / 3, 1e-4)
+    level = _level(smooth)
 
     design = terms((h, w), 3).reshape(3, -1).T
     # Wider means for the first planes: a step as high as the noise must not be bridged by a tilt.
     part = uniform_filter(valid.astype(np.float32), (1, 5, 5), mode="constant")
     wide = uniform_filter(filled, (1, 5, 5), mode="constant") / np.maximum(part, 1e-6)
     guess = _first_planes(np.where(valid & (part > 0.3), wide, np.nan), 0.6 * level, threads)
-    air, c = _grow_air(smooth, valid, guess, design, level, margin_px, frames)
+    flat = filled.reshape(len(filled), -1).astype(np.float64)
+    air, c = _grow_air(smooth, valid, guess, design, level, margin_px, flat)
+    for wider in (2.0, 4.0):  # flats that do not fit leave a pattern that is no object
+        few = (air.mean(axis=(1, 2)) < 2 * _LEAST_AIR) & (wider * level < 0.01)
+        if few.any():
+            more, d = _grow_air(smooth[few], valid[few], guess[few], design, wider * level[few], margin_px, flat[few])
+            air[few], c[few] = more, d
+            level[few] = wider * level[few]
+    if order != "plane":
+        curved = terms((h, w), 6).reshape(6, -1).T
+        weight = air.reshape(len(air), -1)
+        if order == "quadratic" or _predicts_better(flat, weight, design, curved, (h, w)):
+            # What lies off a plane may be air on a curved surface: it is looked for again.
+            first = fit_surface(flat, weight, curved, trim=3.0, threads=threads)
+            air, c = _grow_air(smooth, valid, first, curved, level, margin_px, flat, loose=4.0)
+            design = curved
+            coefficients = np.zeros((n, 6))
 
     # The object must not leak: while the air next to it is higher than the rest, the margin grows.
-    flat = filled.reshape(len(filled), -1).astype(np.float64)
-    one = _disk(1.0)
     for _ in range(4):
         rest = (flat - c @ design.T).reshape(air.shape)
-        ring = binary_dilation(~air & valid, one) & air
+        ring = _dilated(~air & valid, 1.0) & air
         inner = air & ~ring
         count = np.maximum(ring.sum(axis=(1, 2)), 1)
-        high = np.where(ring, rest, 0).sum(axis=(1, 2)) / count - np.where(inner, rest, 0).sum(
-            axis=(1, 2)
-        ) / np.maximum(inner.sum(axis=(1, 2)), 1)
+        beside = np.where(ring, rest, 0).sum(axis=(1, 2)) / count
+        far = np.where(inner, rest, 0).sum(axis=(1, 2)) / np.maximum(inner.sum(axis=(1, 2)), 1)
         sigma = _spread(rest.reshape(len(rest), -1), air.reshape(len(air), -1))
-        leaking = (high > np.maximum(4 * sigma / np.sqrt(count), 0.1 * sigma)) & (
-            inner.mean(axis=(1, 2)) > 2 * _LEAST_AIR
-        )
+        leaking = beside - far > np.maximum(4 * sigma / np.sqrt(count), 0.1 * sigma)
+        leaking &= inner.mean(axis=(1, 2)) > 2 * _LEAST_AIR
         if not leaking.any():
             break
         air[leaking] &= ~ring[leaking]
-        c[leaking] = fit_surface(flat[leaking], air[leaking].reshape(int(leaking.sum()), -1), design, trim=3.0)
+        kept = air[leaking].reshape(int(leaking.sum()), -1)
+        c[leaking] = fit_surface(flat[leaking], kept, design, trim=3.0, threads=threads)
 
     weight = air.reshape(len(air), -1)
-    if order != "plane":
-        curved = terms((h, w), 6).reshape(6, -1).T
-        if order == "quadratic" or _predicts_better(flat, weight, design, curved, (h, w)):
-            design = curved
-            c = fit_surface(flat, weight, design, trim=3.0)
-            coefficients = np.zeros((n, 6))
     good = air.mean(axis=(1, 2)) >= _LEAST_AIR
     rest = np.where(weight, flat - c @ design.T, 0)
     count = np.maximum(weight.sum(axis=1), 1)
@@ -404,17 +462,15 @@ def _grow_air(
     design: FloatArray,
     noise: FloatArray,
     margin_px: float,
-    frames: F32,
+    flat: FloatArray,
+    *,
+    loose: float = 1.0,
 ) -> tuple[Mask, FloatArray]:
     """Turn first planes into the air of every frame and the planes through all of it."""
-    from scipy.ndimage import binary_dilation
-
     n, h, w = smooth.shape
-    disk = _disk(margin_px)
     c = guess.copy()
     air = np.zeros((n, h, w), dtype=bool)
-    flat = np.where(valid, frames, 0).reshape(n, -1).astype(np.float64)
-    spread = noise.copy()
+    spread = loose * noise
     for turn in range(5):
         rest = smooth - (c @ design.T).reshape(n, h, w)
         if turn:
@@ -429,9 +485,9 @@ def _grow_air(
         width = spread[:, None, None]
         body = _without_specks(rest > 3.5 * width, 4)
         # What touches the object and is more likely object than air belongs to it.
-        body |= binary_dilation(body, _disk(1.5)) & (rest > 1.5 * width)
+        body |= _dilated(body, 1.5) & (rest > 1.5 * width)
         body |= _without_specks(rest > 2.5 * width, 12)
-        new = ~binary_dilation(body, disk) & valid & np.isfinite(smooth)
+        new = ~_dilated(body, margin_px) & valid & np.isfinite(smooth)
         same = np.array_equal(new, air)
         air = new
         if same:
@@ -447,6 +503,8 @@ def _predicts_better(
 ) -> bool:
     """Whether the terms `high` predict squares of air left out of the fit better than `low`, by 5 % or more."""
     h, w = shape
+    some = slice(None, None, max(1, len(flat) // 24))
+    flat, weight = flat[some], weight[some]
     block = max(2, w // 8)
     number = (np.arange(h)[:, None] // block * 3 + np.arange(w)[None, :] // block * 5).ravel() % 4
     errors: list[list[FloatArray]] = [[], []]

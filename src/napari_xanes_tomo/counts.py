@@ -25,6 +25,7 @@ __all__ = [
     "in_threads",
     "log_beams",
     "log_binned",
+    "mean_binned",
     "mean_counts",
     "own_beam",
     "read_absorbance",
@@ -151,6 +152,24 @@ def log_binned(counts: Any, stray: float, floor: float, ok: Any, bin: int, out: 
             if factors:
                 total += math.log(p)
             out[v, u] = total / count if count > 0.5 else np.nan
+
+
+@_jit
+def mean_binned(frames: Any, ok: Any, bin: int, out: Any) -> None:
+    """Mean of the pixels `ok` that are numbers over ``bin x bin`` of (n, y, x); NaN where fewer than a third are."""
+    n, rows, columns = out.shape
+    for i in range(n):
+        for v in range(rows):
+            for u in range(columns):
+                total = 0.0
+                count = 0
+                for y in range(v * bin, (v + 1) * bin):
+                    for x in range(u * bin, (u + 1) * bin):
+                        value = float(frames[i, y, x])
+                        if ok[y, x] and value - value == 0.0:
+                            total += value
+                            count += 1
+                out[i, v, u] = total / count if 3 * count >= bin * bin else np.nan
 
 
 @_jit
