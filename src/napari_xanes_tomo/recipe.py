@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .model import XanesTomoError
 
 __all__ = [
+    "FLAT_CHOICES",
     "AbsorbanceParameters",
     "JitterParameters",
     "MapsParameters",

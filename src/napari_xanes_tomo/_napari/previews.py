@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_xanes_tomo.air import fit_air
+from napari_xanes_tomo.detector import mask_from_runs
 from napari_xanes_tomo.model import Alignment, FloatArray
-from napari_xanes_tomo.steps import alignment_of
+from napari_xanes_tomo.steps import StepResult, alignment_of, renormalise
+from napari_xanes_tomo.workflow import Workflow
 
 from .layers import AlignedStack, FlatStack, geometry, lazy_frames, spread_limits
 from .session import Session
 
-__all__ = ["AlignedPreview", "FlatPreview", "Preview", "ResidualPreview"]
+__all__ = ["AirPreview", "AlignedPreview", "FlatPreview", "MaskPreview", "Preview", "ResidualPreview"]
 
 Found = dict[int, tuple[Alignment, FloatArray]]
 
@@ -223,3 +226,58 @@ class FlatPreview(Preview):
             return ""
         point = layer.world_to_data(viewer.dims.point)
         return self.stack.text(round(float(point[0])), round(float(point[1])))
+
+
+class AirPreview(Preview):
+    """What is left of the air of one energy, at the binning of the estimation; the object is left blank."""
+
+    @staticmethod
+    def make(workflow: Workflow, energy: int, result: StepResult) -> dict[str, Any]:
+        """Read the energy again; return what `put` shows. Runs on any thread."""
+        bin = int(result.numbers["bin"])
+        scans = dict(enumerate(workflow.series.scans))
+        data = renormalise(workflow.scan(energy), workflow.recipe, result, number=energy, around=scans)
+        margin = workflow.recipe.absorbance.air_margin_px * data.data.shape[2] / 256
+        body = fit_air(data.data, margin)[2]
+        rest = np.zeros((len(scans[energy]), *data.data.shape[1:]), dtype=np.float32)
+        rest[data.index] = np.where(body, 0, data.data)
+        spread = float(np.std(rest[data.index][~body])) if not body.all() else 0.01
+        return {"rest": rest, "energy": energy, "bin": bin, "top": 4 * spread}
+
+    def put(self, found: dict[str, Any]) -> None:
+        """Show the layer."""
+        scan = self._session.scan
+        if scan is None:
+            return
+        rest, energy, bin = found["rest"], int(found["energy"]), int(found["bin"])
+        n_energies, n_angles = scan.stack.shape[:2]
+        blank = np.zeros(rest.shape[1:], dtype=np.float32)
+
+        def read(e: int, angle: int) -> npt.NDArray[np.float32]:
+            return rest[angle] if e == energy and angle < len(rest) else blank
+
+        data = lazy_frames(read, (n_energies, n_angles, *rest.shape[1:]), np.float32)
+        place = geometry(scan.series)
+        place["scale"] = (*place["scale"][:2], float(bin), float(bin))
+        place["translate"] = (*place["translate"][:2], (bin - 1) / 2, (bin - 1) / 2)
+        name = f"air residual at {scan.series.scans[energy].energy_ev:g} eV"
+        top = max(float(found["top"]), 1e-6)
+        self._put(data, {"name": name, "colormap": "PiYG", "contrast_limits": (-top, top), **place})
+
+
+class MaskPreview(Preview):
+    """The pixels of the camera that are left out at an energy."""
+
+    def put(self, result: StepResult) -> bool:
+        """Show the layer; return whether the result says anything about it."""
+        scan, viewer, state = self._session.scan, self._session.viewer, self._session.state
+        if scan is None or viewer is None or "bad_pixels" not in result.arrays:
+            return False
+        shape = scan.series.frame_shape
+        mask = mask_from_runs(result.arrays["bad_pixels"], shape).astype(np.float32)
+        workflow = self._session.workflow
+        if workflow is not None and state is not None and state.manual.mask is not None:
+            mask = np.maximum(mask, workflow.journal.get_array(state.manual.mask).astype(np.float32))
+        options = {"name": "pixels left out", "colormap": "red", "opacity": 0.5, "blending": "translucent"}
+        self._put(mask, {**options, "contrast_limits": (0.0, 1.0)})
+        return True

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from qtpy.QtWidgets import QCheckBox, QGroupBox, QVBoxLayout
+from qtpy.QtWidgets import QCheckBox, QComboBox, QGroupBox, QHBoxLayout, QLabel, QVBoxLayout
 
+from napari_xanes_tomo.edges import bracketed_elements, edge_energy_ev, scanned_element
 from napari_xanes_tomo.model import Problem, XanesTomoError
-from napari_xanes_tomo.recipe import ScanParameters
+from napari_xanes_tomo.recipe import FLAT_CHOICES, ScanParameters
+from napari_xanes_tomo.steps import stray_jump_effect
 from napari_xanes_tomo.workflow import Candidate
 
 from .dock import cell, fit, table, wrapped
 from .forms import ParameterForm
 from .plots import PointPlot
-from .previews import FlatPreview
+from .previews import AirPreview, FlatPreview, MaskPreview
 from .step_dock import StepDock
 
 __all__ = ["ScanDock"]
@@ -46,6 +48,31 @@ class ScanDock(StepDock):
         self.flat_label = wrapped()
         self.flat_label.hide()
         box.addWidget(self.flat_label)
+        row = QHBoxLayout()
+        row.addWidget(QLabel("Flats of this energy"))
+        self.use_combo = QComboBox()
+        self.use_combo.setToolTip(
+            "Which flats this energy is divided by; a decision of this energy alone, to be undone like every other."
+        )
+        self.use_combo.activated.connect(self._choose_flats)
+        self._still.watch(self.use_combo)
+        row.addWidget(self.use_combo, 1)
+        box.addLayout(row)
+        self.compared = table(["flats", "air, first half", "second half"])
+        self.compared.setToolTip("Median residual of the air (OD) with the flats that were compared; bold: chosen.")
+        box.addWidget(self.compared)
+        self.air = AirPreview(self.session)
+        self.air_box = QCheckBox("Show what is left of the air as a layer")
+        self.air_box.setToolTip("Absorbance of this energy outside the object, its smooth surface taken out.")
+        self.air_box.toggled.connect(self._toggle_air)
+        box.addWidget(self.air_box)
+        self.left_out = MaskPreview(self.session)
+        self.mask_box = QCheckBox("Show the pixels left out as a layer")
+        self.mask_box.setToolTip(
+            "Shadows, dust and bad pixels in the flats of this energy, and what was painted in the Workflow dock."
+        )
+        self.mask_box.toggled.connect(self._toggle_mask)
+        box.addWidget(self.mask_box)
         self.plot = PointPlot((("air (OD)", 1),), "projection", 150)
         self.plot.on_click = lambda angle: self.session.go_to(self.energy, angle)
         box.addWidget(self.plot)
@@ -109,8 +136,9 @@ class ScanDock(StepDock):
         if problems:
             text = f"{kinds[0]} errors, {kinds[1]} warnings, {kinds[2]} remarks about the files:"
         self.problems_label.setText(text)
-        if self.flats_box.isChecked():
-            self.flats_box.setChecked(False)
+        for check in (self.flats_box, self.air_box, self.mask_box):
+            if check.isChecked():
+                check.setChecked(False)
         super()._on_scan()
 
     def _go_to_problem(self, row: int) -> None:
@@ -134,7 +162,111 @@ class ScanDock(StepDock):
         self.flat_label.setVisible(self.flats.layer is not None)
         self._mark(self.session.frame[1])
 
+    def _toggle_air(self, on: bool) -> None:
+        if not on:
+            self.air.hide()
+            return
+        result = self._result_shown()
+        workflow, energy = self.session.workflow, self.energy
+        if result is None or workflow is None:
+            self._tell("Nothing was run yet at this energy.", False)
+            self.air_box.setChecked(False)
+            return
+
+        def show(found: Any) -> None:
+            if self.air_box.isChecked() and self.energy == energy:
+                self.air.put(found)
+
+        self.session.compute(lambda progress: self.air.make(workflow, energy, result), show)
+
+    def _toggle_mask(self, on: bool) -> None:
+        result = self._result_shown() if on else None
+        if result is None or not self.left_out.put(result):
+            self.left_out.hide()
+            if on:
+                self._tell("Nothing was run yet at this energy.", False)
+                self.mask_box.setChecked(False)
+
+    def _result_shown(self) -> Any:
+        unit, workflow = self.unit, self.session.workflow
+        if unit is None or workflow is None or unit.candidate is None:
+            return None
+        return workflow.result(unit.candidate)
+
+    def _choose_flats(self, number: int) -> None:
+        use, energy = self.use_combo.itemData(number), self.energy
+        said = f"{self._energy_text()}: {self.use_combo.itemText(number)}; Run makes it anew."
+        self.session.decide(lambda w: w.choose_flats(energy, use), said)
+
+    def _show_choices(self) -> None:
+        """Offer the policies and the sets of the energy shown; stand at what was decided."""
+        scan, state = self.session.scan, self.session.state
+        sets = 0 if scan is None or self.energy < 0 else len(scan.series.scans[self.energy].flats)
+        choices: list[tuple[str, str | None]] = [("as in the recipe", None)]
+        choices += [(f"half {k + 1}", f"half {k + 1}") for k in range(sets)]
+        choices += [(name, name) for name in FLAT_CHOICES]
+        if [self.use_combo.itemText(i) for i in range(self.use_combo.count())] != [text for text, _ in choices]:
+            self.use_combo.clear()
+            for text, use in choices:
+                self.use_combo.addItem(text, use)
+        use = None if state is None else state.manual.flats.get(self.energy)
+        self.use_combo.setCurrentIndex(max(0, self.use_combo.findData(use)))
+        why = self._why_not()
+        self.use_combo.setEnabled(not why)
+        self.use_combo.setToolTip(why or "Which flats this energy is divided by; can be undone.")
+
+    def _show_numbers(self, numbers: dict[str, Any]) -> None:
+        """Show what the flats say about camera, stray light, and each other."""
+        compared = dict(numbers.get("flat_candidates", {}))
+        chosen = list(numbers.get("flats", ()))
+        self.compared.setRowCount(len(compared))
+        for row, (name, values) in enumerate(compared.items()):
+            self.compared.setItem(row, 0, cell(name, bold=name in chosen))
+            for half in range(2):
+                text = f"{values[half]:.5f}" if half < len(values) and np.isfinite(values[half]) else ""
+                picked = half < len(chosen) and chosen[half] == name
+                self.compared.setItem(row, 1 + half, cell(text, bold=picked))
+        self.compared.setVisible(bool(compared))
+        fit(self.compared, most=6)
+        lines = []
+        if numbers:
+            read = np.sqrt(numbers["read_variance"])
+            source = {"one shot": " (from one shot: an upper limit)", "none": " (assumed: the flats say nothing)"}
+            lines.append(
+                f"Camera, from its flats: {numbers['gain']:.3g} counts per quantum, read noise {read:.3g} counts"
+                f"{source.get(str(numbers.get('noise_source')), '')}; {100 * numbers.get('masked', 0):.2g} % left out."
+            )
+            without, with_stray = numbers.get("object_od", 0.0), numbers.get("object_od_with_stray", 0.0)
+            if without and without != with_stray:
+                lines.append(
+                    f"Stray light, from blocked rows: {numbers['stray_constant']:.3g} counts + "
+                    f"{100 * numbers['stray_fraction']:.2g} % of the frame's mean. Left in, the object would show "
+                    f"{with_stray:.3f} instead of {without:.3f} OD{self._jump_text()}."
+                )
+            else:
+                lines.append("Stray light: no blocked rows show any; none is subtracted.")
+        self.detector_label.setText("<br>".join(lines))
+
+    def _jump_text(self) -> str:
+        """Say what stray light does to the edge jump, where energies on both sides of an edge are done."""
+        scan, state, workflow = self.session.scan, self.session.state, self.session.workflow
+        if scan is None or state is None or workflow is None:
+            return ""
+        energies = scan.series.energies_ev
+        levels = np.full((2, len(energies)), np.nan)
+        for e in range(len(energies)):
+            candidate = state[("flats", e)].candidate
+            if candidate is not None:
+                n = candidate.payload["numbers"]
+                levels[:, e] = n.get("object_od", np.nan), n.get("object_od_with_stray", np.nan)
+        edge = scanned_element(energies, bracketed_elements(energies))
+        if edge is None:
+            return ""
+        effect = stray_jump_effect(energies, levels[0], levels[1], edge_energy_ev(edge))
+        return f", and the {edge} edge jump would be {100 * effect:.1f} % too small" if np.isfinite(effect) else ""
+
     def _show_result(self, candidate: Candidate | None) -> None:
+        self._show_choices()
         workflow, scan, state = self.session.workflow, self.session.scan, self.session.state
         units = {} if state is None else {e: u for (s, e), u in state.units.items() if s == self.step.name}
         chosen = None if candidate is None else candidate.id
@@ -164,13 +296,11 @@ class ScanDock(StepDock):
             ends = [float(np.nanmin(energies)), float(np.nanmax(energies))] if len(energies) else []
             over = [([], []), (ends, [limit, limit])] if limit is not None and len(ends) else []
             self.energy_plot.show_points(0, energies, [(medians, None)], list(range(len(energies))), over)
-            text = ""
-            if numbers:
-                read = np.sqrt(numbers["read_variance"])
-                text = (
-                    f"Camera, from its flats: {numbers['gain']:.3g} counts per quantum, read noise {read:.3g} counts."
-                )
-            self.detector_label.setText(text)
+            self._show_numbers(numbers)
+            if self.air_box.isChecked():
+                self.air_box.setChecked(False)
+            if self.mask_box.isChecked():
+                self._toggle_mask(True)
         self.energy_plot.mark(float("nan") if scan is None or self.energy < 0 else scan.series.energies_ev[self.energy])
         self._mark(self.session.frame[1])
 

@@ -24,6 +24,7 @@ _NAMES = {
     "change_point": "Change point",
     "boxes": "Particle boxes",
     "mask": "Mask",
+    "flats": "Flats",
 }
 
 
@@ -75,6 +76,8 @@ def event_text(event: Event, energies_ev: Sequence[float], number: int | None = 
         text = "the whole frame is used" if not n else f"{n} particle box{'es' if n > 1 else ''} drawn"
     elif kind == "mask":
         text = "no mask" if p["mask"] is None else "a mask drawn"
+    elif kind == "flats":
+        text = f"{where}: flats {'as in the recipe' if p['use'] is None else p['use']}"
     elif kind == "note":
         text = f"note: {p['text']}"
     elif kind in ("undo", "redo"):
@@ -127,6 +130,8 @@ def manual_rows(manual: Manual, energies_ev: Sequence[float]) -> list[tuple[str,
         add(f"particle box: {texts}", lambda w: w.set_boxes([]))
     if manual.mask is not None:
         add("a mask of pixels not to be trusted", lambda w: w.set_mask(None))
+    for e, use in sorted(manual.flats.items()):
+        add(f"{_energy(energies_ev, e)}: flats {use}", lambda w, e=e: w.choose_flats(e, None), e)  # type: ignore[misc]
     return rows
 
 
