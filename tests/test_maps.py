@@ -16,6 +16,7 @@ from napari_xanes_tomo.maps import (
     component_sinograms,
     coverage_slab,
     finish_slab,
+    halo_rows,
     map_slab,
     plan_maps,
     require_energies,
@@ -258,7 +259,13 @@ def ball(theta: np.ndarray, alignment: Alignment, level: float, center=(1.0, 2.0
     return 2 * level * np.sqrt(np.maximum(inside, 0))
 
 
-def measured(energies: np.ndarray, *, missing: dict[int, list[int]] | None = None, seed: int = 3):
+def measured(
+    energies: np.ndarray,
+    *,
+    missing: dict[int, list[int]] | None = None,
+    seed: int = 3,
+    levels: np.ndarray | None = None,
+):
     """Noise-free frames of one ball at several energies, each with its own motion; half the angles by each flat."""
     rng = np.random.default_rng(seed)
     items = []
@@ -267,7 +274,7 @@ def measured(energies: np.ndarray, *, missing: dict[int, list[int]] | None = Non
         theta = THETA[keep]
         shift = rng.uniform(-1.5, 1.5, (len(theta), 2))
         alignment = Alignment(shift, np.zeros_like(shift), 1.0 + 0.02 * (len(energies) - 1 - e))
-        mu = tabulated(np.array([energy]), DENSITY)[0] * VOXEL_NM * 1e-7
+        mu = (tabulated(np.array([energy]), DENSITY)[0] if levels is None else levels[e]) * VOXEL_NM * 1e-7
         air = (-1) ** e * np.stack(
             [0.1 + 0.02 * np.sin(theta), np.full(len(theta), 0.01), 0.01 * np.cos(theta)], axis=1
         )
@@ -319,13 +326,16 @@ def test_a_ball_of_known_density(six: list[AlignedEnergy], element: str, toleran
 @pytest.mark.parametrize("smoothing", [0.0, 1.0, 1.6])
 def test_slab_by_slab_is_the_whole(six: list[AlignedEnergy], smoothing: float) -> None:
     found, p = plan(SIX), MapsParameters(smoothing_voxel=smoothing)
-    halo = int(np.ceil(4 * smoothing))
+    halo = halo_rows(p)
     together = map_slab(six, found, Slab(0, SHAPE[0], halo), VOXEL_NM, p, threads=1)
     for y0, y1 in ((0, 9), (9, 10), (10, SHAPE[0])):
         part = map_slab(six, found, Slab(y0, y1, halo), VOXEL_NM, p, threads=2)
         for name, rows in part.items():
             assert rows.shape[0] == y1 - y0
-            np.testing.assert_allclose(rows, together[name][y0:y1], atol=1e-5 * np.nanmax(together[name]), rtol=1e-5)
+            # Standard errors are kept to a thousandth.
+            tolerance = 5e-3 if "_sigma" in name else 1e-5
+            whole = together[name][y0:y1]
+            np.testing.assert_allclose(rows, whole, atol=tolerance * np.nanmax(np.abs(whole)), rtol=tolerance)
 
 
 def test_components_equal_reconstructing_every_energy(six: list[AlignedEnergy]) -> None:

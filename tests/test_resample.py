@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_xanes_tomo.model import Alignment
-from napari_xanes_tomo.resample import place, rows_needed
+from napari_xanes_tomo.resample import noise_power, place, rows_needed
 
 SHIFT = np.array([[3.3, -2.6], [0.5, 1.25], [-4.0, 0.0]])
 
@@ -231,3 +231,50 @@ def test_frames_without_a_place_are_empty() -> None:
 def test_errors_say_what_was_expected(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         place(np.zeros((3, 20, 20)), alignment(), **options)
+
+
+# ------------------------------------------------------------------------------------------------- what noise becomes
+
+
+@pytest.mark.parametrize(
+    ("magnification", "roll", "bin", "shift"),
+    [
+        (1.0, 0.0, 1, (0.0, 0.0)),  # nothing is interpolated: the noise stays white
+        (1.0, 0.0, 1, (0.5, 0.25)),
+        (1.33, 0.0, 1, (0.3, 0.1)),
+        (0.98, 0.0, 1, (0.3, 0.1)),
+        (1.0, 3.0, 1, (0.0, 0.0)),
+        (1.0, 0.0, 2, (0.5, 0.25)),
+        (1.1, 1.0, 3, (0.2, 0.7)),
+    ],
+)
+def test_the_noise_left_is_the_noise_predicted(
+    magnification: float, roll: float, bin: int, shift: tuple[float, float]
+) -> None:
+    rng = np.random.default_rng(8)
+    frames = rng.normal(size=(30, 160, 160)).astype(np.float32)
+    moved = Alignment(np.tile(shift, (30, 1)), np.zeros((30, 2)), magnification, roll)
+    grid = (108 // bin, 108 // bin)
+    seen = place(frames, moved, grid_shape=grid, bin=bin)
+    frequency = np.abs(np.fft.fftfreq(grid[0]))
+    power = noise_power(moved, frequency, grid_shape=grid, frame_shape=(160, 160), bin=bin)
+    # The power of the two axes is their product; compared in total and in a low and a high band along each axis.
+    found = np.mean(np.abs(np.fft.fft2(seen)) ** 2, axis=0) / grid[0] ** 2
+    expected = power[0, 0][:, None] * power[0, 1][None, :]
+    assert found.mean() == pytest.approx(expected.mean(), rel=0.03)
+    for axis in range(2):
+        line, wanted = found.mean(axis=1 - axis), expected.mean(axis=1 - axis)
+        for band in (frequency < 0.2, frequency > 0.3):
+            assert line[band].mean() == pytest.approx(wanted[band].mean(), rel=0.06, abs=0.004)
+
+
+def test_photons_of_a_magnified_energy_are_not_thrown_away() -> None:
+    # One output pixel covers M x M recorded ones: where the signal is smooth, their noise averages out. Point
+    # interpolation would leave the variance at its value for M = 1.
+    rng = np.random.default_rng(4)
+    frames = rng.normal(size=(40, 96, 96)).astype(np.float32)
+    m = 1.33
+    moved = Alignment(rng.uniform(-1, 1, (40, 2)), np.zeros((40, 2)), m)
+    low = np.abs(np.fft.fftfreq(48)) < 0.1
+    power = np.mean(np.abs(np.fft.fft2(place(frames, moved, grid_shape=(48, 48)))) ** 2, axis=0) / 48**2
+    assert power[np.ix_(low, low)].mean() == pytest.approx(1 / m**2, rel=0.1)

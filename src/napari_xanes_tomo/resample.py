@@ -27,7 +27,7 @@ from numba.extending import intrinsic
 
 from napari_xanes_tomo.model import Alignment
 
-__all__ = ["place", "rows_needed"]
+__all__ = ["noise_power", "place", "rows_needed"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -590,6 +590,57 @@ def place(
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, [(i, min(i + step, len(data))) for i in range(0, len(data), step)]))
     return (out, coverage) if return_coverage else out
+
+
+def noise_power(
+    alignment: Alignment,
+    frequency: npt.ArrayLike,
+    *,
+    grid_shape: tuple[int, int],
+    frame_shape: tuple[int, int],
+    index: Sequence[int] | None = None,
+    bin: int = 1,
+    order: int = 3,
+) -> F64:
+    """Return ``(frame, 2, frequency)``: the noise power along y and x that `place` leaves of white noise of variance 1.
+
+    The power of an output pixel at frequencies (fy, fx) is the product of the two. Where every output pixel stands at
+    the same sub-pixel position (M = 1, no roll) it is the exact power for that position; elsewhere the positions drift
+    across the frame and the power is the mean over them.
+
+    Parameters
+    ----------
+    alignment, grid_shape, frame_shape, index, bin, order
+        As in `place`; entries without a finite shift give the mean power.
+    frequency : (m,) array
+        Cycles per output pixel, 0 .. 0.5.
+    """
+    stretch, reach = _geometry(alignment, bin, order)
+    f = np.asarray(frequency, dtype=float)
+    pitch = alignment.magnification * bin
+    shift = np.asarray(alignment.shift if index is None else alignment.shift[np.asarray(index, dtype=int)])
+    # Averaged over the sub-pixel positions, the covariance of two output pixels is the kernel's autocorrelation.
+    step = 1.0 / 64
+    kernel = np.array([_kernel(order, s) for s in np.arange(-_SUPPORT[order], _SUPPORT[order] + step / 2, step)])
+    correlation = np.convolve(kernel, kernel) * step
+    lag = (np.arange(len(correlation)) - (len(correlation) - 1) / 2) * step
+    lags = np.arange(math.ceil(2 * reach / pitch) + 1)
+    covariance = np.interp(lags * pitch / stretch, lag, correlation, right=0.0) / stretch
+    cosine = np.where(lags[:, None] > 0, 2.0, 1.0) * np.cos(2 * np.pi * lags[:, None] * f)
+    out = np.empty((len(shift), 2, f.size))
+    out[:] = np.maximum(covariance @ cosine, 0.0)
+    drift = (abs(pitch - 1.0) + abs(np.deg2rad(alignment.roll_deg))) * max(grid_shape)
+    if drift >= 1.0:
+        return out
+    taps = np.zeros(2 * reach)
+    for axis in range(2):
+        origin = shift[:, axis] + (frame_shape[axis] - 1) / 2 - pitch * (grid_shape[axis] - 1) / 2
+        for i in np.flatnonzero(np.isfinite(shift).all(axis=1)):
+            _weights(float(origin[i] % 1.0), order, 1.0, reach, taps)
+            pairs = np.correlate(taps, taps, "full")[2 * reach - 1 :]
+            use = min(len(pairs), len(lags))
+            out[i, axis] = np.maximum(pairs[:use] @ cosine[:use], 0.0)
+    return out
 
 
 def _cores() -> int:

@@ -112,6 +112,13 @@ class EdgeShift:
             ratio = np.where(denominator > 0, numerator / denominator, np.nan)
         return np.interp(ratio, self.ratio_at, self.shift_at).astype(np.asarray(ratio).dtype)
 
+    def slope(self, ratio: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return d shift / d ratio at `ratio`, to carry errors with; beyond the calibrated reach, that at its end."""
+        middle = 0.5 * (self.ratio_at[1:] + self.ratio_at[:-1])
+        each = np.diff(self.shift_at) / np.diff(self.ratio_at)
+        found = np.interp(ratio, middle, each)
+        return np.asarray(found, dtype=np.asarray(ratio).dtype)
+
 
 def edge_shift(
     energy_ev: npt.ArrayLike,

@@ -39,7 +39,7 @@ from .io.store import (
     write_quality,
     write_shifts,
 )
-from .maps import AlignedEnergy, MapPlan, Slab, map_slab, plan_maps, require_energies
+from .maps import AlignedEnergy, MapPlan, Slab, halo_rows, map_slab, plan_maps, require_energies
 from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Series, XanesTomoError, no_progress
 from .recipe import MapsParameters, Recipe, check_flats, parameter_key
 from .registration import Template, make_template, reference_energy
@@ -657,7 +657,13 @@ class Workflow:
             scan = self.scan(e)
             flats = self._chosen(state, "flats", e)
             air = np.nan_to_num(flats.arrays["air"])
-            items.append(AlignedEnergy(scan, alignment_of(found, scan), air, mask, beam_of(flats, self._scans)))
+            ty, tx, tz = (float(v) for v in found.numbers["translation_sigma"])
+            items.append(
+                AlignedEnergy(
+                    scan, alignment_of(found, scan), air, mask, beam_of(flats, self._scans),
+                    float(found.numbers["magnification_sigma"]), (ty, tx, tz),
+                )
+            )  # fmt: skip
             mass.append(float(found.numbers["mass"]))
             noise.append(float(found.numbers["variance"]) / float(found.numbers["magnification"]) ** 2)
             numbers.append(e)
@@ -686,8 +692,9 @@ class Workflow:
             MapSpec(
                 name,
                 plan.unit(name),
-                _DESCRIPTIONS.get(name.split("_")[-1] if "fraction" in name else name, f"density of {name}"),
+                _describe(name),
                 0.0 if name in ("mask", "coverage") else p.smoothing_voxel,
+                plan.about(name, p, self.recipe.registration.blur_px),
             )
             for name in plan.names
         ]
@@ -703,7 +710,7 @@ class Workflow:
         )
         store.create()
         pending = store.pending()
-        halo = int(np.ceil(4 * p.smoothing_voxel))
+        halo = halo_rows(p)
         done = len(store.slabs) - len(pending)
         progress("maps", done, len(store.slabs))
         # Volumes of all components at once, the sinograms they come from, and the work space of the projector.
@@ -861,6 +868,15 @@ _DESCRIPTIONS = {
     "mask": "1 inside the particle where every energy saw the voxel",
     "coverage": "part of all (energy, angle) pairs that saw the voxel",
 }
+
+
+def _describe(name: str) -> str:
+    """Return one line about a map."""
+    for end, what in (("_sigma_alignment", "part of the standard error that comes from the alignment"),
+                      ("_sigma", "standard error: noise of the counts and alignment")):  # fmt: skip
+        if name.endswith(end):
+            return f"{name.removesuffix(end)}: {what}"
+    return _DESCRIPTIONS.get(name.split("_")[-1] if "fraction" in name else name, f"density of {name}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+"""Quality of the maps of a run on a digital twin: ``python benchmarks/chemistry.py TWIN OUT [--json]``.
+
+Compared inside the particle (true density above 60 %, two voxels away from every surface, pores out) and found, not
+given, alignment; the truth is moved by the undetermined shift of the whole, never the maps.
+
+- correlation, slope and bias against the truth without any smoothing;
+- error / sigma: rms, and the part beyond 4 sigma, against the truth blurred by the point spread that the map states;
+- dipole: regression of (map - truth) on the gradient of the truth within two voxels of the surfaces, px (y, z, x);
+- correlation of the nickel share with the edge energy, in the map and in the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from accuracy import global_shift
+from napari_xanes_tomo import XanesTomoError, read_maps
+from napari_xanes_tomo.io.store import read_map_attributes
+
+
+def moved(volume, offset, order=3):
+    """Move a volume by `offset` (y, z, x) voxels."""
+    from scipy.ndimage import shift
+
+    return shift(np.nan_to_num(volume).astype(np.float32), offset, order=order, mode="nearest")
+
+
+def coarser(volume, step):
+    """Average a volume over `step` voxels, centred as the maps are."""
+    if step == 1:
+        return volume
+    for axis, n in enumerate(volume.shape):
+        m = n // step
+        start = (n - m * step) // 2
+        volume = np.take(volume, range(start, start + m * step), axis=axis)
+        shape = (*volume.shape[:axis], m, step, *volume.shape[axis + 1 :])
+        volume = volume.reshape(shape).mean(axis=axis + 1)
+    return volume
+
+
+def judge(twin: Path, out: Path):
+    """Return {map: {score: value}} and {what: value} of a run."""
+    from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
+
+    truth = {k: np.asarray(v) for k, v in read_maps(twin / "truth" / "maps.ome.zarr").data.items()}
+    maps = read_maps(out / "maps.ome.zarr")
+    true_voxel = read_maps(twin / "truth" / "maps.ome.zarr").voxel_nm
+    _, each = read_map_attributes(out / "maps.ome.zarr")
+    step = max(1, round(maps.voxel_nm / true_voxel))
+    offset = global_shift(twin, out)
+    density = coarser(truth["density"], step)
+    typical = np.percentile(density[density > 0.2 * density.max()], 75)
+    solid = density > 0.6 * typical
+    inside = binary_erosion(solid, iterations=2)
+    near = binary_dilation(solid, iterations=2) & ~inside
+    nickel = truth["Ni"]
+    metals = [n for n in ("Mn", "Co", "Ni") if n in truth]
+    mass = {"Mn": 54.938, "Co": 58.933, "Ni": 58.693}
+
+    def at(values, sigma=0.0):
+        """Return the truth, moved to where the run has put it, blurred, on the grid of the maps."""
+        soft = gaussian_filter(values, sigma) if sigma else values
+        return coarser(moved(soft, offset), step)
+
+    shifted = {k: at(truth[k]) for k in truth}
+    inside_moved = moved(inside.astype(np.float32), offset / step, order=1) > 0.99
+    near_moved = moved(near.astype(np.float32), offset / step, order=1) > 0.99
+    scores = {}
+    names = [*metals, "density", *(f"{m}_fraction" for m in metals), "edge_energy_relative"]
+    for name in names:
+        if name not in maps.data:
+            continue
+        found = np.asarray(maps.data[name])
+        blur = float(each[name].get("psf_sigma_voxel", np.hypot(0.75, each[name].get("smoothing_voxel", 0.0)))) * step
+
+        def share(values, m):
+            total = np.sum([values[k] / mass[k] for k in metals], axis=0)
+            return values[m] / mass[m] / np.maximum(total, 1e-6)
+
+        if name.endswith("_fraction"):
+            m = name.split("_")[0]
+            true, soft = share(shifted, m), share({k: at(truth[k], blur) for k in metals}, m)
+        elif name.startswith("edge"):
+            true = shifted[name]
+            soft = at(nickel * truth[name], blur) / np.maximum(at(nickel, blur), 1e-3)
+        else:
+            true, soft = shifted[name], at(truth[name], blur)
+        good = inside_moved & np.isfinite(found)
+        a, b = true[good].astype(float), found[good].astype(float)
+        row = {
+            "r": np.corrcoef(a, b)[0, 1],
+            "slope": np.cov(a, b)[0, 1] / np.var(a),
+            "bias": b.mean() - a.mean() if name.startswith("edge") else 100 * (b.mean() / a.mean() - 1),
+        }
+        if f"{name}_sigma" in maps.data:
+            sigma = np.asarray(maps.data[f"{name}_sigma"])[good].astype(float)
+            aligned = np.asarray(maps.data[f"{name}_sigma_alignment"])[good].astype(float)
+            error = b - soft[good]
+            if name.startswith("edge"):  # an energy scale of its own: the mean spectrum is the particle's
+                error = error - np.average(error)
+            z = error / sigma
+            row |= {
+                "rms": float(np.sqrt(np.mean(error**2))),
+                "sigma": float(np.median(sigma)),
+                "alignment": float(np.median(aligned)),
+                "z": float(np.sqrt(np.mean(z**2))),
+                "z_no_bias": float(np.sqrt(np.mean(((error - error.mean()) / sigma) ** 2))),
+                "beyond4": 100 * float(np.mean(np.abs(z) > 4)),
+            }
+        if name in (*metals, "density"):
+            g = np.stack([d[near_moved] for d in np.gradient(soft)], axis=1)
+            rest = (found - soft)[near_moved]
+            fit = np.linalg.lstsq(np.column_stack([g, np.ones(len(g))]), rest, rcond=None)[0]
+            row["dipole"] = [float(-v) * step for v in fit[:3]]
+            hard = np.stack([d[near_moved] for d in np.gradient(true)], axis=1)
+            rest = (found - true)[near_moved]
+            fit = np.linalg.lstsq(np.column_stack([hard, np.ones(len(hard))]), rest, rcond=None)[0]
+            row["dipole_hard"] = [float(-v) * step for v in fit[:3]]
+        scores[name] = row
+    whole = {}
+    if "Ni_fraction" in maps.data and "edge_energy_relative" in maps.data:
+        f, e = np.asarray(maps.data["Ni_fraction"]), np.asarray(maps.data["edge_energy_relative"])
+        good = inside_moved & np.isfinite(f) & np.isfinite(e)
+        whole["r(Ni share, edge) found"] = float(np.corrcoef(f[good], e[good])[0, 1])
+        true = (shifted["Ni"] / np.maximum(shifted["density"], 1e-6))[good]
+        if np.std(true) > 1e-6:
+            whole["r(Ni share, edge) true"] = float(np.corrcoef(true, shifted["edge_energy_relative"][good])[0, 1])
+        ni = np.asarray(maps.data["Ni"])
+        whole["r(Ni, edge) found"] = float(np.corrcoef(ni[good], e[good])[0, 1])
+        whole["r(Ni, edge) true"] = float(np.corrcoef(shifted["Ni"][good], shifted["edge_energy_relative"][good])[0, 1])
+    return scores, whole
+
+
+def main(twin: str, out: str, as_json: bool = False) -> int:
+    """Print the scores; return the exit code."""
+    try:
+        scores, whole = judge(Path(twin), Path(out))
+    except (XanesTomoError, OSError) as error:
+        print(f"chemistry: {error}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps({"maps": scores, "whole": whole}))
+        return 0
+    print("Maps against the truth: correlation, slope, bias (% of the mean, eV) without smoothing;")
+    print("rms error, typical sigma and its alignment part, rms(error / sigma) against the truth blurred as stated;")
+    print("dipole of the surfaces (y, z, x; px) against the blurred, and against the unsmoothed truth")
+    for name, row in scores.items():
+        line = f"  {name:21s} r {row['r']:6.3f} slope {row['slope']:5.2f} bias {row['bias']:+6.2f}"
+        if "z" in row:
+            line += f" | rms {row['rms']:7.4f} sigma {row['sigma']:7.4f} ({row['alignment']:7.4f})"
+            line += f" error/sigma {row['z']:5.2f} ({row['z_no_bias']:4.2f} w/o bias) > 4: {row['beyond4']:5.2f} %"
+        if "dipole" in row:
+            line += " | " + " ".join(f"{v:+.3f}" for v in row["dipole"])
+            line += " | " + " ".join(f"{v:+.3f}" for v in row["dipole_hard"])
+        print(line)
+    for what, value in whole.items():
+        print(f"  {what:28s} {value:+.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    arguments = [a for a in sys.argv[1:] if not a.startswith("--")]
+    if len(arguments) != 2:
+        print("usage: python benchmarks/chemistry.py TWIN OUT [--json]", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(main(*arguments, as_json="--json" in sys.argv))
