@@ -362,9 +362,85 @@ def test_progress_and_cancel() -> None:
     assert seen[-1][0] == seen[-1][1]
     assert [d for d, _ in seen] == sorted(d for d, _ in seen)
 
-    def stop(what: str, done: int, total: int) -> None:
-        if done >= 2:
-            raise Cancelled
+    def stop_at(first: int):
+        def stop(what: str, done: int, total: int) -> None:
+            if done >= first:
+                raise Cancelled
 
-    with pytest.raises(Cancelled):
-        find_jitter(stack, THETA, parameters=JitterParameters(iterations=2), progress=stop)
+        return stop
+
+    with pytest.raises(Cancelled):  # nothing was found yet
+        find_jitter(stack, THETA, progress=stop_at(0))
+    part = find_jitter(stack, THETA, progress=stop_at(2))
+    assert part.partial
+    assert any("partial" in note for note in part.quality.notes)
+    assert max(errors(part.shift, motion(len(THETA), 1, rms=0.5), THETA)[:2]) < 0.3
+
+
+# ------------------------------------------------------------------------------------- what real measurements do
+
+
+def test_bad_projections_are_left_out_and_do_not_harm_the_others() -> None:
+    rng = np.random.default_rng(2)
+    true = motion(len(THETA), 1, rms=1.0)
+    stack = balls(THETA, SHAPE, true) + 0.02 * rng.standard_normal((len(THETA), *SHAPE))
+    bad = [5, 20]
+    stack[5] = 0.02 * rng.standard_normal(SHAPE)  # beam lost
+    stack[20] = stack[2]  # another angle
+    found = find_jitter(stack, THETA, variance=4e-4)
+    assert not found.used[bad].any()
+    assert found.used.sum() >= len(THETA) - 3
+    good = np.setdiff1d(np.arange(len(THETA)), bad)
+    assert max(errors(found.shift[good], true[good], THETA[good])[:2]) < 0.04
+
+
+def test_a_slip_is_found_and_reported() -> None:
+    theta = np.arange(-90.0, 90.0, 2.5)
+    true = motion(len(theta), 3, rms=0.3, jump=0.0)
+    true[50:] += [5.0, -4.0]
+    stack = balls(theta, SHAPE, true) + 0.02 * np.random.default_rng(0).standard_normal((len(theta), *SHAPE))
+    found = find_jitter(stack, theta, variance=4e-4)
+    assert max(errors(found.shift, true, theta)[:2]) < 0.04
+    assert [k for k, _, _ in found.slips] == [50]
+    np.testing.assert_allclose(found.slips[0][1:], [5.0, -4.0], atol=1.0)
+
+
+def test_a_wedge_of_angles() -> None:
+    theta = np.arange(-70.0, 71.0, 4.0)
+    rng = np.random.default_rng(0)
+    true = rng.uniform(-6, 6, (len(theta), 2))
+    stack = balls(theta, (64, 72), true) + 0.02 * rng.standard_normal((len(theta), 64, 72))
+    found = find_jitter(stack, theta, variance=4e-4)
+    assert max(errors(found.shift, true, theta)[:2]) < 0.15
+
+
+def test_a_post_that_leaves_the_field_below() -> None:
+    rng = np.random.default_rng(0)
+    true = motion(len(THETA), 1, rms=1.5)
+    stack = balls(THETA, (64, 64), true) + 0.02 * rng.standard_normal((len(THETA), 64, 64))
+    y, x = np.mgrid[:64, :64] - 31.5
+    for frame, (dy, dx), t in zip(stack, true, np.deg2rad(THETA), strict=True):
+        across = (x - dx - 2 * np.cos(t)) / 4
+        frame += np.where(y - dy > 15, 0.6 * np.sqrt(np.clip(1 - across**2, 0, None)), 0)
+    found = find_jitter(stack, THETA, variance=4e-4)
+    assert max(errors(found.shift, true, THETA)[:2]) < 0.1
+
+
+def test_the_answer_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = balls(THETA, (40, 40), motion(len(THETA), 1, rms=0.5))
+    many = find_jitter(stack, THETA)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
+    one = find_jitter(stack, THETA)
+    np.testing.assert_array_equal(one.shift, many.shift)
+    np.testing.assert_array_equal(one.sigma, many.sigma)
+
+
+def test_sigma_is_not_below_the_bound_and_the_search_reaches_it() -> None:
+    noise = 0.05
+    stack = balls(THETA, SHAPE, motion(len(THETA), 2)) + noise * np.random.default_rng(0).standard_normal(
+        (len(THETA), *SHAPE)
+    )
+    found = find_jitter(stack, THETA, variance=noise**2)
+    ratio = found.sigma / found.bound
+    assert np.all(ratio > 0.6)
+    assert np.median(ratio) < 3

@@ -167,6 +167,7 @@ class _Search:
         self.best: FloatArray | None = None  # in pixels of `work`
         self.moments = np.full((len(theta), 2), np.nan)
         self.moment_spread = float("nan")
+        self.good: Bool = np.ones(len(theta), dtype=bool)
         self.method = "moments"
         self.sigma: FloatArray | None = None
         self.fit: Fit | None = None
@@ -198,6 +199,7 @@ class _Search:
             )
         self.best = start
         self._report(1)
+        self.scene.usable = self.good.copy()
         # The air next to the object, now that it is known where the object is.
         self.scene.look(start)
         if self.scene.mask is not None and self.scene.ring.any():
@@ -207,14 +209,15 @@ class _Search:
         if np.isfinite(again).all():
             self.moments = again
             if initial is None and self.method == "moments":
-                self.best = again
+                # where the reprojections said otherwise than the first moments, they still do
+                self.best = np.where(np.abs(start - moments).max(axis=1, keepdims=True) > 0.5, start, again)
         elif np.isfinite(moments).all():
             self.moments = moments
         self._report(2)
 
     def _moments(self, frames: F32) -> FloatArray:
-        dy, top, bottom = _vertical(frames.sum(axis=2, dtype=np.float64), self.limit / self.bin)
-        dx, self.moment_spread = _horizontal(frames, dy, np.deg2rad(self.theta), top, bottom)
+        dy, top, bottom, self.good = _vertical(frames.sum(axis=2, dtype=np.float64), self.limit / self.bin)
+        dx, self.moment_spread = _horizontal(frames, dy, np.deg2rad(self.theta), top, bottom, self.good)
         return np.stack([dy, dx], axis=1)
 
     def _search(self, start: FloatArray, moments: FloatArray) -> FloatArray:
@@ -326,6 +329,7 @@ class _Search:
         """Projections that do not fit the others have no part in the volume; at most a third of them."""
         z = _robust_z(np.log(np.maximum(fit.residual, 1e-30)))
         bad = (z > 6) & (fit.residual > 3 * np.median(fit.residual))
+        bad |= (fit.gain < 0.5) | (fit.gain > 2.0)
         if bad.any() and bad.mean() < 0.34:
             scene.usable = ~bad
 
@@ -358,7 +362,8 @@ class _Search:
         moments = Alignment(self.moments, np.zeros((n, 2))).unbinned(self.bin, self.frame).shift
         center, _ = center_of_rotation(found.shift[:, 1], self.theta, found.sigma[:, 1])
         center_sigma = self.center_sigma * self.bin
-        self._report(self.total)
+        if not self.partial:
+            self._report(self.total)
         scale = self.frame[1] / 256
         unexplained = float(np.median(self.fit.unexplained))
         left_out = int(np.sum(~self.scene.usable))
@@ -569,8 +574,9 @@ def _slips(shift: FloatArray, theta: FloatArray, scale: float) -> tuple[tuple[in
     jump = np.zeros((n, 2))
     for k in range(reach, n - reach + 1):
         jump[k] = np.median(rest[k : k + reach], axis=0) - np.median(rest[k - reach : k], axis=0)
-    usual = 1.4826 * np.median(np.abs(np.diff(rest, axis=0)), axis=0) + 1e-9
-    size = np.max(np.abs(jump) / np.maximum(4 * usual, 1.5 * scale), axis=1)
+    steps = np.diff(rest, axis=0, prepend=rest[:1])
+    usual = 1.4826 * np.median(np.abs(steps), axis=0) + 1e-9
+    size = np.max(np.minimum(np.abs(jump), np.abs(steps)) / np.maximum(4 * usual, 1.5 * scale), axis=1)
     out = []
     while size.max() > 1:
         k = int(np.argmax(size))
@@ -655,43 +661,56 @@ def _fourier_shift(profiles: FloatArray, shift: FloatArray) -> FloatArray:
     return np.asarray(np.fft.irfft(spectrum, padded.shape[1], axis=1)[:, pad : pad + length])
 
 
-def _vertical(profiles: FloatArray, limit: float) -> tuple[FloatArray, int, int]:
-    """Displacement in y of every mass profile (n, rows), and the rows seen in all of them once they are aligned.
+def _vertical(profiles: FloatArray, limit: float) -> tuple[FloatArray, int, int, Bool]:
+    """Displacement in y of every mass profile (n, rows), the rows seen in all of them once aligned, and which agree.
 
-    The centre of mass of the common profile is put at the middle row.
+    The centre of mass of the common profile is put at the middle row. Profiles unlike the others are left out of it;
+    their displacement is the middle of the others'.
     """
     n, rows = profiles.shape
     window = np.hanning(rows + 2)[1:-1]
     size = 2 * rows
+    mass = profiles.sum(axis=1)
+    typical = float(np.median(mass))
+    good: Bool = (mass > 0.5 * typical) & (mass < 2 * typical)
+    if good.sum() < max(FEWEST_ANGLES, 0.5 * n):
+        good = np.ones(n, dtype=bool)
     spectrum = np.fft.rfft((profiles - profiles.min(axis=1, keepdims=True)) * window, size, axis=1)
     frequency = np.fft.rfftfreq(size)
     spectrum[:, 0] = 0
+    power = np.sqrt(np.sum(np.abs(spectrum) ** 2, axis=1))
     lag = np.fft.fftfreq(size, 1 / size)
-    template = spectrum[n // 2]
+    template = spectrum[np.flatnonzero(good)[good.sum() // 2]]
     shift = np.zeros(n)
     for _ in range(3):
         cross = np.fft.irfft(spectrum * np.conj(template)[None, :], size, axis=1)
         cross[:, np.abs(lag) > limit] = -np.inf
         shift = lag[np.argmax(cross, axis=1)]
-        template = np.mean(spectrum * np.exp(2j * np.pi * frequency[None, :] * shift[:, None]), axis=0)
-    shift = shift - np.median(shift)
+        moved = spectrum * np.exp(2j * np.pi * frequency[None, :] * shift[:, None])
+        template = np.mean(moved[good], axis=0)
+    alike = np.real(moved @ np.conj(template)) / np.maximum(power * np.linalg.norm(template), 1e-30)
+    rest = 1 - alike
+    unlike = rest > np.maximum(8 * np.median(rest[good]), 0.02)
+    if (good & ~unlike).sum() >= max(FEWEST_ANGLES, 0.5 * n):
+        good &= ~unlike
+    shift = np.where(good, shift - np.median(shift[good]), 0.0)
     top, bottom = _common_rows(shift, rows)
     for _ in range(10):
         moved = _fourier_shift(profiles, shift)[:, top:bottom]
         if bottom - top < 8:
             break
-        t = np.median(moved, axis=0)
+        t = np.median(moved[good], axis=0)
         design = np.stack([-np.gradient(t), t, np.ones_like(t)], axis=1)
         step = np.linalg.lstsq(design, (moved - t[None, :]).T, rcond=None)[0][0]
-        step -= np.median(step)
+        step = np.where(good, step - np.median(step[good]), 0.0)
         shift = shift + np.clip(step, -2, 2)
         top, bottom = _common_rows(shift, rows)
         if np.abs(step).max() < 1e-3:
             break
     middle = np.arange(top, bottom) - (rows - 1) / 2
-    profile = np.median(_fourier_shift(profiles, shift)[:, top:bottom], axis=0)
+    profile = np.median(_fourier_shift(profiles, shift)[good, top:bottom], axis=0)
     offset = float(np.sum(profile * middle) / np.sum(profile)) if bottom > top else 0.0
-    return np.asarray(shift + offset), top, bottom
+    return np.asarray(shift + offset), top, bottom, good
 
 
 def _common_rows(shift: FloatArray, rows: int) -> tuple[int, int]:
@@ -700,12 +719,18 @@ def _common_rows(shift: FloatArray, rows: int) -> tuple[int, int]:
     return (top, bottom) if bottom > top else (0, 0)
 
 
-def _horizontal(frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom: int) -> tuple[FloatArray, float]:
+def _horizontal(
+    frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom: int, good: Bool
+) -> tuple[FloatArray, float]:
     """Displacement in x from the centre of mass of every row, and its standard error from two sets of rows.
 
     Each row's centre moves on its own sinusoid; what all rows do besides is the displacement. The centre of mass of the
-    whole is put on the axis.
+    whole is put on the axis. Frames that are not `good` get what their neighbours have.
     """
+    if not good.all():
+        part, spread = _horizontal(frames[good], dy[good], theta[good], top, bottom, good[good])
+        order = np.argsort(theta[good], kind="stable")
+        return np.interp(theta, theta[good][order], part[order]), spread
     n, _, w = frames.shape
     if bottom - top < 4:
         return np.full(n, np.nan), float("nan")

@@ -36,6 +36,8 @@ F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 FINE_PX = 0.7  # inner width of the band-pass, pixels of the scene: below it nothing is shared between projections
 _EDGE = 3  # pixels at the border of a frame that are not compared
+_WHOLE = 0.9  # part of the half turn that must be covered for a filtered back-projection to be taken as it is
+_SWEEPS = 6  # of the reconstruction where angles are missing
 _ROWS = 8  # rows the coupling of the projections is computed from
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -235,6 +237,10 @@ class Scene:
         rows = np.flatnonzero(filled)
         margin = max(2, round(0.03 * self.shape[0]))
         top, bottom = max(0, int(rows[0]) - margin), min(self.shape[0], int(rows[-1]) + 1 + margin)
+        # Rows that many frames did not record (an object that leaves the field, a post below it) tell little.
+        seen = np.flatnonzero(self._inside(shift[self.usable], _EDGE)[0].mean(axis=0) >= 0.75)
+        if len(seen) and min(bottom, seen[-1] + 1) - max(top, seen[0]) >= 8:
+            top, bottom = max(top, int(seen[0])), min(bottom, int(seen[-1]) + 1)
         self.rows = (top, bottom)
         self.mask = support[top:bottom]
         footprint = self.mask.any(axis=0)
@@ -317,7 +323,8 @@ class Scene:
 
     def shared(self) -> bool:
         """Whether neighbouring projections have enough in common to predict each other."""
-        return self._alone(self.projector) > 0.2
+        covered = float(self._angular(self.projector, self.usable).sum()) / np.pi
+        return self._alone(self.projector) > 0.2 and covered > _WHOLE
 
     @staticmethod
     def _angular(projector: Projector, usable: Bool) -> FloatArray:
@@ -330,6 +337,15 @@ class Scene:
         volume = projector.adjoint(placed, weight=weight, response=response)
         if self.mask is not None:
             volume *= self.mask
+        # A missing wedge takes mass and slow structure away; what the reprojection lacks is given back.
+        covered = float(weight.sum() / np.pi)
+        for _ in range(0 if covered > _WHOLE else _SWEEPS):
+            lacking = placed - projector.forward(volume)
+            lacking[~usable] = 0
+            more = projector.adjoint(lacking, weight=weight, response=response)
+            if self.mask is not None:
+                more *= self.mask
+            volume += more
         return volume
 
     # ------------------------------------------------------------------------------------------- comparing

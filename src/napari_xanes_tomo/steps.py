@@ -17,7 +17,7 @@ from .counts import bin_frames
 from .detector import Detector, stray_law
 from .flats import Beam, exposures
 from .jitter import FEWEST_ANGLES, find_jitter
-from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
+from .model import Alignment, Cancelled, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import Recipe
 from .registration import Template, object_mass, register
 
@@ -345,7 +345,7 @@ def run_jitter(
     change_points: Sequence[int] = (),
     progress: Progress = no_progress,
 ) -> StepResult:
-    """Find the jitter of one energy: arrays ``shift``, ``sigma``, ``moments`` (n, 2) raw px, ``residual`` (n,)."""
+    """Find the jitter of one energy: arrays ``shift, sigma, moments, bound`` (n, 2) raw px, ``residual`` (n,)."""
     n = len(scan)
     dropped = _without_object(data)
     keep = np.array([i not in dropped for i in data.index.tolist()])
@@ -365,6 +365,8 @@ def run_jitter(
         )
     except XanesTomoError as error:
         raise XanesTomoError(f"{scan.energy_ev:g} eV: {error}") from None
+    if found.partial:  # a run keeps what is finished and begins the rest again
+        raise Cancelled
     raw = found.alignment.unbinned(data.bin, data.frame_shape)
     moments = Alignment(found.moments, np.zeros_like(found.moments)).unbinned(data.bin, data.frame_shape)
     center = found.center * data.bin + (raw.shift[0, 1] - found.shift[0, 1] * data.bin)
@@ -373,8 +375,11 @@ def run_jitter(
         "sigma": _spread(raw.sigma, index, n),
         "moments": _spread(moments.shift, index, n),
         "residual": _spread(found.residual, index, n),
+        "bound": _spread(found.bound * data.bin, index, n),
     }
     numbers = {
+        "left_out": [int(i) for i in index[~found.used]],
+        "slips": [[int(index[k]), dy * data.bin, dx * data.bin] for k, dy, dx in found.slips],
         "center": center,
         "center_sigma": found.center_sigma * data.bin,
         "method": found.method,
