@@ -580,7 +580,8 @@ def _slips(shift: FloatArray, theta: FloatArray, scale: float) -> tuple[tuple[in
     out = []
     while size.max() > 1:
         k = int(np.argmax(size))
-        out.append((k, float(jump[k, 0]), float(jump[k, 1])))
+        at_once = np.median(rest[k : k + 3], axis=0) - np.median(rest[k - 3 : k], axis=0)
+        out.append((k, float(at_once[0]), float(at_once[1])))
         size[max(0, k - reach) : k + reach] = 0
     return tuple(sorted(out))
 

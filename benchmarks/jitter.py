@@ -1,0 +1,260 @@
+"""Accuracy, honesty and speed of `find_jitter` on digital twins: ``python benchmarks/jitter.py``.
+
+``--preset demo --seeds 3 --energies 6534 8570`` chooses the twins; ``--quanta 1500`` their noise; ``--hard`` gives
+them white jitter of +-30 px (256 px frames), a post below the particle, 4 % bad frames and a 25 px slip from three
+quarters of the scan on. ``--wedge`` keeps +-70 deg in steps of 2 deg with 12 px rms jitter. ``--starts`` begins at the
+truth, 1 px and 20 px off. ``--peer`` runs the reprojection loop with ASTRA (SIRT steps) and scikit-image correlation
+(a stand-in for TomoPy's `align_joint`) on the same tomogram.
+
+Error: rms over angles of found - true displacement after the best undetermined shift (y: a constant; x: cosine and
+sine), px of the frame. Bound: Cramer-Rao bound of a displacement from the noise-free projections of the twin and the
+variance of its counts, were the object known; rms over angles. error/sigma: the constant in x taken out; all
+projections, then the quartiles of sigma.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from napari_xanes_tomo import JitterResult, find_jitter
+from napari_xanes_tomo.agreement import smooth
+from napari_xanes_tomo.model import Alignment
+from napari_xanes_tomo.phantom import PRESETS, simulate
+from napari_xanes_tomo.resample import place
+
+
+def orbit(theta, constant):
+    """Columns cos, sin (, 1)."""
+    t = np.deg2rad(theta)
+    return np.stack([np.cos(t), np.sin(t)] + ([np.ones_like(t)] if constant else []), axis=1)
+
+
+def errors(shift, true, theta):
+    """Errors in y and x per projection, without what cannot be determined; rms y, rms x, centre."""
+    d = shift - true
+    y = d[:, 0] - d[:, 0].mean()
+    basis = orbit(theta, constant=True)
+    fit = np.linalg.lstsq(basis, d[:, 1], rcond=None)[0]
+    two = basis[:, :2]
+    x = d[:, 1] - two @ np.linalg.lstsq(two, d[:, 1], rcond=None)[0]
+    return y, d[:, 1] - basis @ fit, rms(y), rms(x), float(fit[2])
+
+
+def rms(values):
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def quartiles(error, sigma):
+    """rms(error / sigma): of all, and of the quartiles of sigma."""
+    z = error / sigma
+    parts = np.array_split(np.argsort(sigma), 4)
+    return [rms(z)] + [rms(z[p]) for p in parts]
+
+
+def twins(preset, seed, energies, quanta, *, hard=False):
+    """Yield ``energy, absorbance (n, y, x), variance (n,), theta, true, bad, bound (n, 2)`` of simulated tomograms."""
+    p = replace(PRESETS[preset], seed=seed)
+    if energies:
+        p = replace(p, energies_ev=tuple(energies))
+    if quanta:
+        p = replace(p, quanta=quanta)
+    truth, measured = simulate(p)
+    rng = np.random.default_rng(1000 + seed)
+    for frames, alignment, energy in zip(measured, truth.alignments, p.energies_ev, strict=True):
+        n = len(frames.projections)
+        half = np.arange(n) >= n // 2
+        beam = frames.flats.astype(np.float32).mean(axis=1)
+        counts = np.maximum(frames.projections.astype(np.float32), 0.5)
+        stack = -np.log(counts / np.maximum(beam[half.astype(int)], 0.5))
+        gain, read = p.counts_per_quantum, p.read_noise_counts**2
+        level = counts.mean(axis=(1, 2), dtype=np.float64)
+        flat = float(beam.mean())
+        variance = (read + gain * level) / level**2 + (read + gain * flat) / flat**2 / p.flats_per_set
+        bound = cramer_rao(stack, (read + gain * counts) / counts**2)
+        spoilt = np.zeros(n, dtype=bool)
+        true = alignment.shift
+        if hard:
+            stack, true = harden(stack, true, truth.theta_deg, rng)
+            spoilt[rng.choice(n, max(1, round(0.04 * n)), replace=False)] = True
+            spoil(stack, np.flatnonzero(spoilt), rng)
+        yield energy, stack, variance, truth.theta_deg, true, spoilt, bound
+
+
+def cramer_rao(stack, variance):
+    """Bound (n, 2): the object is taken from the frames, blurred so that their noise adds little gradient."""
+    clean = smooth(stack, 1.5)
+    weight = 1 / np.maximum(smooth(variance.astype(np.float32), 2.0), 1e-12)
+    out = []
+    for axis in (1, 2):
+        gradient = np.gradient(clean, axis=axis)
+        out.append(1 / np.sqrt(np.sum(weight * gradient**2, axis=(1, 2), dtype=np.float64)))
+    return np.stack(out, axis=1)
+
+
+def harden(stack, true, theta, rng):
+    """Move every frame anywhere within 30 px of 256, let it slip once, and put the particle on a post."""
+    n, height, width = stack.shape
+    scale = width / 256
+    move = rng.uniform(-30, 30, (n, 2)) * scale
+    move[round(0.75 * n) :] += np.array([15.0, 20.0]) * scale
+    move -= np.median(move + true, axis=0)
+    whole = np.pad(stack, ((0, 0), (width // 4, width // 4), (width // 4, width // 4)), mode="edge")
+    air = np.random.default_rng(0).standard_normal(whole.shape).astype(np.float32)
+    edge = np.ones(whole.shape[1:], dtype=bool)
+    edge[width // 4 : -(width // 4), width // 4 : -(width // 4)] = False
+    border = np.concatenate([stack[:, :4].reshape(n, -1), stack[:, -4:].reshape(n, -1)], axis=1)
+    noise = border.std(axis=1).astype(np.float32)
+    whole[:, edge] = np.median(border, axis=1)[:, None] + noise[:, None] * air[:, edge]
+    moved = np.empty_like(stack)
+    integer = np.rint(move).astype(int)  # whole pixels: the noise stays what it was
+    for i in range(n):
+        y0, x0 = width // 4 - integer[i, 0], width // 4 - integer[i, 1]
+        moved[i] = whole[i, y0 : y0 + height, x0 : x0 + width]
+    out = true + integer
+    y = np.arange(height)[:, None] - (height - 1) / 2
+    x = np.arange(width)[None, :] - (width - 1) / 2
+    for frame, (dy, dx), t in zip(moved, out, np.deg2rad(theta), strict=True):
+        across = (x - dx - 6 * scale * np.cos(t)) / (14 * scale)
+        below = 1 / (1 + np.exp(-(y - dy - 80 * scale) / scale))
+        frame += (below * 0.8 * np.sqrt(np.clip(1 - across**2, 0, None))).astype(np.float32)
+    return moved, out
+
+
+def spoil(stack, index, rng):
+    """Make the frames of `index` useless, each in one of six ways."""
+    n, height, width = stack.shape
+    for k, i in enumerate(index):
+        kind = k % 6
+        if kind == 0:  # no beam
+            stack[i] = 5 + 0.5 * rng.standard_normal((height, width))
+        elif kind == 1:  # another angle
+            stack[i] = stack[(i + n // 3) % n]
+        elif kind == 2:  # half the field away
+            stack[i] = np.roll(stack[i], width // 2, axis=1)
+        elif kind == 3:  # a flat
+            stack[i] = 0.02 * rng.standard_normal((height, width))
+        elif kind == 4:  # saturated
+            stack[i] = np.clip(stack[i], np.quantile(stack[i], 0.9), None)
+        else:  # moved while exposed
+            stack[i] = np.mean([np.roll(stack[i], s, axis=1) for s in range(-12, 13)], axis=0)
+
+
+def row(label, found: JitterResult, true, theta, seconds, bound, spoilt):
+    """Print one line; return rms y, x, centre, its z, the ratios and error/sigma."""
+    good = ~spoilt
+    y, x, ey, ex, centre = errors(found.shift[good], true[good], theta[good])
+    zy, zx = (quartiles(e, found.sigma[good][:, a]) for a, e in ((0, y), (1, x)))
+    ratio = np.array([ey, ex]) / np.sqrt(np.mean(bound[good] ** 2, axis=0))
+    flags = f"   bad found {int((~found.used & spoilt).sum())}/{int(spoilt.sum())}" if spoilt.any() else ""
+    flags += f"   good ones left out {int((~found.used & good).sum())}" if (~found.used & good).any() else ""
+    print(
+        f"{label:24s} {ey:7.4f} {ex:7.4f}  {centre:+8.4f} ({centre / found.center_sigma:+5.1f} sigma)  "
+        f"{ratio[0]:5.1f} {ratio[1]:5.1f}   {zy[0]:4.2f} [{' '.join(f'{v:4.2f}' for v in zy[1:])}]  "
+        f"{zx[0]:4.2f} [{' '.join(f'{v:4.2f}' for v in zx[1:])}]  {seconds:5.2f} s  {found.method}, "
+        f"{found.quality.verdict}{flags}",
+        flush=True,
+    )
+    return [ey, ex, abs(centre), centre / found.center_sigma, *ratio, *zy, *zx, seconds]
+
+
+def timed(stack, theta, variance, **options):
+    """Run once; return the result and the seconds."""
+    start = time.perf_counter()
+    found = find_jitter(stack, theta, variance=variance, **options)
+    return found, time.perf_counter() - start
+
+
+def peer(stack, theta, true, rows=None, outer=10):
+    """Align with ASTRA reprojections and scikit-image correlation; return rms y, x and seconds.
+
+    Each outer iteration: shift the frames by splines, one SIRT step a slice from the volume so far, reproject, register
+    every frame to its reprojection (upsampling 50, no normalisation), as TomoPy's `align_joint` does.
+    """
+    import astra
+    from scipy.ndimage import shift as spline
+    from skimage.registration import phase_cross_correlation
+
+    n, height, width = stack.shape
+    geometry = astra.create_proj_geom("parallel", 1.0, width, np.deg2rad(theta))
+    space = astra.create_vol_geom(width, width)
+    operator = astra.OpTomo(astra.create_projector("linear", geometry, space))
+    row_sum = np.maximum(operator.FP(np.ones((width, width), np.float32)), 1e-3)
+    column_sum = np.maximum(operator.BP(np.ones((n, width), np.float32)), 1e-3)
+    volume = np.zeros((height, width, width), np.float32)
+    found = np.zeros((n, 2))
+    start = time.perf_counter()
+    for _ in range(outer):
+        placed = np.stack([spline(f, -s, order=3) for f, s in zip(stack, found, strict=True)])
+        model = np.zeros_like(placed)
+        for y in range(height):
+            lacking = (placed[:, y] - operator.FP(volume[y])) / row_sum
+            volume[y] = np.maximum(volume[y] + operator.BP(lacking.astype(np.float32)) / column_sum, 0)
+            model[:, y] = operator.FP(volume[y])
+        for i in range(n):
+            found[i] -= phase_cross_correlation(model[i], placed[i], upsample_factor=50, normalization=None)[0]
+    seconds = time.perf_counter() - start
+    return errors(found, true, theta)[2:4], seconds
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="demo")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=101)
+    parser.add_argument("--energies", type=float, nargs="*", default=None)
+    parser.add_argument("--quanta", type=float, default=None)
+    for name in ("hard", "wedge", "starts", "peer"):
+        parser.add_argument(f"--{name}", action="store_true")
+    a = parser.parse_args()
+    find_jitter(np.random.default_rng(0).random((16, 32, 32)) + 1, np.arange(-90.0, 90.0, 11.25))  # compile
+    print(
+        "energy, seed              y px    x px    centre px              error/bound   error/sigma y all [quartiles]"
+    )
+    table = []
+    for seed in range(a.first_seed, a.first_seed + a.seeds):
+        for energy, stack, variance, theta, true, spoilt, bound in twins(
+            a.preset, seed, a.energies, a.quanta, hard=a.hard
+        ):
+            label = f"{energy:g} eV, seed {seed}"
+            if a.wedge:
+                keep = np.flatnonzero(np.abs(theta) <= 70)[::2]
+                rng = np.random.default_rng(seed)
+                move = rng.normal(0, 12 * stack.shape[2] / 256, (len(keep), 2))
+                stack = place(stack[keep], Alignment(-move, np.zeros_like(move)))
+                theta, true, variance, bound = theta[keep], true[keep] + move, variance[keep], bound[keep]
+                spoilt = spoilt[keep]
+            found, seconds = timed(stack, theta, variance)
+            table.append(row(label, found, true, theta, seconds, bound, spoilt))
+            if a.starts:
+                rng = np.random.default_rng(seed)
+                for name, start in (
+                    ("  from the truth", true),
+                    ("  from 1 px off", true + rng.normal(0, 1, true.shape)),
+                    ("  from 20 px off", true + 20 * rng.choice([-1.0, 1.0], true.shape)),
+                ):
+                    other, seconds = timed(stack, theta, variance, initial=start)
+                    row(name, other, true, theta, seconds, bound, spoilt)
+                    dy, dx = errors(other.shift, found.shift, theta)[2:4]
+                    print(f"{'':24s} differs by {dy:.4f} {dx:.4f} px, {dy / rms(found.sigma[:, 0]):.2f} "
+                          f"{dx / rms(found.sigma[:, 1]):.2f} sigma")  # fmt: skip
+            if a.peer:
+                (py, px), loop = peer(stack, theta, true)
+                best = min(timed(stack, theta, variance)[1] for _ in range(3))
+                print(f"{'  ASTRA + scikit-image':24s} {py:7.4f} {px:7.4f}   {loop:.0f} s: {loop / best:.0f} x slower, "
+                      f"{py / table[-1][0]:.0f} x and {px / table[-1][1]:.0f} x less exact")  # fmt: skip
+    t = np.array(table)
+    worst = np.max(np.abs(t), axis=0)
+    print(f"{'worst':24s} {worst[0]:7.4f} {worst[1]:7.4f}  {worst[2]:8.4f} ({worst[3]:5.1f} sigma)  {worst[4]:5.1f} "
+          f"{worst[5]:5.1f}   error/sigma {t[:, 6:16].min():.2f} .. {t[:, 6:16].max():.2f}   "
+          f"{np.median(t[:, 16]):.2f} s (median)")  # fmt: skip
+    print(f"centre: rms(error/sigma) {rms(t[:, 3]):.2f}")
+
+
+if __name__ == "__main__":
+    main()
