@@ -43,6 +43,7 @@ from .flats import (
 )
 from .model import EnergyScan, FlatSet, FloatArray, Progress, XanesTomoError, no_progress
 from .recipe import AbsorbanceParameters, check_flats
+from .screening import CountsSeen
 
 __all__ = [
     "Beam",
@@ -102,6 +103,8 @@ class Normalised:
         Mean counts of every projection, bad pixels and all.
     notes : tuple of str
         What the user should know about the flats.
+    seen : CountsSeen
+        What bad projections are told by in their counts.
     """
 
     data: F32
@@ -117,6 +120,7 @@ class Normalised:
     candidates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     field_counts: FloatArray = field(default_factory=lambda: np.zeros(0))
     notes: tuple[str, ...] = ()
+    seen: CountsSeen | None = None
 
 
 # ------------------------------------------------------------------------------------------------- one whole energy
@@ -201,7 +205,8 @@ def normalise(
 
     # Counts: read once; what follows works on means of their logarithm.
     logs = np.empty((len(index), hb, wb), dtype=np.float32)
-    counts_mean: FloatArray = np.empty(len(index))
+    seen = CountsSeen.empty(len(index))
+    counts_mean = seen.mean
     whole_mean: FloatArray = np.empty(len(index))
     everywhere = np.ones((h, w), dtype=bool)
     stray: FloatArray = np.zeros(len(scan)) if block is not None else beam.stray
@@ -217,6 +222,7 @@ def normalise(
             log_binned(frame, float(stray[index[j]]), FLOOR, ok, bin, logs[j])
             counts_mean[j] = mean_counts(frame[::step], ok[::step])
             whole_mean[j] = mean_counts(frame[::step], everywhere[::step])
+            seen.look(j, frame[::step])
 
     for start in range(0, len(index), _CHUNK):
         end = min(start + _CHUNK, len(index))
@@ -277,7 +283,7 @@ def normalise(
     variance = _typical_variance(scan, beam, counts_mean, seconds, index, ok, images) / bin**2
     return Normalised(
         data, variance, planes, residual, fraction, index, bin, (h, w), beam, tuple(chosen), candidates, whole_mean,
-        tuple(notes) + (() if block is None else block.notes),
+        tuple(notes) + (() if block is None else block.notes), seen,
     )  # fmt: skip
 
 

@@ -139,6 +139,9 @@ def _flats_at(entry: str) -> tuple[float, str]:
 class JitterParameters(_Parameters):
     """How the displacement of every projection within one tomogram is found."""
 
+    screen: bool = Field(
+        True, description="Exclude projections without beam, saturated, copied, displaced, blurred or empty."
+    )
     refine: bool = Field(True, description="Refine the moments by reprojection where that is better.")
     iterations: int = Field(6, ge=0, le=100, description="Reprojection iterations at most.")
     max_shift_px: float = Field(

@@ -20,8 +20,10 @@ from .jitter import FEWEST_ANGLES, find_jitter
 from .model import Alignment, Cancelled, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import Recipe
 from .registration import Template, object_mass, register
+from .screening import screen
 
 __all__ = [
+    "SCREENED",
     "STEPS",
     "Confinement",
     "Step",
@@ -34,6 +36,10 @@ __all__ = [
     "step",
     "stray_jump_effect",
 ]
+
+
+# What the first look at every projection says; see `screening.Screening`.
+SCREENED = ("doubt", "relative_counts", "relative_mass", "distance", "sharpness")
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,10 @@ def run_flats(
     beam, detector = found.beam, found.beam.detector
     residual = float(np.nanmedian(found.air_residual)) if np.isfinite(found.air_residual).any() else float("nan")
     without = float(np.mean(~np.isfinite(found.air_residual))) if recipe.absorbance.remove_air else 0.0
+    screened = screen(found.data, counts=found.seen)
     mass = found.data.sum(axis=(1, 2), dtype=np.float64)
+    if len(screened.reasons) < len(mass):
+        mass = np.delete(mass, list(screened.reasons))
     spread = float(np.std(mass) / np.mean(mass)) if np.mean(mass) > 0 else float("inf")
     height, width = scan.frames.frame_shape
     masked = float(beam.bad[:, 1].sum() / (height * width))
@@ -202,6 +211,7 @@ def run_flats(
         Score("gain", detector.gain, "counts/quantum"),
         Score("read noise", float(np.sqrt(detector.read_variance)), "counts"),
         Score("masked pixels", masked, ""),
+        Score("bad projections", len(screened.reasons), "", max(1.0, 0.05 * len(found.index))),
     )
     arrays = {
         "air": _spread(found.air, found.index, n),
@@ -213,6 +223,10 @@ def run_flats(
         "stray": beam.stray,
         "shot_stray": beam.shot_stray,
         "bad_pixels": beam.bad,
+        "doubt": _spread(screened.doubt, found.index, n),
+        **{f"relative_{name}": _spread(screened.scores[name], found.index, n) for name in ("counts", "mass")},
+        "distance": _spread(screened.scores["distance"], found.index, n),
+        "sharpness": _spread(screened.scores["sharpness"], found.index, n),
     }
     constant, fraction, level, without_stray = _stray_effect(found, scan)
     numbers = {
@@ -222,6 +236,7 @@ def run_flats(
         "bin": bin,
         "beam_origins": [list(o) for o in beam.origins],
         "flats": list(found.use),
+        "bad": [[int(found.index[i]), why] for i, why in screened.reasons.items()],
         "flat_candidates": {k: list(v) for k, v in found.candidates.items()},
         "stray_constant": constant,
         "stray_fraction": fraction,
@@ -347,7 +362,9 @@ def run_jitter(
 ) -> StepResult:
     """Find the jitter of one energy: arrays ``shift, sigma, moments, bound`` (n, 2) raw px, ``residual`` (n,)."""
     n = len(scan)
-    dropped = _without_object(data)
+    dropped = {int(i): str(why) for i, why in flats.numbers.get("bad", ())} if recipe.jitter.screen else {}
+    present = set(data.index.tolist())
+    dropped = {**_without_object(data), **{i: why for i, why in dropped.items() if i in present}}
     keep = np.array([i not in dropped for i in data.index.tolist()])
     if keep.sum() >= FEWEST_ANGLES:
         data = replace(data, data=data.data[keep], index=data.index[keep])

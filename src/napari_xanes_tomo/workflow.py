@@ -57,6 +57,7 @@ from .state import (
     undoable,
 )
 from .steps import (
+    SCREENED,
     STEPS,
     Confinement,
     StepResult,
@@ -751,6 +752,7 @@ class Workflow:
         alignments: list[Alignment | None] = []
         rows: list[EnergyRow] = []
         residual, verdicts, keys = [], [], []
+        screened: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in SCREENED}
         scans = [self.scan(e) for e in range(len(self.series.scans))]
         for e, scan in enumerate(scans):
             found, status = None, "ok"
@@ -779,6 +781,10 @@ class Workflow:
             alignments.append(alignment)
             rows.append(_energy_row(scan, alignment, found if registered else None, e == state.reference, status, raw))
             residual.append(score)
+            flats = state[("flats", e)]
+            seen = {} if flats.candidate is None or flats.status == "stale" else self.result(flats.candidate).arrays
+            for name, column in screened.items():
+                column.append(seen.get(name, np.full(len(scan), np.nan)))
             verdicts += _verdicts(score, alignment, scan)
             keys += [(scan.energy_ev, float(t), i) for i, t in enumerate(scan.theta_deg)]
         series = replace(self.series, scans=tuple(scans))
@@ -787,7 +793,16 @@ class Workflow:
         energy, theta, frame = (np.array(c) for c in zip(*keys, strict=True))
         write_quality(
             self.output.quality,
-            QualityTable(energy, theta, frame, {"held_out_residual": np.concatenate(residual)}, tuple(verdicts)),
+            QualityTable(
+                energy,
+                theta,
+                frame,
+                {
+                    "held_out_residual": np.concatenate(residual),
+                    **{name: np.concatenate(column) for name, column in screened.items()},
+                },
+                tuple(verdicts),
+            ),
         )
 
     def close(self) -> None:
