@@ -765,6 +765,19 @@ def test_the_air_is_found_whatever_stands_in_it(name: str, noise: float, toleran
     assert not np.any(~masks & (objects > 4 * noise))
 
 
+def test_the_level_around_the_particle_is_the_same_whether_the_outside_of_its_capillary_shows_or_not() -> None:
+    # The particle stands in glass of 0.06; only every other projection shows what is outside of it.
+    objects, where = scene("alone", n=24)
+    glass = np.full(objects.shape, 0.06)
+    glass[::2, :, :8] = 0
+    rng = np.random.default_rng(0)
+    frames = (objects + glass + 0.006 * rng.standard_normal(objects.shape)).astype(np.float32)
+    found, residual, _ = fit_air(frames, 1.5)
+    level = plane(found, (64, 64))[:, where].mean(axis=1)
+    np.testing.assert_allclose(level, 0.06, atol=0.002)
+    assert np.isfinite(residual).all()
+
+
 def test_a_dark_band_has_no_say_in_the_air() -> None:
     objects, where = scene("alone")
     frames = (objects + plane(PLANES[[3] * 12], (64, 64))).astype(np.float32)

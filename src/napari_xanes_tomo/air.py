@@ -388,6 +388,20 @@ def fit_air(
             design = curved
             coefficients = np.zeros((n, 6))
 
+    near = _surroundings(smooth - (c @ design.T).reshape(smooth.shape), valid, level, margin_px)
+    if near is not None:
+        # Part of the frames show the air outside of what the particle stands in, and part do not: one level for all
+        # is the one around the particle.
+        frames_there, ring = near
+        first = _first_planes(np.where(ring, smooth[frames_there], np.nan), level[frames_there], threads)
+        start = np.zeros((len(first), design.shape[1]))
+        start[:, :3] = first
+        some_air, some = _grow_air(
+            smooth[frames_there], ring, start, design, level[frames_there], margin_px, flat[frames_there]
+        )
+        fine = some_air.mean(axis=(1, 2)) >= _LEAST_AIR
+        air[frames_there[fine]], c[frames_there[fine]] = some_air[fine], some[fine]
+
     # The object must not leak: while the air next to it is higher than the rest, the margin grows.
     for _ in range(4):
         rest = (flat - c @ design.T).reshape(air.shape)
@@ -415,6 +429,46 @@ def fit_air(
     residual[where[good]] = sd[good]
     masks[where[good]] = ~air[good]
     return coefficients, residual, masks
+
+
+def _surroundings(
+    rest: FloatArray, valid: Mask, level: FloatArray, margin_px: float
+) -> tuple[npt.NDArray[np.intp], Mask] | None:
+    """Find frames in which the particle stands higher above the air than in others, and (m, y, x) what is around it.
+
+    A capillary that is wider than the frame shows its outside at some angles only. None where all frames agree.
+    """
+    from scipy.ndimage import label
+
+    n, h, w = rest.shape
+    if n < 8:
+        return None
+    known = np.nan_to_num(rest)
+    top = float(np.percentile(known, 98))
+    structure = np.zeros((3, 3, 3), dtype=bool)
+    structure[1] = True
+    labels, count = label(known > max(0.3 * top, 10 * float(np.median(level))), structure)
+    if not count:
+        return None
+    size = np.bincount(labels.ravel())
+    size[0] = 0
+    size[np.intersect1d(labels[:, 0], labels[:, -1])] = 0  # from edge to edge: a wall, no particle
+    body = np.zeros(rest.shape, dtype=bool)
+    for i in range(n):
+        inside = np.unique(labels[i])
+        largest = inside[np.argmax(size[inside])]
+        body[i] = (labels[i] == largest) & (size[largest] > 0.01 * h * w)
+    inner = _dilated(body, margin_px + 1)
+    ring = _dilated(inner, 0.12 * w) & ~inner & valid & np.isfinite(rest)
+    height = _medians(rest.reshape(n, -1), ring.reshape(n, -1))
+    seen = ring.mean(axis=(1, 2)) > 2 * _LEAST_AIR
+    if seen.sum() < 8:
+        return None
+    low, high = np.percentile(height[seen], [10, 95])
+    if high - low < max(0.006, 8 * float(np.median(level))):
+        return None
+    where = np.flatnonzero(seen & (height > low + max(0.002, 3 * float(np.median(level)))))
+    return where, ring[where]
 
 
 def _first_planes(smooth: FloatArray, noise: FloatArray, threads: int | None) -> FloatArray:

@@ -189,7 +189,7 @@ def run_flats(
     within = within or Confinement()
     whole = normalise(
         scan, recipe.absorbance, bin=bin, mask=within.mask, number=number, around=around, use=use,
-        boxes=within.reached(scan.frames.frame_shape, 0.2), progress=progress,
+        boxes=within.reached(scan.frames.frame_shape, 0.1), progress=progress,
     )  # fmt: skip
     found = within.apply(whole)
     assert found.beam is not None
