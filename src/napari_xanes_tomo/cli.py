@@ -1,4 +1,4 @@
-"""The command line: ``xanes-tomo inspect | demo | recipe | run | report | view``.
+"""The command line: ``xanes-tomo inspect | demo | test | recipe | run | report | view``.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by a threshold, 130 stopped by Ctrl-C. An error is one line on
 stderr. What is heavy to import (numba, zarr, napari) is imported inside the command that needs it.
@@ -397,6 +397,38 @@ def _options(texts: list[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise XanesTomoError(f"--option {key.strip()}: expected a number or a list, got {value!r}") from None
     return out
+
+
+# --------------------------------------------------------------------------------------------------------- test
+
+
+@app.command("test")
+def on_my_data(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A measurement: its script, folder or file.")],
+    energy: Annotated[
+        float | None, typer.Option(help="The energy (eV) nearest to this; the last one by default.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="R.yaml", help="Parameters of the steps.")] = None,
+    shift: Annotated[float, typer.Option(min=0, max=100, help="Rms displacement put in, px of 1024 columns.")] = 4.0,
+    bad: Annotated[int, typer.Option(min=0, help="Number of bad frames put in.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Other displacements and bad frames.")] = 0,
+    verbose: _Verbose = False,
+) -> None:
+    """Put known displacements and bad frames into copies of your projections and tell how well they are found again."""
+    with _one_line(verbose):
+        from .injection import recover_jitter
+        from .io.scan import open_series
+        from .recipe import Recipe
+
+        use = Recipe() if recipe is None else Recipe.from_yaml(recipe)
+        with _showing(verbose) as show:
+            series = open_series(path, use.scan, progress=show)
+            if not series.scans:
+                raise XanesTomoError(f"{path.name}: expected a measurement with projections, got none")
+            wanted = series.energies_ev[-1] if energy is None else energy
+            scan = min(series.scans, key=lambda s: abs(s.energy_ev - wanted))
+            found = recover_jitter(scan, use, shift_px=shift, bad_frames=bad, seed=seed, progress=show)
+        typer.echo(found.text())
 
 
 # ------------------------------------------------------------------------------------------------------- recipe
