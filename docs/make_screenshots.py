@@ -114,7 +114,10 @@ def take(scan: Path, images: Path) -> None:
     dock.energies_combo.setCurrentIndex(1)
     scene.click(dock.accept_button)
     dock.energies_combo.setCurrentIndex(0)
+    scene.click(dock.mask_box)
+    scene.show("Scan and flats", top="problems_label")
     grab(viewer, images / "scan-dock.png")
+    scene.click(dock.mask_box)
 
     dock = scene.show("Jitter correction")
     dock.aligned_box.setChecked(True)

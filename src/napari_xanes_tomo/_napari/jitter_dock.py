@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 
 from napari_xanes_tomo.model import Alignment, Progress, XanesTomoError
 from napari_xanes_tomo.qc import edge_traces, residual_stack, sinogram
-from napari_xanes_tomo.steps import StepResult, alignment_of, renormalise
+from napari_xanes_tomo.steps import StepResult, alignment_of, beam_of, renormalise
 from napari_xanes_tomo.workflow import Candidate
 
 from .dock import allow, wrapped
@@ -348,10 +348,11 @@ class JitterDock(StepDock):
             return
         workflow, energy, flats, result = chosen
         scan, recipe = workflow.scan(energy), workflow.recipe
+        scans = dict(enumerate(workflow.series.scans))
 
         def work(progress: Progress) -> Any:
             progress("residual", 0, 10)
-            data = renormalise(scan, recipe, flats)
+            data = renormalise(scan, recipe, flats, number=energy, around=scans)
             whole = alignment_of(result, scan)
             good = np.isfinite(whole.shift[data.index]).all(axis=1)
             index = data.index[good]
@@ -373,11 +374,12 @@ class JitterDock(StepDock):
         if chosen is None:
             return
         workflow, energy, flats, result = chosen
-        scan = workflow.scan(energy)
+        scan, scans = workflow.scan(energy), dict(enumerate(workflow.series.scans))
 
         def work(progress: Progress) -> Any:
             progress("sinogram", 0, 1)
-            rows, index = sinogram(scan, flats.arrays["air"], result.arrays["shift"], row)
+            beam = beam_of(flats, scans)
+            rows, index = sinogram(scan, flats.arrays["air"], result.arrays["shift"], row, beam)
             if len(index) < 2:
                 raise XanesTomoError("sinogram: expected at least two projections with a displacement")
             theta = np.asarray(scan.theta_deg, dtype=float)[index]

@@ -278,6 +278,6 @@ class MaskPreview(Preview):
         workflow = self._session.workflow
         if workflow is not None and state is not None and state.manual.mask is not None:
             mask = np.maximum(mask, workflow.journal.get_array(state.manual.mask).astype(np.float32))
-        options = {"name": "pixels left out", "colormap": "red", "opacity": 0.5, "blending": "translucent"}
+        options = {"name": "pixels left out", "colormap": "red", "opacity": 0.7, "blending": "additive"}
         self._put(mask, {**options, "contrast_limits": (0.0, 1.0)})
         return True
