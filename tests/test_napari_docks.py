@@ -157,6 +157,74 @@ def test_run_look_accept_revert(make_dock: Any, qtbot: Any, tiny_twin: Path, tmp
     assert dock.candidates.item(0, 0).text() == "counts"
 
 
+def test_quick_look_next_worst_and_test_on_my_data(make_dock: Any, qtbot: Any, tiny_twin: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    dock = make_dock(tiny_twin, out)
+    viewer = dock.session.viewer
+    dock.session.go_to(2, 5)
+    assert dock.worst_button.toolTip().startswith("Nothing was run yet")
+
+    # A first guess: a layer of its own, nothing in the journal, nothing to accept.
+    scan_layer_ = viewer.layers.selection.active
+    dock.quick_button.click()
+    wait(qtbot, dock)
+    (preview,) = [x for x in viewer.layers if x.name.startswith("preview")]
+    assert preview.name == "preview: quick look at 7704 eV"
+    assert viewer.layers.selection.active is scan_layer_
+    assert np.asarray(preview.data[2, 5]).max() > 0.1
+    assert not np.asarray(preview.data[1, 5]).any()
+    assert "36 projections" in dock.tried_label.text()
+    assert not dock.accept_button.isEnabled()
+    assert not (out / "journal.jsonl").exists()
+
+    run(qtbot, dock)
+    theta = dock.session.scan.series.scans[2].theta_deg
+    assert dock.plot.steps() == [(theta[17] + theta[18]) / 2]  # where flats were taken
+    order = dock.worst()
+    assert sorted(order) == list(range(36))
+    residual = dock._result.arrays["residual"]
+    assert residual[order[0]] >= np.median(residual)
+    dock.worst_button.click()
+    assert dock.session.frame == (2, order[0])
+    dock.next_worst()
+    assert dock.session.frame == (2, order[1])
+    dock.session.go_to(2, order[7])
+    dock.next_worst()
+    assert dock.session.frame == (2, order[0]), "begins anew where the user went elsewhere"
+
+    dock.test_button.click()
+    wait(qtbot, dock)
+    assert "7704 eV: displacements of" in dock.tried_label.text()
+    assert "bad frames:" in dock.tried_label.text()
+    assert kinds(out).count("candidate") == 2  # flats and jitter, no more
+
+
+def test_a_candidate_is_compared_with_the_one_in_use(
+    make_dock: Any, qtbot: Any, tiny_twin: Path, tmp_path: Path
+) -> None:
+    dock = make_dock(tiny_twin, tmp_path / "out")
+    dock.form.value = JitterParameters(refine=False)
+    run(qtbot, dock)
+    moments = dock._result.arrays["shift"]
+    assert np.isnan(dock.plot.compared()).all()
+    assert dock.compare_label.isHidden()
+    dock.form.widgets["refine"].value = True
+    dock.redo_button.click()
+    wait(qtbot, dock)
+    in_use = dock._result.arrays["shift"]
+    dock.candidates.selectRow(1)  # the older one, below
+    qtbot.wait(10)
+    numbers, shown = dock.plot.curves()
+    np.testing.assert_array_equal(shown, moments[numbers.astype(int)])
+    np.testing.assert_array_equal(dock.plot.compared(), in_use[numbers.astype(int)])
+    y, x = np.sqrt(np.mean((moments - in_use) ** 2, axis=0))
+    assert f"y {y:.3f}, x {x:.3f} px (rms)" in dock.compare_label.text()
+    dock.candidates.selectRow(0)
+    qtbot.wait(10)
+    assert np.isnan(dock.plot.compared()).all()
+    assert dock.compare_label.isHidden()
+
+
 def test_redo_with_other_parameters_then_back_to_the_first(
     make_dock: Any, qtbot: Any, tiny_twin: Path, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from .jitter import FEWEST_ANGLES, find_jitter
 from .model import Alignment, Cancelled, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import Recipe
 from .registration import Template, object_mass, register
+from .resample import place
 from .screening import screen
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "StepResult",
     "beam_of",
     "estimation_bin",
+    "quick_look",
     "run_flats",
     "run_jitter",
     "run_registration",
@@ -404,6 +406,50 @@ def run_jitter(
         "jumps": _jumps(raw.shift, theta, index, scan, change_points),
     }
     return StepResult(arrays, numbers, found.quality)
+
+
+def quick_look(
+    scan: EnergyScan, recipe: Recipe, *, bin: int = 4, every: int = 3, progress: Progress = no_progress
+) -> tuple[Alignment, npt.NDArray[np.intp], npt.NDArray[np.float32], int]:
+    """Have a first guess of the jitter of one energy in seconds: to look at, never a result.
+
+    Parameters
+    ----------
+    scan : EnergyScan
+    recipe : Recipe
+    bin : int
+        Binning; less where fewer than 64 columns would be left.
+    every : int
+        Only every so many of the usable projections; more where fewer than 24 would be left.
+    progress : callable
+        See `Progress`.
+
+    Returns
+    -------
+    Alignment
+        Of the projections used, raw px.
+    (k,) int array
+        Their numbers.
+    (k, y, x) array
+        Their absorbance, the shifts undone, binned.
+    int
+        The binning.
+    """
+    while bin > 1 and scan.frames.frame_shape[1] // bin < 64:
+        bin //= 2
+    usable = np.flatnonzero(scan.usable)
+    every = max(1, min(every, len(usable) // 24))
+    left = set(usable.tolist()) - set(usable[::every].tolist())
+    part = scan.excluded(dict.fromkeys(left, "not looked at"))
+    data = normalise(part, recipe.absorbance, bin=bin, progress=progress)
+    bad = screen(data.data, counts=data.seen).reasons
+    good = np.array([i not in bad for i in range(len(data.index))])
+    theta = np.asarray(scan.theta_deg, dtype=float)[data.index[good]]
+    found = find_jitter(
+        data.data[good], theta, variance=data.variance[good], parameters=recipe.jitter, progress=progress
+    )
+    shown = place(data.data[good], found.alignment)
+    return found.alignment.unbinned(bin, data.frame_shape), data.index[good], shown, bin
 
 
 def _without_object(data: Normalised) -> dict[int, str]:

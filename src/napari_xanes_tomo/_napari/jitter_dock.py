@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,15 +23,17 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
 )
 
+from napari_xanes_tomo.injection import JitterTest, recover_jitter
 from napari_xanes_tomo.model import Alignment, Progress, XanesTomoError
 from napari_xanes_tomo.qc import edge_traces, residual_stack, sinogram
-from napari_xanes_tomo.steps import StepResult, alignment_of, beam_of, renormalise
+from napari_xanes_tomo.recipe import Recipe
+from napari_xanes_tomo.steps import StepResult, alignment_of, beam_of, quick_look, renormalise
 from napari_xanes_tomo.workflow import Candidate
 
 from .dock import allow, wrapped
 from .forms import StillWheel
-from .plots import BLUE, GREY, ORANGE, SinogramPlot, dress
-from .previews import AlignedPreview, ResidualPreview
+from .plots import BLUE, GREEN, GREY, ORANGE, SinogramPlot, dress
+from .previews import AlignedPreview, QuickPreview, ResidualPreview
 from .step_dock import StepDock
 
 __all__ = ["JitterDock", "ShiftPlot"]
@@ -48,6 +53,8 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
         self._theta: npt.NDArray[np.float64] = np.zeros(0)
         self._numbers: npt.NDArray[np.intp] = np.zeros(0, dtype=int)
         self._parts: list[tuple[Any, Any, Any, Any, Any, Any]] = []
+        self._others: list[Any] = []
+        self._steps: list[Any] = []
         for row, (axis, colour) in enumerate(zip(("y", "x"), _COLOURS, strict=True)):
             plot = self.addPlot(row=row, col=0, enableMenu=False)
             dress(plot, self)
@@ -60,8 +67,10 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
             points = pg.ScatterPlotItem(size=5, pen=None, brush=colour, hoverable=True, hoverSize=9, tip=self._tip)
             points.sigClicked.connect(self._clicked)
             marker = pg.InfiniteLine(angle=90, pen=pg.mkPen("#d0d060", width=1))
-            for item in (low, high, band, moments, points, marker):
+            other = pg.PlotDataItem(pen=pg.mkPen(GREEN, width=1, style=pg.QtCore.Qt.PenStyle.DashLine))
+            for item in (low, high, band, moments, other, points, marker):
                 plot.addItem(item)
+            self._others.append(other)
             self._parts.append((plot, low, high, moments, points, marker))
         self._parts[0][0].getAxis("bottom").setStyle(showValues=False)
         self._parts[1][0].setLabel("bottom", "angle (deg)")
@@ -71,7 +80,7 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
     def _tip(x: float, y: float, data: Any) -> str:
         return f"projection {data}: {x:.2f} deg, {y:.3f} px"
 
-    def show_result(self, theta_deg: npt.ArrayLike, result: StepResult | None) -> None:
+    def show_result(self, theta_deg: npt.ArrayLike, result: StepResult | None, other: StepResult | None = None) -> None:
         """Show the curves of one energy.
 
         Parameters
@@ -79,7 +88,9 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
         theta_deg : (n,) array
             Degrees; numbers of the projections are shown where they are unknown.
         result : StepResult or None
-            With ``shift``, ``sigma``, ``moments`` (n, 2), raw px.
+            With ``shift``, ``sigma``, ``moments`` (n, 2), raw px, and its jumps, drawn as lines.
+        other : StepResult, optional
+            Another candidate to compare it with, drawn dashed.
         """
         theta = np.asarray(theta_deg, dtype=float)
         if not np.isfinite(theta).all():
@@ -90,6 +101,7 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
                 for item in (low, high, moments):
                     item.setData([], [])
                 points.setData([], [])
+                self._others[k].setData([], [])
                 continue
             shift, sigma = result.arrays["shift"][:, k], result.arrays["sigma"][:, k]
             first = result.arrays["moments"][:, k]
@@ -99,7 +111,33 @@ class ShiftPlot(pg.GraphicsLayoutWidget):
             high.setData(theta[order], (shift + sigma)[order])
             moments.setData(theta[order], first[order])
             points.setData(theta[order], shift[order], data=order.tolist())
+            compared = np.full(len(shift), np.nan) if other is None else other.arrays["shift"][:, k]
+            self._others[k].setData(theta[order], compared[order], connect="finite")
             plot.autoRange()
+        self._show_steps(() if result is None else [int(j[0]) for j in result.numbers.get("jumps", [])])
+
+    def _show_steps(self, frames: Sequence[int]) -> None:
+        """Draw a line before each of these projections: where flats were taken, and change points."""
+        for plot, line in self._steps:
+            plot.removeItem(line)
+        self._steps = []
+        pen = pg.mkPen(_GREY, width=1, style=pg.QtCore.Qt.PenStyle.DotLine)
+        for frame in frames:
+            if 0 < frame < len(self._theta):
+                at = float(self._theta[frame - 1] + self._theta[frame]) / 2
+                for plot, *_ in self._parts:
+                    line = pg.InfiniteLine(at, angle=90, pen=pen)
+                    plot.addItem(line, ignoreBounds=True)
+                    self._steps.append((plot, line))
+
+    def steps(self) -> list[float]:
+        """Return the angles of the lines drawn, degrees."""
+        return sorted({float(line.value()) for _, line in self._steps})
+
+    def compared(self) -> npt.NDArray[np.float64]:
+        """Return the shifts (n, 2) of the other candidate as drawn; none where there is none."""
+        drawn = [item.getData() for item in self._others]
+        return np.stack([np.zeros(0) if y is None else np.asarray(y, dtype=float) for _, y in drawn], axis=1)
 
     def mark(self, angle: int) -> None:
         """Move the marker to a projection."""
@@ -128,12 +166,38 @@ class JitterDock(StepDock):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer, "jitter")
+        with suppress(ValueError):  # another dock has it, or the user
+            self.session.viewer.bind_key("N", partial(_next_worst, weakref.ref(self)))
 
     def _build_plots(self, box: QVBoxLayout) -> None:
+        first = QHBoxLayout()
+        self.quick_button = QPushButton("Quick look")
+        self.quick_button.clicked.connect(self._quick)
+        self.test_button = QPushButton("Test on my data")
+        self.test_button.clicked.connect(self._test)
+        self.worst_button = QPushButton("Next worst (N)")
+        self.worst_button.clicked.connect(self.next_worst)
+        for button in (self.quick_button, self.worst_button, self.test_button):
+            first.addWidget(button)
+        box.addLayout(first)
+        self.quick = QuickPreview(self.session)
+        self.tried_label = wrapped()
+        self.tried_label.hide()
+        box.addWidget(self.tried_label)
         self.plot = ShiftPlot()
         self.plot.on_click = self._jump
         box.addWidget(self.plot)
-        box.addWidget(wrapped("Grey: moments alone. Band: one sigma. Click a point to go there.", faint=True))
+        box.addWidget(
+            wrapped(
+                "Grey: moments alone. Band: one sigma. Dotted: flats taken or sample moved. Dashed: the candidate in "
+                "use, where another is chosen in the table. Click a point to go there.",
+                faint=True,
+            )
+        )
+        self.compare_label = wrapped()
+        self.compare_label.hide()
+        box.addWidget(self.compare_label)
+        self._looked_at = 0
         self.readout = wrapped()
         self.readout.setToolTip("Displacement of the content of this projection, raw pixels, positive down / right.")
         box.addWidget(self.readout)
@@ -242,7 +306,11 @@ class JitterDock(StepDock):
                 center = state.manual.centers.get(self.energy) if state is not None else None
                 self.center_spin.setValue(float(self._result.numbers["center"]) if center is None else center)
             theta = np.zeros(0) if scan is None or self.energy < 0 else scan.series.scans[self.energy].theta_deg
-            self.plot.show_result(theta, self._result)
+            in_use = None
+            if not counts and unit is not None and unit.candidate is not None and workflow is not None:
+                in_use = workflow.result(unit.candidate)
+            self.plot.show_result(theta, self._result, in_use)
+            self._compare(in_use)
             self.sinogram_plot.hide()
             self.sinogram_label.hide()
         if scan is not None:
@@ -265,6 +333,80 @@ class JitterDock(StepDock):
             )
         self.readout.setText(text)
         self._update_by_hand()
+
+    def _compare(self, in_use: StepResult | None) -> None:
+        if in_use is None or self._result is None:
+            self.compare_label.hide()
+            return
+        change = self._result.arrays["shift"] - in_use.arrays["shift"]
+        good = np.isfinite(change).all(axis=1)
+        if good.any():
+            (y, x), worst = np.sqrt(np.mean(change[good] ** 2, axis=0)), int(np.nanargmax(np.abs(change).max(axis=1)))
+            self.compare_label.setText(
+                f"differs from the candidate in use by y {y:.3f}, x {x:.3f} px (rms), most at projection {worst}"
+            )
+            self.compare_label.show()
+
+    # ------------------------------------------------------------------------------------- quick look, worst, test
+
+    def worst(self) -> list[int]:
+        """Return the projections of this energy that are used, the most doubtful first."""
+        chosen = self._chosen()
+        if chosen is None:
+            return []
+        _, _, flats, result = chosen
+        residual = np.asarray(result.arrays["residual"], dtype=float)
+        centre = np.nanmedian(residual)
+        spread = 1.4826 * np.nanmedian(np.abs(residual - centre)) + 1e-12
+        doubt = np.nan_to_num(flats.arrays.get("doubt", np.zeros(len(residual))))
+        rank = np.fmax((residual - centre) / spread / 5, doubt)
+        used = np.flatnonzero(np.isfinite(residual))
+        return [int(i) for i in used[np.argsort(-rank[used], kind="stable")]]
+
+    def next_worst(self) -> None:
+        """Go to the most doubtful projection, from there to the next one."""
+        order = self.worst()
+        if order:
+            energy, angle = self.session.frame
+            here = energy == self.energy and angle in order and order.index(angle) == self._looked_at
+            self._looked_at = (self._looked_at + 1) % len(order) if here else 0
+            self.session.go_to(self.energy, order[self._looked_at])
+
+    def _scan_and_recipe(self) -> tuple[Any, Any] | None:
+        workflow, scan = self.session.workflow, self.session.scan
+        if scan is None or self.energy < 0:
+            return None
+        if workflow is not None:
+            return workflow.scan(self.energy), workflow.recipe
+        return scan.series.scans[self.energy], Recipe()
+
+    def _quick(self) -> None:
+        chosen, energy = self._scan_and_recipe(), self.energy
+        if chosen is not None:
+            scan, recipe = chosen
+            self.session.compute(
+                lambda progress: quick_look(scan, recipe, progress=progress), partial(self._show_quick, energy)
+            )
+
+    def _show_quick(self, energy: int, found: Any) -> None:
+        alignment, index, shown, bin = found
+        self.quick.add(energy, shown, index, bin)
+        (y, x), (sy, sx) = alignment.shift.std(axis=0), np.sqrt(np.mean(alignment.sigma**2, axis=0))
+        self.tried_label.setText(
+            f"Quick look at {self._energy_text()}: {len(index)} projections, binned {bin} x {bin}: they move by "
+            f"y {y:.1f}, x {x:.1f} px (rms), known to {sy:.2f}, {sx:.2f} px. To look at only: Run makes the result."
+        )
+        self.tried_label.show()
+
+    def _test(self) -> None:
+        chosen = self._scan_and_recipe()
+        if chosen is not None:
+            scan, recipe = chosen
+            self.session.compute(lambda progress: recover_jitter(scan, recipe, progress=progress), self._show_test)
+
+    def _show_test(self, found: JitterTest) -> None:
+        self.tried_label.setText(f"Test on my data, {found.text()}")
+        self.tried_label.show()
 
     def _jump(self, angle: int) -> None:
         self.session.go_to(self.energy, angle)
@@ -289,6 +431,12 @@ class JitterDock(StepDock):
         self.point_button.setText("Sample did not move here" if moved else "Sample moved before it")
         allow(self.point_button, why, "Name a change point: the jump of the displacements there is reported.")
         none = why or ("" if self._result is not None else "There is no displacement yet: run the correction first.")
+        no_scan = "" if self._scan_and_recipe() is not None else "Open a scan first."
+        wait = "Something is running." if self.session.busy else no_scan
+        allow(self.quick_button, wait, "A first guess in seconds: binned 4 x 4, every third angle. Never a result.")
+        tested = "Known displacements and bad frames are put into copies of this energy and found again."
+        allow(self.test_button, wait, tested)
+        allow(self.worst_button, none, "Go to the most doubtful projection of this energy, then to the next one.")
         allow(self.nudge_button, none, "Move this projection by so much; it survives a new run of the correction.")
         allow(self.center_button, none, "Let the rotation axis of this energy lie there.")
         set_ = state is not None and energy in state.manual.centers
@@ -393,3 +541,9 @@ class JitterDock(StepDock):
         text = f"{self._energy_text()}, row {row}, as recorded sideways. Lines: edges and rotation axis as fitted; "
         self.sinogram_label.setText(f"{text}where line and picture part, the displacement is wrong.")
         self.sinogram_label.show()
+
+
+def _next_worst(dock: Any, _viewer: Any) -> None:
+    found = dock()
+    if found is not None:
+        found.next_worst()

@@ -18,7 +18,7 @@ from napari_xanes_tomo.workflow import Workflow
 from .layers import AlignedStack, FlatStack, geometry, lazy_frames, spread_limits
 from .session import Session
 
-__all__ = ["AirPreview", "AlignedPreview", "FlatPreview", "MaskPreview", "Preview", "ResidualPreview"]
+__all__ = ["AirPreview", "AlignedPreview", "FlatPreview", "MaskPreview", "Preview", "QuickPreview", "ResidualPreview"]
 
 Found = dict[int, tuple[Alignment, FloatArray]]
 
@@ -192,6 +192,32 @@ def _reader(
         return np.zeros(shape, np.float32) if at is None else made[energy][1][at]
 
     return read
+
+
+class QuickPreview(Preview):
+    """A first guess at one energy: aligned projections, binned; the nearest one that was used stands for the others."""
+
+    def add(self, energy: int, shown: npt.NDArray[np.float32], index: npt.NDArray[np.intp], bin: int) -> None:
+        """Show ``(k, y, x)`` aligned projections, numbers `index`, of an energy."""
+        scan = self._session.scan
+        if scan is None:
+            return
+        n_energies, n_angles = scan.stack.shape[:2]
+        nearest = np.abs(np.arange(n_angles)[:, None] - np.asarray(index)[None, :]).argmin(axis=1)
+        blank = np.zeros(shown.shape[1:], np.float32)
+
+        def read(e: int, angle: int) -> npt.NDArray[np.float32]:
+            return shown[nearest[angle]] if e == energy else blank
+
+        data = lazy_frames(read, (n_energies, n_angles, *shown.shape[1:]), np.float32)
+        place = geometry(scan.series)
+        place["scale"] = (*place["scale"][:2], float(bin), float(bin))
+        place["translate"] = (*place["translate"][:2], (bin - 1) / 2, (bin - 1) / 2)
+        name = f"preview: quick look at {scan.series.scans[energy].energy_ev:g} eV"
+        self.hide()  # another binning is another layer
+        self._put(
+            data, {"name": name, "colormap": "gray", "contrast_limits": spread_limits([shown], 0.5, 99.9), **place}
+        )
 
 
 class FlatPreview(Preview):
