@@ -232,7 +232,7 @@ def _number(bad: bytearray, where: Parts, rng: np.random.Generator) -> int:
 
 def _put(bad: bytearray, offset: int, value: int, fmt: str = "<I") -> None:
     if offset + struct.calcsize(fmt) <= len(bad):
-        struct.pack_into(fmt, bad, offset, value)
+        struct.pack_into(fmt, bad, offset, value % (1 << 8 * struct.calcsize(fmt)))
 
 
 def _header(bad: bytearray, where: Parts, rng: np.random.Generator) -> None:
