@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from napari_xanes_tomo.io.exchange import is_exchange, open_exchange
+from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.volumes import open_projections, open_volumes
 from napari_xanes_tomo.model import FrameSource, XanesTomoError
 
@@ -45,7 +46,7 @@ def test_nxtomo_in_a_folder(tmp_path):
             file["entry/sample/rotation_angle"] = np.arange(14) * 10.0
             file["entry/beam/incident_energy"] = energy
     (tmp_path / "cut.nx").write_bytes((tmp_path / "8.333.nx").read_bytes()[:900])
-    series = open_exchange(tmp_path)
+    series = open_series(tmp_path)
     np.testing.assert_allclose(series.energies_ev, [8333, 8353])
     scan = series.scans[0]
     assert scan.half.tolist() == [0] * 5 + [1] * 5

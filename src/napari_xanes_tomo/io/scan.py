@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from napari_xanes_tomo.io.exchange import is_exchange, open_exchange
 from napari_xanes_tomo.io.xrm import XrmError, XrmFrames, XrmHeader, read_header
 from napari_xanes_tomo.model import EnergyScan, FlatSet, Problem, Progress, Series, XanesTomoError, no_progress
 from napari_xanes_tomo.recipe import ScanParameters
@@ -393,6 +394,8 @@ def open_series(
     if script is not None:
         script = Path(script)
         return _open_script(script, _Folder(path if is_folder else path.parent, progress), params, verify)
+    if is_exchange(path):
+        return open_exchange(path, params, progress=progress)
     if not is_folder:
         if path.suffix.lower() in _SUFFIXES or _starts_like_xrm(path):
             return _open_file(path, params, progress)
