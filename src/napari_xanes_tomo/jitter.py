@@ -28,6 +28,8 @@ F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 FEWEST_ANGLES = 8
 _COLUMNS = 128  # at most, of the frames the fit works on
+_RESAMPLING_PX = 0.0015  # what halving and resampling leave without any noise, pixels of those frames
+_CENTER_PX = 0.002  # the same for the rotation axis, where it does not average out
 _BAND_PX = 8.0  # outer width of the band-pass where the background asks for one, of those
 
 
@@ -284,7 +286,7 @@ class _Search:
         if np.median(fits["reprojection"].residual) > 4 * noise:
             # The misfit is more than noise: is it slow enough for a band-pass to help?
             band = scene.banded(_BAND_PX * scene.shape[1] / _COLUMNS)
-            other = self._newton(band, shift, self.p.iterations, floor=0.15)
+            other = self._newton(band, shift, self.p.iterations, floor=0.2)
             before, after = band.held_out(shift), band.held_out(other)
             if _better(before, after, band.usable, by=0.05):
                 candidates["reprojection, band-passed"] = other
@@ -302,7 +304,7 @@ class _Search:
             self.method, self.best = "reprojection", shift
         self._judge(scene, self.best)
 
-    def _newton(self, scene: Scene, start: FloatArray, iterations: int, floor: float = 0.03) -> FloatArray:
+    def _newton(self, scene: Scene, start: FloatArray, iterations: int, floor: float = 0.1) -> FloatArray:
         shift = start
         known: F32 | None = None
         solver: _Coupled | None = None
@@ -311,11 +313,12 @@ class _Search:
             known = model
             fit = scene.compare(placed, model, shift)
             self._leave_out(scene, fit)
-            size = float(np.sqrt(np.median(fit.step[scene.usable] ** 2)))
+            size = float(np.quantile(np.abs(fit.step[scene.usable]), 0.8))
             if solver is None or k < 2:
-                solver = _Coupled(scene, model)
-            step = solver.solve(fit.step, fit.information[0], 0.3 if size > 0.5 else floor)
-            step = np.clip(gauge_free(step, self.theta), -0.05 * scene.shape[1], 0.05 * scene.shape[1])
+                solver = _Coupled(scene, model, fit.information[0])
+            step = solver.solve(fit.step, fit.information[0], 0.5 if size > 0.3 else floor)
+            step = gauge_free(step, self.theta, scene.usable + 1e-6)
+            step = np.clip(step, -0.05 * scene.shape[1], 0.05 * scene.shape[1])
             shift = shift + step
             self.best = shift
             self.method = "reprojection"
@@ -340,7 +343,7 @@ class _Search:
         placed, model = scene.model(shift)
         fit = scene.compare(placed, model, shift)
         self.fit = scene.held_out(shift, model)
-        solver = _Coupled(scene, model)
+        solver = _Coupled(scene, model, fit.information[0])
         # What is left beyond the noise counts as noise; the model's own adds up to 0.7 of it.
         noise = np.maximum(self.noise, self.fit.residual / (1.7 * _noise_left()))
         self.sigma, self.center_sigma, self.bound = solver.errors(fit, noise, self.theta, self.fit)
@@ -386,21 +389,36 @@ class _Search:
 
 
 class _Coupled:
-    """The displacements of all projections, solved together; see `Scene.coupling`."""
+    """The displacements of all projections, solved together; see `Scene.coupling`.
 
-    def __init__(self, scene: Scene, model: F32) -> None:
+    What cannot be determined (a constant in y, cosine and sine in x) is kept out of the solution.
+    """
+
+    def __init__(self, scene: Scene, model: F32, information: FloatArray) -> None:
         self.model, self.usable = model, scene.usable
-        self.modes = [np.linalg.eigh(np.eye(len(model)) - scene.coupling(model, axis)) for axis in (0, 1)]
+        n = len(model)
+        self.modes = []
+        for axis in (0, 1):
+            gauge = np.ones((n, 1)) if axis == 0 else orbit(scene.theta, constant=False)
+            root = self._root(information[:, axis])
+            free = np.linalg.qr(root[:, None] * gauge, mode="complete")[0][:, gauge.shape[1] :]
+            value, vector = np.linalg.eigh(free.T @ (np.eye(n) - scene.coupling(model, axis)) @ free)
+            self.modes.append((value, free @ vector))
+
+    def _root(self, information: FloatArray) -> FloatArray:
+        """Square roots of the information of each projection; none is without."""
+        known = information[self.usable]
+        return np.asarray(np.sqrt(np.maximum(information, 1e-3 * np.median(known) + 1e-30)))
 
     def solve(self, step: FloatArray, information: FloatArray, floor: float) -> FloatArray:
         """Turn the steps of each projection for itself (n, 2) into those of all together."""
         out = np.empty_like(step)
         for axis, (value, vector) in enumerate(self.modes):
-            root = np.sqrt(np.maximum(information[:, axis], 1e-12 * information[:, axis].max() + 1e-30))
-            size = np.median(np.abs(step[:, axis]))
-            robust = np.clip(step[:, axis], -20 * size, 20 * size) if size > 0 else step[:, axis]
-            alone = step[:, axis] - robust
-            out[:, axis] = vector @ ((vector.T @ (root * robust)) / np.maximum(value, floor)) / root + alone
+            root = self._root(information[:, axis])
+            size = 20 * np.median(np.abs(step[self.usable, axis]))
+            together = np.where(self.usable, np.clip(step[:, axis], -size, size), 0.0)
+            solved = vector @ ((vector.T @ (root * together)) / np.maximum(value, floor)) / root
+            out[:, axis] = np.where(self.usable, solved + step[:, axis] - together, step[:, axis])
         return out
 
     def errors(
@@ -418,19 +436,19 @@ class _Coupled:
         center = float("nan")
         for axis, (value, vector) in enumerate(self.modes):
             information = np.maximum(fit.information[:, :, axis], 1e-30)
-            root = np.sqrt(information[0])
+            root = self._root(information[0])
             score = noise * _score_noise(self.model, axis)
-            value = np.maximum(value, 0.02)
+            value = np.maximum(value, 0.05)
             # Newton: s = A^-1 b with A = root (1 - K) root and cov(b) = A * noise.
             half = (vector / np.sqrt(value)) @ vector.T
-            cov = (half * score) @ half.T / root[:, None] / root[None, :]
+            cov = (half * score) @ half / root[:, None] / root[None, :]
             gauge = np.ones((n, 1)) if axis == 0 else constants
             pull = np.eye(n) - gauge @ np.linalg.pinv(gauge)
             formal = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", pull, cov, pull, optimize=True), 0))
             bound[:, axis] = np.sqrt(noise / information[0])
             parts = []
             for k in (1, 2):
-                r = np.sqrt(information[k])
+                r = self._root(information[k])
                 solved = vector @ ((vector.T @ (r * fit.halves[k - 1, :, axis])) / value) / r
                 parts.append(solved)
             difference = parts[0] - parts[1]
@@ -439,11 +457,16 @@ class _Coupled:
             ratio = _local_mean(np.minimum(rest**2 / np.maximum(expected, 1e-30), 25.0), theta)
             alone = held_out.step[:, axis] - np.median(held_out.step[:, axis])
             free = np.median((pull @ alone) ** 2 * information[0] / (2 * score)) / 0.455
-            sigma[:, axis] = formal * np.sqrt(np.maximum(1.0, np.maximum(ratio, free)))
+            empirical = np.sqrt(np.maximum(1.0, np.maximum(ratio, free)))
+            sigma[:, axis] = np.hypot(formal * empirical, _RESAMPLING_PX)
             if axis == 1:
                 functional = np.linalg.pinv(constants)[2]
                 stays = float(functional @ held_out.step[:, axis])
-                center = float(np.sqrt(functional @ cov @ functional + (functional @ difference) ** 2 / 4 + stays**2))
+                center = float(
+                    np.sqrt(
+                        functional @ cov @ functional + (functional @ difference) ** 2 / 4 + stays**2 + _CENTER_PX**2
+                    )
+                )
         return sigma, center, bound
 
 
