@@ -10,7 +10,15 @@ import pytest
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.model import Alignment, XanesTomoError
 from napari_xanes_tomo.projector import Projector
-from napari_xanes_tomo.qc import edge_traces, residual_stack, sinogram, suggest_box
+from napari_xanes_tomo.qc import (
+    check_projections,
+    edge_traces,
+    half_bit,
+    residual_stack,
+    ring_correlation,
+    sinogram,
+    suggest_box,
+)
 from napari_xanes_tomo.resample import place
 
 THETA = np.arange(-90, 90, 4.0)
@@ -110,3 +118,35 @@ def test_a_sinogram_is_one_row_of_the_object(tiny_twin: Path) -> None:
     np.testing.assert_allclose(moved[0], rows[0], atol=1e-5)
     with pytest.raises(XanesTomoError, match="from 0 to 63"):
         sinogram(scan, np.zeros((n, 3)), shift, 64)
+
+
+def test_the_checks_name_the_projection_that_is_not_like_the_others() -> None:
+    rng = np.random.default_rng(4)
+    clean = Projector(48, THETA).forward(ball(rows=24))
+    data = clean + rng.normal(0, 0.004, clean.shape)
+    shift = np.zeros((len(THETA), 2))
+    variance = np.full(len(THETA), 0.004**2)
+    for check in check_projections(data, THETA, Alignment(shift, shift), variance=variance).values():
+        assert (np.abs(check.values[np.isfinite(check.values)]) <= check.limit).all()
+    data[7] *= 1.1
+    shift[20, 1] = 1.0  # stated, not so
+    found = check_projections(data, THETA, Alignment(shift, np.zeros_like(shift)), variance=variance)
+    stands_out = {
+        name: set(np.flatnonzero(np.abs(c.values) > c.limit).tolist()) for name, c in found.items() if name != "frc_px"
+    }
+    assert stands_out == {"mass_deviation": {7}, "moment_deviation_px": {20}}
+    assert found["moment_deviation_px"].values[20] == pytest.approx(-1.0, abs=0.1)
+    assert found["mass_deviation"].values[7] == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_ring_correlation_is_one_for_equal_frames_and_chance_for_noise() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 20, 64, 64))
+    frequency, same, count = ring_correlation(a, a)
+    np.testing.assert_allclose(same, 1, atol=1e-5)
+    assert frequency[-1] == 0.5
+    _, chance, _ = ring_correlation(a, b)
+    assert np.abs(chance.mean(axis=0)[4:]).max() < 0.2
+    assert (chance[:, 4:] < half_bit(count)[None, 4:]).mean() > 0.97
+    assert np.all(np.diff(half_bit([1, 10, 100, 1000])) < 0)
+    assert half_bit(1e12) == pytest.approx(0.2071 / 1.2071, abs=1e-4)

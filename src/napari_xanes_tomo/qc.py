@@ -5,6 +5,8 @@ Pure functions; frames are ``[y, x]``, angles degrees, shifts ``[dy, dx]`` of th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,7 +19,16 @@ from .projector import Projector
 from .reconstruction import angular_weights
 from .resample import place
 
-__all__ = ["edge_traces", "residual_stack", "sinogram", "suggest_box"]
+__all__ = [
+    "Check",
+    "check_projections",
+    "edge_traces",
+    "half_bit",
+    "residual_stack",
+    "ring_correlation",
+    "sinogram",
+    "suggest_box",
+]
 
 F32 = npt.NDArray[np.float32]
 
@@ -95,16 +106,159 @@ def residual_stack(
         raise XanesTomoError(f"residual: expected at least 8 projections, got {len(theta)}")
     progress("residual", 0, 3)
     placed = place(stack, alignment)
-    width = stack.shape[2]
+    return np.asarray(placed - _held_out(placed, theta, progress))
+
+
+def _held_out(placed: F32, theta: FloatArray, progress: Progress) -> F32:
+    """Predict every aligned projection by the volume of every other angle."""
+    width = placed.shape[2]
     order = np.argsort(theta)
     progress("residual", 1, 3)
-    rest = np.empty_like(placed)
+    out = np.empty_like(placed)
     for k, (known, asked) in enumerate(((order[0::2], order[1::2]), (order[1::2], order[0::2]))):
         volume = Projector(width, theta[known]).filtered(placed[known], angular_weight=angular_weights(theta[known]))
         volume *= object_support(volume)
-        rest[asked] = placed[asked] - Projector(width, theta[asked]).forward(volume)
+        out[asked] = Projector(width, theta[asked]).forward(volume)
         progress("residual", k + 2, 3)
-    return rest
+    return out
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number per projection and the limit it is judged by.
+
+    Attributes
+    ----------
+    values : (n,) array
+    limit : float
+        Follows the scatter of this scan: five robust standard deviations from the median, or what the noise allows
+        where that is more.
+    unit : str
+    """
+
+    values: FloatArray
+    limit: float
+    unit: str
+
+
+def check_projections(
+    data: npt.ArrayLike,
+    theta_deg: npt.ArrayLike,
+    alignment: Alignment,
+    *,
+    variance: npt.ArrayLike | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Check]:
+    """Judge every aligned projection by what all projections of one object share.
+
+    Parameters
+    ----------
+    data : (n, y, x) array
+        Absorbance, air at zero.
+    theta_deg : (n,) array
+        Degrees.
+    alignment : Alignment
+        Of these projections, in pixels of `data`.
+    variance : (n,) array, optional
+        Of a pixel.
+    progress : callable
+        See `Progress`.
+
+    Returns
+    -------
+    dict of str to Check
+        ``mass_deviation``: mass of the rows that every projection shows over its median, minus one (Helgason-Ludwig
+        condition of order 0, doi 10.1002/cpa.3160190207). ``moment_deviation_px``: centre of mass minus the best
+        ``c + a cos(theta) + b sin(theta)`` (order 1). ``frc_px``: half the period at which the Fourier ring
+        correlation with the held-out reprojection falls below the 1/2-bit curve (doi 10.1016/j.jsb.2005.05.009); no
+        resolution of the maps: the reprojection has half of the angles. NaN where there is no crossing.
+    """
+    stack = np.ascontiguousarray(data, dtype=np.float32)
+    theta = np.asarray(theta_deg, dtype=float)
+    if stack.ndim != 3 or theta.shape != stack.shape[:1]:
+        raise ValueError(f"data: expected (n, y, x) with one angle each, got {stack.shape} and {theta.shape} angles")
+    n, height, width = stack.shape
+    placed = place(stack, alignment)
+    low = max(0, int(np.ceil(-np.nanmin(alignment.shift[:, 0]))) + 2)
+    high = min(height, height - int(np.ceil(np.nanmax(alignment.shift[:, 0]))) - 2)
+    rows = slice(low, high) if high - low > height // 4 else slice(0, height)
+    profile = placed[:, rows].sum(axis=1, dtype=np.float64)
+    mass = profile.sum(axis=1)
+    typical = float(np.median(mass))
+    x = np.arange(width) - (width - 1) / 2
+    center = (profile @ x) / np.where(mass > 0, mass, np.nan)
+    t = np.deg2rad(theta)
+    basis = np.stack([np.ones(n), np.cos(t), np.sin(t)], axis=1)
+    good = np.isfinite(center)
+    for _ in range(3):  # twice more without what stands out
+        fit = np.linalg.lstsq(basis[good], center[good], rcond=None)[0]
+        rest = center - basis @ fit
+        spread = 1.4826 * float(np.nanmedian(np.abs(rest[good] - np.nanmedian(rest[good])))) + 1e-12
+        good = np.abs(rest) < 5 * spread
+    noise = 0.0 if variance is None else float(np.median(np.asarray(variance, dtype=float)))
+    pixels = (rows.stop - rows.start) * width
+    sigma_mass = np.sqrt(noise * pixels) / max(abs(typical), 1e-12)
+    sigma_center = np.sqrt(noise * pixels * float(np.mean(x**2))) / max(abs(typical), 1e-12)
+    deviation = mass / typical - 1 if typical > 0 else np.full(n, np.nan)
+    return {
+        "mass_deviation": Check(deviation, max(_scatter(deviation), 5 * sigma_mass), ""),
+        "moment_deviation_px": Check(rest, max(_scatter(rest), 5 * sigma_center), "px"),
+        "frc_px": _rings(placed[:, rows], _held_out(placed, theta, progress)[:, rows]),
+    }
+
+
+def _scatter(values: FloatArray) -> float:
+    """Five robust standard deviations."""
+    centre = np.nanmedian(values) if np.isfinite(values).any() else 0.0
+    return 5 * 1.4826 * float(np.nanmedian(np.abs(values - centre))) if np.isfinite(values).any() else 0.0
+
+
+def half_bit(count: npt.ArrayLike) -> FloatArray:
+    """Return the 1/2-bit threshold of rings of `count` independent Fourier coefficients."""
+    root = np.sqrt(np.maximum(np.asarray(count, dtype=float), 1.0))
+    return np.asarray((0.2071 + 1.9102 / root) / (1.2071 + 0.9102 / root))
+
+
+def ring_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return frequency (cycles/px), Fourier ring correlation (n, rings) and independent coefficients per ring.
+
+    Parameters
+    ----------
+    first, second : (n, y, x) arrays
+        Compared frame by frame, under a Hann window.
+    """
+    from scipy.fft import fft2, fftfreq
+
+    a, b = (np.asarray(v, dtype=np.float32) for v in (first, second))
+    n, h, w = a.shape
+    window = (np.hanning(h + 2)[1:-1, None] * np.hanning(w + 2)[None, 1:-1]).astype(np.float32)
+    size = min(h, w)
+    radius = np.hypot(fftfreq(h)[:, None], fftfreq(w)[None, :])
+    ring = np.minimum(np.rint(radius * size).astype(int), size // 2 + 1).ravel()
+    # The window makes neighbouring coefficients depend on each other; a real image has every coefficient twice.
+    share = float(np.mean(window**2) ** 2 / np.mean(window**4)) / 2
+    count = np.bincount(ring, minlength=size // 2 + 2)[: size // 2 + 1] * share
+    out = np.zeros((n, size // 2 + 1))
+    for i in range(n):
+        fa, fb = (fft2((f[i] - f[i].mean()) * window).ravel() for f in (a, b))
+        sums = [
+            np.bincount(ring, v, size // 2 + 2)[: size // 2 + 1]
+            for v in ((fa * fb.conj()).real, np.abs(fa) ** 2, np.abs(fb) ** 2)
+        ]
+        out[i] = sums[0] / np.sqrt(np.maximum(sums[1] * sums[2], 1e-30))
+    return np.arange(size // 2 + 1) / size, out, count
+
+
+def _rings(placed: F32, model: F32) -> Check:
+    frequency, curve, count = ring_correlation(placed, model)
+    below = curve < half_bit(count)[None, :]
+    below[:, :2] = False
+    values = np.full(len(placed), np.nan)
+    for i in np.flatnonzero(below.any(axis=1)):
+        k = int(below[i].argmax())
+        values[i] = 0.5 / frequency[k]
+    typical = float(np.nanmedian(values)) if np.isfinite(values).any() else 0.0
+    return Check(values, typical + max(_scatter(values), 0.25 * typical), "px")
 
 
 def sinogram(

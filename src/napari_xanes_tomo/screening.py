@@ -32,7 +32,7 @@ _LOST = 0.6
 _EMPTY = 0.3  # of the typical mass
 _PLATEAU = 0.002  # part of the frame that is exactly at its maximum
 _FAR = 0.2  # of the width
-_SHARP = 0.05  # least loss of gradient energy along one direction that is called blur
+_SHARP = 0.08  # least loss of gradient energy along one direction that is called blur
 _CHANCE = 6.0  # robust standard deviations it must stand out by
 
 
@@ -294,8 +294,11 @@ class _Scene:
         return float(np.corrcoef(a, b)[0, 1]) if a.size > 16 else -1.0
 
     def sharpness(self, i: int) -> float:
-        """Least ratio of the gradient energy to the neighbours', over all directions, within what both show."""
-        out = []
+        """Least ratio of the gradient energy to the neighbours', over all directions, within what both show.
+
+        Of the two sides the better one: what comes and goes (the edge of a capillary) is not blur.
+        """
+        sides: dict[bool, list[float]] = {}
         for j in self.neighbours(i):
             lag, _ = self.lag(i, j)
             mine, theirs = (
@@ -305,8 +308,8 @@ class _Scene:
             (a, b, c), (p, q, r) = (tuple(float(v) for v in t) for t in (mine, theirs))
             det = max(p * q - r * r, 1e-30)
             half, product = 0.5 * (q * a + p * b - 2 * r * c) / det, (a * b - c * c) / det
-            out.append(half - math.sqrt(max(half * half - product, 0.0)))
-        return float(np.median(out))
+            sides.setdefault(j < i, []).append(half - math.sqrt(max(half * half - product, 0.0)))
+        return max(float(np.median(values)) for values in sides.values())
 
 
 def _overlap(shape: tuple[int, ...], lag: tuple[int, int], first: bool) -> tuple[slice, slice]:
