@@ -190,7 +190,10 @@ def check_projections(
     t = np.deg2rad(theta)
     basis = np.stack([np.ones(n), np.cos(t), np.sin(t)], axis=1)
     good = np.isfinite(center)
+    rest = np.full(n, np.nan)
     for _ in range(3):  # twice more without what stands out
+        if good.sum() < 4:
+            break
         fit = np.linalg.lstsq(basis[good], center[good], rcond=None)[0]
         rest = center - basis @ fit
         spread = 1.4826 * float(np.nanmedian(np.abs(rest[good] - np.nanmedian(rest[good])))) + 1e-12

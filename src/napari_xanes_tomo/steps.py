@@ -18,12 +18,14 @@ from .detector import Detector, stray_law
 from .flats import Beam, exposures
 from .jitter import FEWEST_ANGLES, find_jitter
 from .model import Alignment, Cancelled, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
+from .qc import check_projections
 from .recipe import Recipe
 from .registration import Template, object_mass, register
 from .resample import place
 from .screening import screen
 
 __all__ = [
+    "CHECKED",
     "SCREENED",
     "STEPS",
     "Confinement",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 
+CHECKED = ("mass_deviation", "moment_deviation_px", "frc_px")  # of aligned projections; see `qc.check_projections`
 # What the first look at every projection says; see `screening.Screening`.
 SCREENED = ("doubt", "relative_counts", "relative_mass", "distance", "sharpness")
 
@@ -396,7 +399,11 @@ def run_jitter(
         "residual": _spread(found.residual, index, n),
         "bound": _spread(found.bound * data.bin, index, n),
     }
+    checks = check_projections(data.data, theta, found.alignment, variance=flats.arrays["variance"][index])
+    scale = {name: data.bin if check.unit == "px" else 1 for name, check in checks.items()}
+    arrays.update({name: _spread(check.values * scale[name], index, n) for name, check in checks.items()})
     numbers = {
+        "limits": {name: float(check.limit) * scale[name] for name, check in checks.items()},
         "left_out": [int(i) for i in index[~found.used]],
         "slips": [[int(index[k]), dy * data.bin, dx * data.bin] for k, dy, dx in found.slips],
         "center": center,

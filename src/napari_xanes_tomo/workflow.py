@@ -57,6 +57,7 @@ from .state import (
     undoable,
 )
 from .steps import (
+    CHECKED,
     SCREENED,
     STEPS,
     Confinement,
@@ -752,7 +753,7 @@ class Workflow:
         alignments: list[Alignment | None] = []
         rows: list[EnergyRow] = []
         residual, verdicts, keys = [], [], []
-        screened: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in SCREENED}
+        screened: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*SCREENED, *CHECKED)}
         scans = [self.scan(e) for e in range(len(self.series.scans))]
         for e, scan in enumerate(scans):
             found, status = None, "ok"
@@ -783,6 +784,9 @@ class Workflow:
             residual.append(score)
             flats = state[("flats", e)]
             seen = {} if flats.candidate is None or flats.status == "stale" else self.result(flats.candidate).arrays
+            if jitter.candidate is not None and jitter.status != "stale":
+                arrays = self.result(jitter.candidate).arrays
+                seen = {**seen, **{name: arrays[name] for name in CHECKED if name in arrays}}
             for name, column in screened.items():
                 column.append(seen.get(name, np.full(len(scan), np.nan)))
             verdicts += _verdicts(score, alignment, scan)
