@@ -32,7 +32,7 @@ _LOST = 0.6
 _EMPTY = 0.3  # of the typical mass
 _PLATEAU = 0.002  # part of the frame that is exactly at its maximum
 _FAR = 0.2  # of the width
-_SHARP = 0.08  # least loss of gradient energy along one direction that is called blur
+_SHARP = 0.05  # least loss of gradient energy along one direction that is called blur
 _CHANCE = 6.0  # robust standard deviations it must stand out by
 
 
@@ -157,9 +157,15 @@ def screen(data: npt.ArrayLike, *, counts: CountsSeen | None = None) -> Screenin
         sharp = np.full(n, np.nan)
         sharp[good] = _each(scene.sharpness, good)
         scores["sharpness"] = sharp
-        typical = float(np.nanmedian(sharp))
-        spread = 1.4826 * float(np.nanmedian(np.abs(sharp - typical)))
-        loss = (typical - sharp) / max(_SHARP, _CHANCE * spread)
+        # Judged by the scatter of the frames around it: where an edge crosses the field they differ more.
+        loss = np.full(n, np.nan)
+        for i in good.tolist():
+            k = int(np.searchsorted(good, i))
+            spread = max(
+                1.4826 * float(np.median(np.abs(sharp[part] - np.median(sharp[part]))))
+                for part in (good, good[max(0, k - 7) : k + 8])
+            )
+            loss[i] = (float(np.median(sharp[good])) - sharp[i]) / max(_SHARP, _CHANCE * spread)
         doubt = np.fmax(doubt, loss)
         for i in good[loss[good] >= 1].tolist():
             reasons[i] = "motion-blurred"
