@@ -279,6 +279,15 @@ class _Search:
             else:
                 scene.mask, scene.footprint = mask, footprint
         shift = self._newton(scene, start, self.p.iterations)
+        if np.quantile(np.abs(shift - start), 0.5) > 0.2:
+            # Where the object is was settled from displacements that were off: look again.
+            bounded = scene.mask is not None
+            scene.look(shift)
+            if scene.ring.any():
+                scene.set_data(scene.background(shift))
+            if not bounded:
+                scene.mask, scene.footprint = None, scene._circle()
+            shift = self._newton(scene, shift, self.p.iterations)
         candidates = {"reprojection": shift}
         moments_kept = self.method == "moments" and np.isfinite(self.moments).all()
         fits = {"reprojection": scene.held_out(shift)}
