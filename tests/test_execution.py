@@ -278,6 +278,9 @@ def test_no_scheduler_there(twin: Path, out: Path, monkeypatch: pytest.MonkeyPat
     assert "expected a dask scheduler at tcp://127.0.0.1:9, found none" in text
     assert "a dask scheduler at nonsense" in error(run(twin, out, "--scheduler", "nonsense"))
     assert (out / "journal.jsonl").read_bytes() == before
+    # It is said at once, not after the alignments.
+    assert "found none" in error(run(twin, out.parent / "new", "--scheduler", "tcp://127.0.0.1:9"))
+    assert not (out.parent / "new").exists()
 
 
 def test_a_scheduler_without_workers(twin: Path, out: Path, tmp_path: Path) -> None:

@@ -533,13 +533,15 @@ def run_command(
         raise typer.BadParameter("--threads is for this machine; the workers of a cluster have their own number")
     again = "stopped; what is finished is kept, the same command goes on from there"
     with _one_line(verbose, again):
-        from .execution import from_options
+        from .execution import Cluster, from_options
         from .recipe import Recipe
 
         asked = _Asked(
             None if recipe is None else Recipe.from_yaml(recipe), script, bin, on_fail, memory_bytes,
             from_options(scheduler, cluster, threads), until, verbose,
         )  # fmt: skip
+        if until == "maps" and isinstance(asked.execution, Cluster):
+            asked.execution.check()
         if len(paths) == 1:
             try:
                 _run_one(paths[0], out, None, asked)

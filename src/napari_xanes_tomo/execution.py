@@ -107,35 +107,43 @@ class Cluster:
         """Leave it to the scheduler."""
         return jobs
 
+    def check(self) -> None:
+        """Refuse a cluster that cannot be had, before hours of other work; workers may still come later.
+
+        Raises
+        ------
+        XanesTomoError
+            A package is missing, there is no scheduler at the address, or the batch system is not known.
+        """
+        if self.queue:
+            self._batch_system()
+            _distributed()
+            return
+        with _quiet(), self._client(_distributed(), self.address):
+            pass
+
     def run(self, work: Work, shared: Any, jobs: Sequence[Any], workers: int) -> Generator[Any, None, None]:
         """Do every job; see `Execution`."""
-        try:
-            distributed: Any = import_module("distributed")
-        except ImportError:
-            raise XanesTomoError(
-                "a cluster needs the package distributed, which is not there; pip install napari-xanes-tomo[cluster]"
-            ) from None
-        with self._cluster() as where, _quiet():
-            try:
-                client = distributed.Client(where, timeout=_CONNECT, set_as_default=False)
-            except (OSError, TimeoutError, ValueError) as error:
+        distributed = _distributed()
+        with self._cluster() as where, _quiet(), self._client(distributed, where) as client:
+            if not client.nthreads() and not self.queue:
                 raise XanesTomoError(
-                    f"scheduler: expected a dask scheduler at {self.address or 'the cluster'}, found none "
-                    f"({type(error).__name__}); start one, or leave --scheduler out"
-                ) from None
-            with client:
-                if not client.nthreads() and not self.queue:
-                    raise XanesTomoError(
-                        f"scheduler {self.address}: it has no workers; start some (dask worker {self.address}) and "
-                        "give the same command again"
-                    )
-                yield from _spread(client, distributed, work, shared, jobs)
+                    f"scheduler {self.address}: it has no workers; start some (dask worker {self.address}) and "
+                    "give the same command again"
+                )
+            yield from _spread(client, distributed, work, shared, jobs)
 
-    @contextmanager
-    def _cluster(self) -> Iterator[Any]:
-        if not self.queue:
-            yield self.address
-            return
+    def _client(self, distributed: Any, where: Any) -> Any:
+        try:
+            return distributed.Client(where, timeout=_CONNECT, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise XanesTomoError(
+                f"scheduler: expected a dask scheduler at {self.address or 'the cluster'}, found none "
+                f"({type(error).__name__}); start one, or leave --scheduler out"
+            ) from None
+
+    def _batch_system(self) -> Any:
+        """Return the class of dask-jobqueue that is asked for."""
         try:
             dask_jobqueue: Any = import_module("dask_jobqueue")
         except ImportError:
@@ -143,18 +151,36 @@ class Cluster:
                 "--cluster needs the package dask-jobqueue, which is not installed; "
                 "pip install napari-xanes-tomo[cluster]"
             ) from None
-        options = dict(self.queue)
-        kind, jobs = str(options.pop("kind", "slurm")), int(options.pop("jobs", 1))
+        kind = str(self.queue.get("kind", "slurm"))
         known = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster"}
         if kind not in known:
             raise XanesTomoError(f"cluster: kind: expected one of {', '.join(known)}, got {kind!r}")
+        return getattr(dask_jobqueue, known[kind])
+
+    @contextmanager
+    def _cluster(self) -> Iterator[Any]:
+        if not self.queue:
+            yield self.address
+            return
+        batch_system = self._batch_system()
+        options = dict(self.queue)
+        kind, jobs = options.pop("kind", "slurm"), int(options.pop("jobs", 1))
         try:
-            cluster = getattr(dask_jobqueue, known[kind])(**options)
+            cluster = batch_system(**options)
         except (TypeError, ValueError, OSError) as error:
             raise XanesTomoError(f"cluster: {kind} does not take these options ({error})") from None
         with cluster:
             cluster.scale(jobs=jobs)
             yield cluster
+
+
+def _distributed() -> Any:
+    try:
+        return import_module("distributed")
+    except ImportError:
+        raise XanesTomoError(
+            "a cluster needs the package distributed, which is not there; pip install napari-xanes-tomo[cluster]"
+        ) from None
 
 
 def _spread(client: Any, distributed: Any, work: Work, shared: Any, jobs: Sequence[Any]) -> Generator[Any, None, None]:
