@@ -102,3 +102,21 @@ def test_scanned_edge(energies: tuple[float, ...], element: str | None) -> None:
 
 def test_no_elements_no_scanned_edge() -> None:
     assert scanned_element((*SIX, 8344.0, 8351.0), ()) is None
+
+
+# Energy, factor: the step of the table, times the factor, on what the table continues from below the edge.
+@pytest.mark.parametrize(("energy", "changes"), [(6534.0, False), (6558.0, True), (6700.0, False)])
+def test_white_line_factor(energy: float, changes: bool) -> None:
+    plain, raised = (float(mass_attenuation("Mn", energy, white_line=f)) for f in (1.0, 1.2))
+    assert (raised > plain) == changes
+    if changes:
+        assert raised / plain == pytest.approx(1 + 0.2 * 390.6 / 448.8, rel=0.01)  # step and level by hand
+
+
+def test_tables_agree_away_from_edges() -> None:
+    for element, energy in (("Mn", 8570.0), ("Ni", 8570.0), ("Ni", 8178.0)):
+        elam, chantler = (float(mass_attenuation(element, energy, table=t)) for t in ("elam", "chantler"))
+        assert elam == pytest.approx(chantler, rel=0.05)
+        assert elam != chantler
+    with pytest.raises(XanesTomoError, match="expected one of elam, chantler"):
+        mass_attenuation("Ni", 8570.0, table="other")

@@ -12,6 +12,7 @@ from napari_xanes_tomo.maps import (
     MapPlan,
     Slab,
     atomic_mass,
+    choose_voxel,
     common_angles,
     component_sinograms,
     coverage_slab,
@@ -20,6 +21,7 @@ from napari_xanes_tomo.maps import (
     map_slab,
     plan_maps,
     require_energies,
+    voxel_choices,
 )
 from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet, XanesTomoError
 from napari_xanes_tomo.phantom import PRESETS, ni_xanes
@@ -455,3 +457,61 @@ def test_nothing_to_map_is_an_error() -> None:
     with pytest.raises(XanesTomoError, match="at least one registered energy"):
         require_energies([])
     require_energies([1])
+
+
+# --------------------------------------------------------------------------------------- voxel size, declared factors
+
+
+def test_declared_white_line_factors_give_the_density_back() -> None:
+    factors = {"Mn": 1.2, "Co": 1.1}
+    mu = sum(r * mass_attenuation(e, SIX, white_line=factors.get(e, 1.0)) for e, r in DENSITY.items())
+    p = MapsParameters(white_line_factors=("Mn=1.2", "Co=1.1"))
+    told = plan_maps(SIX, mu, np.ones(len(SIX)), 5, p)
+    plain = plan_maps(SIX, mu, np.ones(len(SIX)), 5)
+    for e, true in DENSITY.items():
+        assert told.components[e] @ mu == pytest.approx(true, abs=1e-6)
+    assert plain.components["Mn"] @ mu > 1.1 * DENSITY["Mn"]
+    assert told.about("Mn", p, 0.7)["systematic_relative"]["white_line"] < 0.05
+    assert plain.about("Mn", MapsParameters(), 0.7)["systematic_relative"]["white_line"] >= 0.1
+    assert "white_line" not in plain.about("Ni", MapsParameters(), 0.7)["systematic_relative"]  # 237 eV above its edge
+
+
+@pytest.mark.parametrize("factors", [("Mn",), ("Mn=x",), ("Mn=9",), ("=1",)])
+def test_wrong_factors_are_refused(factors: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected entries such as Mn=1\.15"):
+        MapsParameters(white_line_factors=factors)
+
+
+@pytest.mark.parametrize("bin", [2, 3])
+def test_larger_voxels_hold_the_same_density(six: list[AlignedEnergy], bin: int) -> None:
+    maps = map_slab(
+        six, plan(SIX), Slab(0, SHAPE[0] // bin, 0), VOXEL_NM * bin, MapsParameters(smoothing_voxel=0), bin=bin
+    )
+    y, z, x = np.meshgrid(
+        *(bin * (np.arange(n // bin) - (n // bin - 1) / 2) for n in (SHAPE[0], 40, 40)), indexing="ij"
+    )
+    body = (y - 1) ** 2 + (z - 2) ** 2 + (x + 3) ** 2 < 4.0**2
+    for e, true in DENSITY.items():
+        assert maps[e].shape == (SHAPE[0] // bin, SHAPE[1] // bin, SHAPE[1] // bin)
+        assert maps[e][body].mean() == pytest.approx(true, rel=0.05)
+
+
+def test_noise_falls_with_the_voxel_and_the_smallest_good_one_is_taken(six: list[AlignedEnergy]) -> None:
+    p = MapsParameters(smoothing_voxel=0)
+    found = plan(SIX)
+    choices = voxel_choices(six, found, VOXEL_NM, p)
+    assert [c.px for c in choices] == [1, 2, 3]  # larger ones leave fewer than eight rows
+    noise = [c.noise_over_jump for c in choices]
+    assert noise == sorted(noise, reverse=True)
+    # The stated ratio is the one of maps made with that voxel.
+    two = map_slab(six, found, Slab(4, 9, 1), 2 * VOXEL_NM, p, bin=2)
+    inside = two["mask"] > 0.5
+    made = float(np.median((two["density_sigma"] / two["density"])[inside]))
+    assert noise[1] == pytest.approx(made, rel=0.25)
+    assert choose_voxel(choices, replace_limit(p, noise[1] * 1.01)) == 2
+    assert choose_voxel(choices, replace_limit(p, noise[2] / 2)) == 3
+    assert choose_voxel(choices, MapsParameters(voxel_px=4)) == 4
+
+
+def replace_limit(p: MapsParameters, limit: float) -> MapsParameters:
+    return p.model_copy(update={"noise_limit": limit})

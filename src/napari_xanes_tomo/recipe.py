@@ -210,6 +210,23 @@ class MapsParameters(_Parameters):
         description="Energies left out of the element fit end this far above the scanned edge.",
         json_schema_extra=_unit("eV"),
     )
+    attenuation: Literal["elam", "chantler"] = Field("elam", description="Table of mass attenuation.")
+    white_line_factors: tuple[str, ...] = Field(
+        (),
+        description="Declared height of an edge's step from the edge to 60 eV above it, relative to the table, such as "
+        "Mn=1.15; 1 unless given. It is never fitted.",
+    )
+    voxel_px: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Voxel of the chemistry; 0 takes the smallest of 1, 2, 3, 4, 6 px whose noise / edge jump, with "
+        "the smoothing applied, is at most noise_limit.",
+        json_schema_extra=_unit("px"),
+    )
+    noise_limit: float = Field(
+        0.1, gt=0, le=10, description="Largest noise / edge jump of a voxel when its size is chosen automatically."
+    )
     filter: Literal["ramp", "shepp-logan", "cosine", "hann"] = Field(
         "ramp", description="Window on the ramp filter of the filtered back-projection."
     )
@@ -232,6 +249,24 @@ class MapsParameters(_Parameters):
         description="Monochromator offset added to absolute edge energies; they stay uncalibrated without it.",
         json_schema_extra=_unit("eV"),
     )
+
+    @field_validator("white_line_factors")
+    @classmethod
+    def _factors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            element, _, number = item.partition("=")
+            try:
+                factor = float(number)
+            except ValueError:
+                factor = float("nan")
+            if not (element.strip().isalpha() and 0.2 <= factor <= 5):
+                raise ValueError(f"expected entries such as Mn=1.15 (factors from 0.2 to 5), got {item!r}")
+        return value
+
+    def white_line(self, element: str) -> float:
+        """Return the declared white-line factor of an element, 1 where there is none."""
+        named = [item.partition("=") for item in self.white_line_factors]
+        return next((float(f) for e, _, f in reversed(named) if e.strip() == element), 1.0)
 
 
 class Recipe(_Parameters):

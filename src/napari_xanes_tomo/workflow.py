@@ -39,8 +39,20 @@ from .io.store import (
     write_quality,
     write_shifts,
 )
-from .maps import AlignedEnergy, MapPlan, Slab, halo_rows, map_slab, plan_maps, require_energies
-from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Series, XanesTomoError, no_progress
+from .maps import (
+    AlignedEnergy,
+    MapPlan,
+    Slab,
+    VoxelChoice,
+    angular_limit_nm,
+    choose_voxel,
+    halo_rows,
+    map_slab,
+    plan_maps,
+    require_energies,
+    voxel_choices,
+)
+from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
 from .recipe import MapsParameters, Recipe, check_flats, parameter_key
 from .registration import Template, make_template, reference_energy
 from .state import (
@@ -687,21 +699,27 @@ class Workflow:
         return replace(plan, absent=absent), items, voxel_nm
 
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
-        plan, items, voxel_nm = self.map_plan(state)
-        height, width = self.series.frame_shape
+        plan, items, pixel_nm = self.map_plan(state)
         p = self.recipe.maps
+        progress("maps", 0, 1)
+        choices = voxel_choices(items, plan, pixel_nm, p, rows=_TABLE_ROWS)
+        px = choose_voxel(choices, p)
+        voxel_nm = px * pixel_nm
+        height, width = (max(1, n // px) for n in self.series.frame_shape)
         specs = [
             MapSpec(
                 name,
                 plan.unit(name),
                 _describe(name),
                 0.0 if name in ("mask", "coverage") else p.smoothing_voxel,
-                plan.about(name, p, self.recipe.registration.blur_px),
+                plan.about(name, p, self.recipe.registration.blur_px, px),
             )
             for name in plan.names
         ]
         unit = state[("maps", None)]
-        y0, y1, c0, c1 = _map_window(state.manual.boxes, height, width)
+        y0, y1, c0, c1 = _map_window(state.manual.boxes, *self.series.frame_shape)
+        y0, y1, c0 = y0 // px, min(height, -(-y1 // px)), min(c0 // px, (width - 1) // 2)
+        c1 = width - c0
         store = MapStore(
             self.output.maps,
             (y1 - y0, c1 - c0, c1 - c0),
@@ -716,12 +734,12 @@ class Workflow:
         done = len(store.slabs) - len(pending)
         progress("maps", done, len(store.slabs))
         # Volumes of all components at once, the sinograms they come from, and the work space of the projector.
-        rows = SLAB_ROWS + 2 * halo
+        rows = px * (SLAB_ROWS + 2 * halo)
         per_slab = (
             4 * rows * width * (width * (len(plan.components) + 4) + len(items[0].scan) * (len(plan.components) + 6))
         )
         workers = self.execution.workers(len(pending), per_slab, self.memory_bytes)
-        shared = SlabWork(tuple(items), plan, voxel_nm, p, store, halo, (y0, c0, c1))
+        shared = SlabWork(tuple(items), plan, voxel_nm, p, store, halo, (y0, c0, c1), px)
         with closing(self.execution.run(make_slab, shared, pending, workers)) as finished:
             for made in finished:
                 done += made is not WAITING
@@ -729,7 +747,11 @@ class Workflow:
         metadata = {
             "reference_ev": plan.reference_ev,
             "energies_left_out_ev": list(plan.left_out_ev),
-            "attenuation": "Elam, Ravel & Sieber 2002, by xraydb",
+            "attenuation": _TABLES[p.attenuation],
+            "white_line_factors": {e: p.white_line(e) for e in plan.elements},
+            "voxel_px": px,
+            "voxel_choices": [asdict(c) for c in choices],
+            "angular_limit_nm": angular_limit_nm(pixel_nm, np.asarray(items[0].scan.theta_deg), _width_px(choices)),
             "edge_half_ev": plan.edge_half_ev,
             "edge_jump_per_cm": plan.edge_jump,
             "energy_calibrated": p.energy_offset_ev is not None,
@@ -741,7 +763,10 @@ class Workflow:
         if kept is not None:
             notes.append(f"the former maps are kept in {kept.name}")
         numbers = {"absent": dict(plan.absent), "elements": list(plan.elements), "store_key": store.key, **metadata}
-        return StepResult({}, numbers, Quality((), tuple(notes)))
+        made_with = next((c for c in choices if c.px == px), None)
+        noise = float("nan") if made_with is None else made_with.noise_over_jump
+        scores = (Score("noise / edge jump", noise, "", p.noise_limit),) if made_with is not None else ()
+        return StepResult({}, numbers, Quality(scores, tuple(notes)))
 
     # ----------------------------------------------------------------------------------------------- tables
 
@@ -879,6 +904,7 @@ def candidate_payload(
 
 
 _DESCRIPTIONS = {
+    "morphology": "weighted mean of all aligned energies: the shape, with the least noise",
     "density": "sum of the mapped elements",
     "fraction": "atomic fraction among the mapped elements",
     "edge_energy_relative": "shift of the spectrum against the particle's mean, linear regression",
@@ -887,6 +913,15 @@ _DESCRIPTIONS = {
     "mask": "1 inside the particle where every energy saw the voxel",
     "coverage": "part of all (energy, angle) pairs that saw the voxel",
 }
+
+
+_TABLES = {"elam": "Elam, Ravel & Sieber 2002, by xraydb", "chantler": "Chantler 2000, by xraydb"}
+_TABLE_ROWS = 8  # in the middle, for the table of voxel sizes
+
+
+def _width_px(choices: Sequence[VoxelChoice]) -> float:
+    """Width of the object in its middle rows, px: of a disk as large."""
+    return 2 * float(np.sqrt(choices[0].voxels / _TABLE_ROWS / np.pi)) if choices else 0.0
 
 
 def _describe(name: str) -> str:
@@ -909,13 +944,14 @@ class SlabWork:
     store: MapStore
     halo: int
     window: tuple[int, int, int]
+    bin: int = 1
 
 
 def make_slab(work: SlabWork, rows: tuple[int, int], threads: int) -> int:
     """Make and store one slab; `rows` count from the top of the maps. Runs here or on a worker of a cluster."""
     top, c0, c1 = work.window
     slab = Slab(rows[0] + top, rows[1] + top, work.halo)
-    maps = map_slab(work.energies, work.plan, slab, work.voxel_nm, work.parameters, threads=threads)
+    maps = map_slab(work.energies, work.plan, slab, work.voxel_nm, work.parameters, bin=work.bin, threads=threads)
     work.store.write(rows[0], {name: m[:, c0:c1, c0:c1] for name, m in maps.items()})
     return rows[0]
 

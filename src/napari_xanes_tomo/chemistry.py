@@ -1,0 +1,371 @@
+"""Chemistry of a voxel: which components its maps need, and the maps with their errors from the components.
+
+Everything that is asked of a voxel's spectrum is linear in absorbance up to the last step, so that only a few weighted
+sums over the energies - the components - have to be reconstructed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .edges import WHITE_LINE_EV, bracketed_elements, edge_energy_ev, mass_attenuation, scanned_element
+from .model import FloatArray
+from .recipe import MapsParameters
+from .spectra import EdgeShift, edge_at_half, edge_shift, normalisation
+from .uncertainty import Covariance
+
+__all__ = ["SIGMA", "SIGMA_ALIGNMENT", "MapPlan", "atomic_mass", "finish_slab", "plan_maps"]
+
+F32 = npt.NDArray[np.float32]
+# Relative, one standard deviation: what tables of mass attenuation differ by across an edge, and the pixel size.
+SYSTEMATIC = {"attenuation": 0.02, "pixel_size": 0.012}
+SYSTEMATIC_WHITE_LINE = {False: 0.10, True: 0.03}  # without and with a declared factor
+SIGMA = "_sigma"  # total standard error of a map
+SIGMA_ALIGNMENT = "_sigma_alignment"  # the part of it that comes from jitter correction and registration
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """Which components are reconstructed, how they combine, and why some maps are missing.
+
+    Attributes
+    ----------
+    energies_ev : (energies,) array
+    spectrum : (energies,) array
+        Mean linear attenuation of the particle, 1/cm.
+    components : dict of str to (energies,) array
+        Weights on the linear attenuation in 1/cm: ``Mn, Co, Ni`` give g/cm3, ``shape`` the mean of all
+        energies that shows the particle with the least noise, ``shift`` and ``level`` the two parts of the edge shift.
+    elements : tuple of str
+    left_out_ev : tuple of float
+        Energies with no part in the element fit.
+    edge : EdgeShift or None
+    edge_jump : float
+        Of the mean spectrum, 1/cm.
+    edge_half_ev : float
+        E(0.5) of the normalised mean spectrum, eV; NaN where no energy lies on either side of it.
+    shape_level : float
+        Mean of the component ``shape`` in the particle, 1/cm.
+    reference_ev : float
+        Energy of the common grid.
+    absent : dict of str to str
+        Maps that cannot be made, with the reason.
+    """
+
+    energies_ev: FloatArray
+    spectrum: FloatArray
+    components: Mapping[str, FloatArray]
+    elements: tuple[str, ...]
+    left_out_ev: tuple[float, ...]
+    edge: EdgeShift | None
+    edge_jump: float
+    edge_half_ev: float
+    shape_level: float
+    reference_ev: float
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the maps that `finish_slab` makes, in order."""
+        out: list[str] = [*self.elements]
+        if self.elements:
+            out += [f"{e}_fraction" for e in self.elements] if len(self.elements) > 1 else []
+            out.append("density")
+        if self.edge is not None:
+            half = ["edge_energy"] if np.isfinite(self.edge_half_ev) else []
+            out += ["edge_energy_relative", *half, "edge_jump"]
+        out.append("morphology")
+        errors = [f"{n}{end}" for n in out for end in (SIGMA, SIGMA_ALIGNMENT)]
+        return (*out, *errors, "mask", "coverage")
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of components whose covariance the errors of the maps need."""
+        total = ("density",) if self.elements else ()
+        groups = [self.elements, total, ("shift", "level") if self.edge is not None else (), ("shape",)]
+        return tuple((a, b) for group in groups for i, a in enumerate(group) for b in group[i:])
+
+    def weights(self, name: str) -> FloatArray:
+        """Weights of a component; ``density`` is the sum of the elements."""
+        if name == "density":
+            return np.asarray(np.sum([self.components[e] for e in self.elements], axis=0))
+        return self.components[name]
+
+    def about(self, name: str, parameters: MapsParameters, blur_px: float, bin: int = 1) -> dict[str, Any]:
+        """Return what a reader of the map `name` must know: its point spread, and its systematic errors as numbers.
+
+        `blur_px` is the blur of the recorded frames (point spread and pixel), px of the reference.
+        """
+        if name in ("mask", "coverage") or name.endswith((SIGMA, SIGMA_ALIGNMENT)):
+            return {}
+        amount = name in self.elements or name in ("density", "morphology")
+        smoothing = parameters.smoothing_voxel * (parameters.shape_smoothing if amount else 1.0)
+        out: dict[str, Any] = {"psf_sigma_voxel": round(float(np.hypot(blur_px / bin, smoothing)), 4)}
+        if (amount and name != "morphology") or name.endswith("_fraction"):
+            terms = dict(SYSTEMATIC if amount else {"attenuation": SYSTEMATIC["attenuation"]})
+            # The step a few eV above an edge is the white line's, not the table's; a declared factor is known better.
+            near = [e for e in self.elements if self._white_line_seen(e)]
+            if near and (name == "density" or name.split("_")[0] in near or name.endswith("_fraction")):
+                declared = all(parameters.white_line(e) != 1.0 for e in near)
+                terms["white_line"] = SYSTEMATIC_WHITE_LINE[declared]
+            out["systematic_relative"] = terms
+        return out
+
+    def _white_line_seen(self, element: str) -> bool:
+        """Whether energies that count for the elements lie on the white line of `element`."""
+        x = self.energies_ev - edge_energy_ev(element)
+        return bool(np.any((x > 0) & (x <= WHITE_LINE_EV) & (self.components[element] != 0)))
+
+    def unit(self, name: str) -> str:
+        """Return the unit of the map `name`."""
+        name = name.removesuffix(SIGMA_ALIGNMENT).removesuffix(SIGMA)
+        if name in self.elements or name == "density":
+            return "g/cm3"
+        return {"edge_energy_relative": "eV", "edge_energy": "eV", "edge_jump": "1/cm", "morphology": "1/cm"}.get(
+            name, ""
+        )
+
+
+def plan_maps(
+    energies_ev: npt.ArrayLike,
+    spectrum: npt.ArrayLike,
+    variance: npt.ArrayLike,
+    reference: int,
+    parameters: MapsParameters | None = None,
+) -> MapPlan:
+    """Decide what can be mapped, and the weights of every component.
+
+    Parameters
+    ----------
+    energies_ev : (energies,) array
+    spectrum : (energies,) array
+        Mean linear attenuation of the particle, 1/cm.
+    variance : (energies,) array
+        Relative noise variance of a voxel at every energy.
+    reference : int
+        Number of the reference energy.
+    parameters : MapsParameters, optional
+
+    Notes
+    -----
+    The element fit is unconstrained least squares with one weight per energy, on tabulated mass attenuation and a
+    remainder that falls with the third power of the energy. Energies from 15 eV below to 60 eV above the scanned
+    edge are left out: there the attenuation follows the chemical state, not the table.
+    """
+    p = MapsParameters() if parameters is None else parameters
+    energy = np.asarray(energies_ev, dtype=float)
+    mean = np.asarray(spectrum, dtype=float)
+    noise = np.asarray(variance, dtype=float)
+    present = bracketed_elements(energy)
+    elements = present if p.elements is None else tuple(dict.fromkeys(p.elements))
+    if p.scanned_edge is not None:
+        scanned: str | None = p.scanned_edge
+        edge_energy_ev(p.scanned_edge)
+    else:
+        scanned = scanned_element(energy, present)
+    absent: dict[str, str] = {}
+    use = np.ones(len(energy), dtype=bool)
+    if scanned is not None:
+        e0 = edge_energy_ev(scanned)
+        use = (energy < e0 - p.leave_out_below_ev) | (energy > e0 + p.leave_out_above_ev)
+    kept = bracketed_elements(energy[use])
+    good = tuple(e for e in elements if e in kept)
+    for e in elements:
+        if e not in good:
+            absent[e] = f"the energies do not bracket the K edge of {e} at {edge_energy_ev(e):.0f} eV" + (
+                " once the scanned edge is left out" if e == scanned and e in present else ""
+            )
+    if p.elements is None and not elements:
+        absent["elements"] = "no two neighbouring energies bracket a K edge"
+    components: dict[str, FloatArray] = {}
+    # Every element whose edge is bracketed takes part in the fit, asked for or not: its edge is in the data.
+    if good and use.sum() < len(kept) + 1:
+        for e in good:
+            absent[e] = f"{int(use.sum())} energies cannot tell {len(kept)} elements and a remainder apart"
+        good = ()
+    if good:
+        columns = [mass_attenuation(e, energy, table=p.attenuation, white_line=p.white_line(e)) for e in kept]
+        table = np.stack([*columns, (energy / energy.mean()) ** -3.0], axis=1)
+        weight = np.where(use, 1.0 / noise, 0.0)
+        size = np.sqrt(np.sum(weight[:, None] * table**2, axis=0))
+        scaled = table / size
+        solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
+        components |= {e: solve[kept.index(e)] for e in good}
+    edge, jump, half = None, float("nan"), float("nan")
+    edge_names = ("edge_energy_relative", "edge_energy", "edge_jump")
+    if scanned is None:
+        absent |= dict.fromkeys(edge_names, "no edge was scanned (two energies from 15 below to 60 eV above it)")
+    else:
+        norm = normalisation(energy, mean, edge_energy_ev(scanned))
+        edge = edge_shift(energy, mean, edge_energy_ev(scanned), variance=noise)
+        if norm is None or edge is None:
+            edge = None
+            why = f"the energies do not determine the {scanned} edge: levels below and above it and its rise are needed"
+            absent |= dict.fromkeys(edge_names, why)
+        else:
+            jump = norm.jump
+            near = np.abs(energy - edge_energy_ev(scanned)) < 100
+            half = edge_at_half(energy[near], norm(energy[near], mean[near]))
+            if not np.isfinite(half):
+                absent["edge_energy"] = "no two energies near the edge lie on either side of the mean spectrum's E(0.5)"
+            components |= {"shift": edge.numerator, "level": edge.denominator}
+    # All energies together show the particle's shape with the least noise.
+    shape = np.maximum(mean, 0.0) / noise
+    components["shape"] = shape / shape.sum()
+    return MapPlan(
+        energy,
+        mean,
+        components,
+        good,
+        tuple(float(v) for v in energy[~use]),
+        edge,
+        jump,
+        half,
+        float(components["shape"] @ mean),
+        float(energy[reference]),
+        absent,
+    )
+
+
+def finish_slab(
+    plan: MapPlan,
+    volumes: Mapping[str, F32],
+    coverage: F32,
+    least: F32,
+    keep: slice,
+    parameters: MapsParameters,
+    errors: Covariance | None = None,
+) -> dict[str, F32]:
+    """Turn component volumes (rows with halo, z, x) into maps of the rows `keep`.
+
+    `volumes` are in the units of the plan's components, and `errors` in those squared. Maps hold NaN where a ratio has
+    no meaning (no nickel, no density); ``mask`` is 1 inside the particle where at least half of the angles of every
+    energy needed saw the voxel. Without `errors` the standard errors are NaN.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    s = parameters.smoothing_voxel
+    soft = {n: gaussian_filter(x, s) if s > 0 else x for n, x in volumes.items()}
+    v = {n: x[keep] for n, x in soft.items()}
+    maps: dict[str, F32] = {}
+    body = v["shape"] > 0.5 * plan.shape_level
+    sharper: F32 = np.ones_like(v["shape"])
+    maps["morphology"] = v["shape"]
+    if s > 0:
+        # The blur mixes cracks and air into what lies beside them. The shape, known from all energies with little
+        # noise, says how much: composition is taken from the smoothed components, the amount from the fine shape.
+        fine = gaussian_filter(volumes["shape"], parameters.shape_smoothing * s)[keep]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            maps["morphology"] = fine
+            sharper = np.where(v["shape"] > 0.2 * plan.shape_level, fine / v["shape"], 1.0).astype(np.float32)
+    if plan.elements:
+        for e in plan.elements:
+            maps[e] = v[e] * sharper
+        maps["density"] = np.sum([maps[e] for e in plan.elements], axis=0, dtype=np.float32)
+        if len(plan.elements) > 1:
+            moles = {e: maps[e] / np.float32(atomic_mass(e)) for e in plan.elements}
+            total = np.sum(list(moles.values()), axis=0, dtype=np.float32)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                for e in plan.elements:
+                    maps[f"{e}_fraction"] = np.where(body & (total > 0), moles[e] / total, np.nan).astype(np.float32)
+    if plan.edge is not None:
+        shift = plan.edge.shift(v["shift"], v["level"])
+        relative = np.where(v["level"] > 0.2, shift, np.nan).astype(np.float32)
+        maps["edge_energy_relative"] = relative
+        offset = parameters.energy_offset_ev or 0.0
+        if np.isfinite(plan.edge_half_ev):
+            maps["edge_energy"] = relative + np.float32(plan.edge_half_ev + offset)
+        maps["edge_jump"] = (v["level"] * plan.edge_jump).astype(np.float32)
+    maps["mask"] = (body & (least >= 0.5)).astype(np.float32)
+    maps["coverage"] = coverage
+    for name in plan.names:
+        if name not in maps:
+            maps[name] = np.full(body.shape, np.nan, np.float32)
+    if errors is not None:
+        whole = soft["shape"]
+        for k in range(len(body)):
+            gradient = _gradient(whole, (keep.start or 0) + k, errors.y[k])
+            _row_errors(plan, {n: x[k] for n, x in v.items()}, sharper[k], errors.row(k, gradient), maps, k)
+    return {name: np.ascontiguousarray(maps[name]) for name in plan.names}
+
+
+def _gradient(volume: F32, k: int, y: float) -> tuple[F32, F32, F32, F32]:
+    """Return the derivatives of row `k` (at `y` from the middle) along y, z, x and with its magnification.
+
+    A magnified projection keeps its line integrals, so that the slices also gain in value: the last is r . grad + 1.
+    """
+    below, above = max(0, k - 1), min(len(volume) - 1, k + 1)
+    g = (volume[above] - volume[below]) / np.float32(max(1, above - below))
+    z, x = np.gradient(volume[k]) if min(volume.shape[1:]) > 1 else (np.zeros_like(g), np.zeros_like(g))
+    c = (np.arange(volume.shape[1]) - (volume.shape[1] - 1) / 2).astype(np.float32)
+    return g, z, x, np.asarray(volume[k] + np.float32(y) * g + c[:, None] * z + c[None, :] * x, np.float32)
+
+
+def _row_errors(
+    plan: MapPlan,
+    v: Mapping[str, F32],
+    sharper: F32,
+    parts: Mapping[tuple[str, str], tuple[F32, F32]],
+    maps: Mapping[str, F32],
+    k: int,
+) -> None:
+    """Fill row `k` of the maps' standard errors; `v` are the smoothed components, `parts` their covariances."""
+
+    def put(name: str, noise: F32, alignment: F32) -> None:
+        value = maps[name][k]
+        for end, square in ((SIGMA, noise + alignment), (SIGMA_ALIGNMENT, alignment)):
+            sigma = np.sqrt(np.maximum(square, 0))
+            maps[name + end][k] = _rounded(np.where(np.isfinite(value), sigma, np.nan))
+
+    def combined(weights: Mapping[str, F32]) -> list[F32]:
+        """Variance of the sum of weights times components, noise and alignment."""
+        return [
+            np.sum([weights[a] * weights[b] * parts[a, b][i] for a in weights for b in weights], axis=0)
+            for i in range(2)
+        ]
+
+    put("morphology", *parts["shape", "shape"])
+    if plan.elements:
+        # The amount comes from the fine shape, whose own noise counts as well.
+        shape = np.maximum(v["shape"], np.float32(0.2 * plan.shape_level))
+        amount = parts["shape", "shape"][0] / shape**2 if not np.all(sharper == 1) else np.zeros_like(shape)
+        for e in plan.elements:
+            noise, alignment = combined({e: sharper})
+            put(e, noise + amount * v[e] ** 2, alignment)
+        noise, alignment = combined({"density": sharper})
+        put("density", noise + amount * np.sum([v[e] for e in plan.elements], axis=0) ** 2, alignment)
+        if len(plan.elements) > 1:
+            mass = {e: np.float32(atomic_mass(e)) for e in plan.elements}
+            total = np.sum([v[e] / mass[e] for e in plan.elements], axis=0)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                for e in plan.elements:
+                    share = v[e] / mass[e] / total
+                    unit = {a: np.float32(a == e) for a in plan.elements}
+                    put(f"{e}_fraction", *combined({a: (unit[a] - share) / mass[a] / total for a in plan.elements}))
+    if plan.edge is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = v["shift"] / v["level"]
+            slope = np.asarray(plan.edge.slope(ratio) / v["level"], dtype=np.float32)
+            noise, alignment = combined({"shift": slope, "level": np.asarray(-slope * ratio, np.float32)})
+        for name in ("edge_energy_relative", "edge_energy"):
+            if name in maps:
+                put(name, noise, alignment)
+        put("edge_jump", *combined({"level": np.full(ratio.shape, plan.edge_jump, np.float32)}))
+
+
+def _rounded(values: npt.NDArray[np.floating]) -> F32:
+    """Keep 10 bits of the mantissa: a standard error known to a thousandth, which takes a third of the disk."""
+    bits = np.asarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def atomic_mass(element: str) -> float:
+    """Return the molar mass of an element, g/mol."""
+    import xraydb
+
+    return float(xraydb.atomic_mass(element))
