@@ -13,6 +13,7 @@ Exit code 1 where that is not so.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -75,20 +76,38 @@ def _flagged(out: Path) -> Files:
     return found
 
 
-def wait_for(moment: str, process: subprocess.Popen[bytes], out: Path, seconds: float, patience: float) -> bool:
-    """Wait until the moment has come; False where the run ended, or it did not come within `patience`."""
+def at_work(process: subprocess.Popen[bytes], out: Path) -> bool:
+    """Whether the process has taken the output folder: the seconds it needs to start touch nothing."""
+    try:
+        return bool(json.loads((out / ".lock").read_text())["pid"] == process.pid)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def wait_for(
+    moment: str, process: subprocess.Popen[bytes], out: Path, seconds: float, patience: float, *, events: int = 1
+) -> bool:
+    """Wait until the moment has come; False where the run ended, or it did not come within `patience`.
+
+    Time counts from when the process has the folder; `events` is how often the journal is to grow.
+    """
     journal = out / "journal.jsonl"
     size = journal.stat().st_size if journal.exists() else 0
     done = len(flagged(out))
-    begun = time.monotonic()
+    begun: float | None = None
     while process.poll() is None:
-        past = time.monotonic() - begun
+        if begun is None and at_work(process, out):
+            begun = time.monotonic()
+        past = 0.0 if begun is None else time.monotonic() - begun
         if moment == "time" or past > patience:
             if past > min(seconds, patience):
                 return True
         elif moment == "journal":
-            if journal.exists() and journal.stat().st_size > size:
-                return True
+            now = journal.stat().st_size if journal.exists() else 0
+            if now > size:
+                size, events = now, events - 1
+                if events <= 0:
+                    return True
         elif moment == "slab":
             if _writing(out):
                 return True
@@ -116,7 +135,7 @@ def disturbed(
     for done in range(kills):
         moment = rng.choice(moments)
         process = start(twin, out, *options)
-        came = wait_for(moment, process, out, rng.uniform(0.2, typical), 2 * typical)
+        came = wait_for(moment, process, out, rng.uniform(0.2, typical), 2 * typical, events=rng.randint(1, 6))
         if moment == "journal" and came:
             time.sleep(rng.uniform(0, 0.004))
         process.send_signal(signal.SIGKILL)
