@@ -112,7 +112,8 @@ def take(scan: Path, images: Path) -> None:
     session.go_to(energies - 1, 30)
     dock = scene.show("Scan and flats", top="problems_label")
     dock.energies_combo.setCurrentIndex(1)
-    scene.click(dock.accept_button)
+    if dock.accept_button.isEnabled():  # a run from the command line has accepted what is good
+        scene.click(dock.accept_button)
     dock.energies_combo.setCurrentIndex(0)
     scene.click(dock.mask_box)
     scene.show("Scan and flats", top="problems_label")

@@ -159,6 +159,10 @@ def test_view_opens_the_maps_of_a_run(make_napari_viewer: Any, monkeypatch: Any,
     assert viewer.dims.axis_labels == ("y", "z", "x")
     np.testing.assert_allclose(viewer.layers["Ni"].scale, 0.1)
     assert viewer.canvas.overlays.scale_bar.visible
+    assert viewer.layers["Ni"].colorbar.visible
+    assert viewer.canvas.overlays.text.text == "Ni  |  g/cm3"
+    viewer.layers["Ni"].visible = False
+    assert viewer.canvas.overlays.text.text == ""
     table = next(
         d for d in viewer.window._qt_window.findChildren(QDockWidget) if d.windowTitle() == "Energies"
     ).widget()

@@ -671,7 +671,9 @@ def _conclude(workflow: Workflow, state: State, report: Path, until: str, second
         from .io.store import read_map_attributes
 
         whole, each = read_map_attributes(workflow.output.maps)
-        typer.echo(f"  maps:   {', '.join(each)}")
+        mapped = [name for name in each if "_sigma" not in name]
+        errors = "; their standard errors as NAME_sigma" if len(mapped) < len(each) else ""
+        typer.echo(f"  maps:   {', '.join(mapped)}{errors}")
         _list("maps that could not be made", [f"{name}: {why}" for name, why in whole["absent"].items()])
         typer.echo(f"          {workflow.output.maps}")
     typer.echo(f"  tables: {workflow.output.shifts.parent}")

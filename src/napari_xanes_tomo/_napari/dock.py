@@ -267,7 +267,8 @@ def allow(button: Any, reason: str, purpose: str) -> None:
 
 
 def _release(session: Session, user: int, *_: object) -> None:
-    session.release(user)
+    with suppress(RuntimeError):  # at the end of the program Qt may delete the session before its docks
+        session.release(user)
 
 
 def wrapped(text: str = "", *, faint: bool = False) -> QLabel:

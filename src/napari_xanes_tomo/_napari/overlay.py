@@ -87,6 +87,7 @@ class FrameOverlay:
         self._text = overlay.text = info.text(*frame_at(viewer, layer))
         if not overlay.visible:
             overlay.position = "top_left"
+            overlay.font_size = 9  # the names of files are long
             overlay.visible = True
 
     def detach(self) -> None:

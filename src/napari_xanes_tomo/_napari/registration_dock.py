@@ -42,7 +42,7 @@ class RegistrationDock(StepDock):
                 faint=True,
             )
         )
-        self.rows = table(["eV", "M", "moved y, x, z (px)", "verdict", "state"])
+        self.rows = table(["eV", "M", "moved y,x,z (px)", "verdict", "state"])
         self.rows.setToolTip("Click a row to go to its energy.")
         self.rows.cellClicked.connect(lambda row, _: self._jump(row))
         box.addWidget(self.rows)

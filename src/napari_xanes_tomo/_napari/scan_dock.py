@@ -58,7 +58,7 @@ class ScanDock(StepDock):
         self._still.watch(self.use_combo)
         row.addWidget(self.use_combo, 1)
         box.addLayout(row)
-        self.compared = table(["flats", "air, first half", "second half"])
+        self.compared = table(["flats", "air (OD), first half", "second half"])
         self.compared.setToolTip("Median residual of the air (OD) with the flats that were compared; bold: chosen.")
         box.addWidget(self.compared)
         self.air = AirPreview(self.session)

@@ -405,5 +405,11 @@ def made_with(candidate: Candidate, section: str) -> dict[str, Any]:
 
 
 def _parameters_text(parameters: Mapping[str, Any]) -> str:
-    texts = {k.replace("_", " "): f"{v:g}" if isinstance(v, float) else str(v) for k, v in parameters.items()}
-    return ", ".join(f"{k} {v}" for k, v in texts.items())
+    def text(value: Any) -> str:
+        if value is None:
+            return "automatic"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{k.replace('_', ' ')} {text(v)}" for k, v in parameters.items())

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
 from napari_xanes_tomo.model import XanesTomoError
 
 from .docks import attach_docks
-from .layers import is_maps, map_layers
+from .layers import METADATA_KEY, is_maps, map_layers
 from .overlay import attach_overlay
 from .reader import get_reader
 from .session import session_of
@@ -56,13 +56,32 @@ def open_maps(out: str | Path) -> Any:
     viewer = napari.Viewer(title=f"{out.name} - maps - XANES tomography")
     for data, options, kind in layers:
         getattr(viewer, f"add_{kind}")(data, **options)
+        viewer.layers[-1].colorbar.visible = True
     viewer.layers.selection.active = viewer.layers[-1]
     viewer.canvas.overlays.scale_bar.visible = True
+    _caption(viewer)
     viewer.dims.set_point(0, sum(viewer.dims.range[0][:2]) / 2)
     table = found.parent / "tables" / "energies.csv"
     if table.is_file():
         viewer.window.add_dock_widget(_table(table), name="Energies", area="bottom")
     return viewer
+
+
+def _caption(viewer: Any) -> None:
+    """Say over the picture which map is seen and in which unit; kept right while maps are switched on and off."""
+    overlay = viewer.canvas.overlays.text
+    overlay.position = "top_left"
+    overlay.visible = True
+
+    def write(event: Any = None) -> None:
+        shown = next((layer for layer in reversed(viewer.layers) if layer.visible), None)
+        facts = {} if shown is None else shown.metadata.get(METADATA_KEY, {})
+        parts = [facts.get("map"), facts.get("unit"), facts.get("description")]
+        overlay.text = "  |  ".join(str(p) for p in parts if p)
+
+    for layer in viewer.layers:
+        layer.events.visible.connect(write)
+    write()
 
 
 def main(path: str | Path, *, out: str | Path | None = None, block: bool = True) -> None:
