@@ -380,14 +380,16 @@ class _Search:
         unexplained = float(np.median(self.fit.unexplained))
         left_out = int(np.sum(~self.scene.usable))
         within = float(np.median(self.fit.residual) / (np.median(self.noise) * _noise_left()))
-        moved = np.sqrt(np.nanmean((found.shift - moments) ** 2, axis=0)) if np.isfinite(moments).any() else np.zeros(2)
+        moved = _moved(found.shift, moments, self.theta)
+        sigma_y, sigma_x = (float(np.sqrt(np.median(found.sigma[:, k] ** 2))) for k in (0, 1))
         scores = (
-            Score("sigma_y", float(np.sqrt(np.median(found.sigma[:, 0] ** 2))), "px", 0.1 * scale),
-            Score("sigma_x", float(np.sqrt(np.median(found.sigma[:, 1] ** 2))), "px", 0.1 * scale),
+            Score("sigma_y", sigma_y, "px", 0.1 * scale),
+            Score("sigma_x", sigma_x, "px", 0.1 * scale),
             Score("held-out residual / noise", float(np.sqrt(within)), "", 3.0),
             Score("part of the contrast not explained", unexplained, "", 0.25),
             Score("projections that stand out", left_out, "", max(1.0, 0.02 * n)),
-            Score("moved from the moments", float(np.hypot(*moved)), "px"),
+            # Two estimates with other weaknesses: where they part, at least one of them is wrong.
+            Score("moved from the moments", moved, "px", max(0.25 * scale, 5 * float(np.hypot(sigma_y, sigma_x)))),
         )
         return JitterResult(
             found.shift, found.sigma, center=center, center_sigma=center_sigma, moments=moments, method=self.method,
@@ -512,6 +514,20 @@ def _better(before: Fit, after: Fit, usable: Bool, by: float = 0.0) -> bool:
     """
     gain = np.log(np.maximum(before.residual, 1e-30) / np.maximum(after.residual, 1e-30))[usable]
     return bool(gain.mean() > max(by, 2.0 * gain.std() / np.sqrt(len(gain))))
+
+
+def _moved(shift: FloatArray, moments: FloatArray, theta_deg: FloatArray) -> float:
+    """Rms distance between two estimates (n, 2), px, without what cannot be determined; 0 where one is not there."""
+    difference = shift - moments
+    good = np.isfinite(difference).all(axis=1)
+    if not good.any():
+        return 0.0
+    t = np.deg2rad(theta_deg[good])
+    basis = np.stack([np.cos(t), np.sin(t), np.ones_like(t)], axis=1)
+    rest = difference[good]
+    rest[:, 0] -= rest[:, 0].mean()
+    rest[:, 1] -= basis[:, :2] @ np.linalg.lstsq(basis, rest[:, 1], rcond=None)[0][:2]
+    return float(np.sqrt(np.mean(np.sum(rest**2, axis=1))))
 
 
 def _centred(scene: Scene, shift: FloatArray, theta: FloatArray) -> FloatArray:
