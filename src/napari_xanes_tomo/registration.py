@@ -482,7 +482,9 @@ class _Fit:
         self.magnification *= 1 + scale
         moved = max(abs(scale) * width / 2, float(np.abs(change).max()))
         roll, sigma = float(solved.value[1]), float(np.sqrt(solved.covariance[1, 1]))
-        if abs(self.roll + roll) > max(4 * sigma, np.deg2rad(_ROLL_DEG)):
+        # The wide band is fooled by contrast: it decides about large rolls only. A roll once applied is followed.
+        least = max(4 * sigma, np.deg2rad(_ROLL_DEG if whole and extra == 1 else 20 * _ROLL_DEG))
+        if self.roll or abs(roll) > least:
             self.roll += float(np.clip(roll, -0.02, 0.02))
             moved = max(moved, abs(roll) * width / 4)
         return solved, moved
