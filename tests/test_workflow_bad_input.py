@@ -92,7 +92,7 @@ def test_every_energy_unusable(twin: Path, tmp_path: Path) -> None:
     remove(twin, [p.name for p in twin.glob("*_ref_*.xrm")])
     text = error(run(twin, tmp_path / "out"))
     assert "no energy got through" in text
-    assert "expected at least one readable flat" in text
+    assert "expected at least one usable flat" in text
     assert "flat" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
@@ -203,7 +203,7 @@ def test_energies_that_cannot_be_used_are_flagged_and_the_others_go_on(
     for said in (
         "6534 eV: expected readable projections, got none",
         "6558 eV: stack: expected at least 8 usable projections, got 5",
-        "7704 eV: expected at least one readable flat, got none",
+        "7704 eV: expected at least one usable flat, got none",
     ):
         assert said in result.stdout
     assert len(read_shifts(out / "tables" / "shifts.csv")) == 8 * 18
@@ -213,7 +213,7 @@ def test_energies_that_cannot_be_used_are_flagged_and_the_others_go_on(
     assert rows[8570.0].reference
     whole, each = read_map_attributes(out / "maps.ome.zarr")
     assert "Ni" in each
-    assert set(whole["absent"]) == {"Mn", "Co"}
+    assert set(whole["absent"]) == {"Mn", "Co", "edge_energy"}
     assert "6534, 6558, 7704 eV" in whole["absent"]["Mn"]
     assert "Mn: without 6534" in result.stdout
     report = (out / "report.html").read_text(encoding="utf-8")
