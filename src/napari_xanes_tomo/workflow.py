@@ -701,7 +701,6 @@ class Workflow:
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
         plan, items, pixel_nm = self.map_plan(state)
         p = self.recipe.maps
-        progress("voxel size", 0, 1)
         choices = voxel_choices(items, plan, pixel_nm, p, rows=_TABLE_ROWS)
         px = choose_voxel(choices, p)
         voxel_nm = px * pixel_nm
