@@ -483,7 +483,7 @@ def test_real_ssrl_frames(tmp_path, by):
         path = next(folder.glob("*_XANES.txt"))
     elif by == "names":
         for file in folder.glob("*.xrm"):
-            (tmp_path / file.name).symlink_to(file)
+            shutil.copy(file, tmp_path / file.name)
         path = tmp_path
     series = open_series(path)
     assert tuple(series.energies_ev) == (8324, 8354)
@@ -539,3 +539,58 @@ def test_real_header_speaks_for_aps_and_stack():
     assert len(series.scans[0]) == 7
     assert series.scans[0].theta_deg[-1] == pytest.approx(44.986, abs=1e-3)
     assert read_header(real("other/txrm_test_chip_tomo.txrm")).n_images == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "theta"),
+    [
+        ("moveto t -90.00", -90.0),
+        ("moveto t -90.00 ; first angle", -90.0),
+        ("moveto t -90.00;first angle", -90.0),
+        ("MOVETO\tT\t-90.00", -90.0),
+        ("  moveto   t   -90.00  ", -90.0),
+        ("moveto t", np.nan),
+    ],
+)
+def test_white_space_and_comments_in_a_script(line, theta):
+    text = f"sete\t8570.00 ;; eV\nsetexp 0.5;s\nsetbinning\t2\n{line}\ncollect\ta.xrm ; the frame\n"
+    (block,) = parse_script(text)
+    (frame,) = block.frames
+    assert block.energy_ev == 8570
+    assert frame.name == "a.xrm"
+    assert (frame.exposure_s, frame.binning) == (0.5, 2)
+    np.testing.assert_equal(frame.theta_deg, theta)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path, verify):
+    inside, outside = tmp_path / "scan", tmp_path / "elsewhere"
+    inside.mkdir()
+    outside.mkdir()
+    write_scan(inside)
+    series = open_series(inside)
+    moved, kept = series.scans[1].names[3], series.scans[1].names[4]
+    (inside / moved).rename(outside / moved)
+    (inside / moved).symlink_to(outside / moved)
+    (inside / kept).rename(inside / "frame.bin")
+    (inside / kept).symlink_to("frame.bin")  # a link that stays inside is as good as the file
+    series = open_series(inside, verify=verify)
+    assert series.scans[1].status[3] == "unreadable:link-out"
+    assert series.scans[1].status[4] == "ok"
+    assert sum(s == "ok" for s in series.scans[1].status) == ANGLES - 1
+    (problem,) = [p for p in series.problems if p.code == "link-out"]
+    assert problem.file == moved
+    assert "not followed" in problem.message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this platform")
+def test_pipes_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "notes.txt")
+    assert not is_scan_folder(tmp_path)
+    assert not is_scan_script(tmp_path / "notes.txt")
+    with pytest.raises(XanesTomoError, match="pipe"):
+        open_series(tmp_path / "notes.txt")
+    os.mkfifo(tmp_path / "rep01_00000_a_0000.00_Degree_08570.00_eV_001of001.xrm")
+    with pytest.raises(XrmError, match="pipe") as found:
+        read_header(tmp_path / "rep01_00000_a_0000.00_Degree_08570.00_eV_001of001.xrm")
+    assert found.value.reason == "unreadable"

@@ -124,9 +124,16 @@ def _short(name: str) -> str:
 # ---------------------------------------------------------------------------------------------- the script
 
 
+def _word(text: str) -> tuple[str, str]:
+    """First word of a text, and what follows it."""
+    first, *rest = text.split(None, 1) or [""]
+    return first, rest[0].strip() if rest else ""
+
+
 def _number(text: str) -> float:
+    """First number of a text, a comment behind it left out; NaN where there is none."""
     try:
-        value = float(text[:40])
+        value = float(_word(text.partition(";")[0])[0][:40])
     except ValueError:
         return NAN
     return value if np.isfinite(value) else NAN
@@ -155,7 +162,7 @@ def parse_script(text: str) -> list[ScriptBlock]:
             frames.clear()
 
     for line in text.splitlines():
-        verb, _, rest = line.strip().partition(" ")
+        verb, rest = _word(line)
         verb = verb.lower()
         if verb == "collect":
             name = rest.partition(";")[0].strip().strip("\"'")
@@ -178,7 +185,7 @@ def parse_script(text: str) -> list[ScriptBlock]:
             at_first = at_first if frames else zone_plate
             frames.append(ScriptFrame(name, kind, theta, exposure, binning))
         elif verb == "moveto":
-            axis, _, value = rest.strip().partition(" ")
+            axis, value = _word(rest)
             axis = axis.lower()
             if axis in ("t", "theta"):
                 theta = _number(value)
@@ -212,6 +219,8 @@ _VERBS = re.compile(r"^\s*(?:collect\s+\S|sete\s+\d|setexp\s+[\d.]|setbinning\s+
 def is_scan_script(path: str | os.PathLike[str]) -> bool:
     """Whether a file looks like a scan script, judged by its first 4 kB; never raises."""
     try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            return False
         with Path(path).open("rb") as file:
             raw = file.read(_SNIFF)
     except (OSError, ValueError):
@@ -285,6 +294,10 @@ class _Folder:
                 for entry in entries:
                     if entry.name.lower().endswith(_SUFFIXES):
                         self.files[entry.name] = entry.path
+                        if entry.is_symlink() and _leads_out(entry.path, path):
+                            self.headers[entry.path] = XrmError(
+                                f"{entry.name}: {_WHY['link-out']}", "link-out", entry.name
+                            )
                     elif _is_text(entry.name):
                         self.texts.append(entry.path)
         except OSError as error:
@@ -314,6 +327,12 @@ class _Folder:
             if len(self.headers) % 500 == 0:
                 self.progress("reading headers", len(self.headers), max(len(self.files), len(self.headers)))
         return found
+
+
+def _leads_out(link: str, folder: Path) -> bool:
+    """Whether a link leads to a place outside the folder."""
+    target, root = os.path.realpath(link), os.path.realpath(folder)
+    return not target.startswith(root.rstrip(os.sep) + os.sep)
 
 
 def _acquired_as(header: XrmHeader | XrmError) -> str:
@@ -391,6 +410,8 @@ def open_series(
         is_folder = exists = False
     if not exists:
         raise XanesTomoError(f"{_short(str(path))}: expected a scan script, a folder or an .xrm file, got no such path")
+    if not is_folder and not path.is_file():
+        raise XanesTomoError(f"{_short(path.name)}: expected a file or a folder, got a pipe or device")
     if script is not None:
         script = Path(script)
         return _open_script(script, _Folder(path if is_folder else path.parent, progress), params, verify)
@@ -558,6 +579,7 @@ _WHY = {
     "other-size": "has another frame size than the others",
     "unreadable": "cannot be opened",
     "mosaic": "holds unstitched mosaic tiles",
+    "link-out": "is a link that leads out of the folder and is not followed; put the file itself there",
     "overwritten": "was overwritten by a later frame of the same name",
     "no-energy": "tells no energy",
 }
@@ -586,6 +608,10 @@ def _finish(
                 _take(frame, folder.header(frame.path))
     else:
         _take_one(present, folder)
+        for frame in present:
+            known = folder.headers.get(frame.path)
+            if isinstance(known, XrmError) and known.reason == "link-out" and frame.status == "ok":
+                frame.status = "unreadable:link-out"
     _judge_sizes(present)
 
     for block in blocks:

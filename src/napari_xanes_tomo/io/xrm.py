@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import re
+import stat
 import struct
 import time
 from calendar import timegm
@@ -44,7 +45,7 @@ class XrmError(XanesTomoError):
     ----------
     reason : str
         One word: ``missing``, ``unreadable``, ``empty``, ``lfs-pointer``, ``not-xrm``, ``corrupt``,
-        ``truncated``, ``no-image``, ``mosaic`` or ``other-size``.
+        ``truncated``, ``no-image``, ``mosaic``, ``other-size`` or ``link-out``.
     file : str
         Name of the file.
     header : XrmHeader or None
@@ -319,8 +320,14 @@ def _header(layout: Layout, buffers: Sequence[bytes], path: str) -> XrmHeader:
 
 
 def _open(path: str) -> int:
+    # Not blocking: a pipe or device that bears the name of a frame is refused, not waited for.
+    extra = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
     try:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(path, os.O_RDONLY | extra)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        reason, text = "unreadable", "expected a file, got a folder, pipe or device"
     except FileNotFoundError:
         reason, text = "missing", "the file is not there"
     except (OSError, ValueError) as error:
