@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from napari_xanes_tomo import open_series
 from napari_xanes_tomo.absorbance import Normalised, normalise
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
+from napari_xanes_tomo.joint import ranking
 from napari_xanes_tomo.model import Alignment, Cancelled, EnergyScan, XanesTomoError
 from napari_xanes_tomo.phantom import PRESETS
 from napari_xanes_tomo.recipe import AbsorbanceParameters, RegistrationParameters
@@ -21,6 +22,7 @@ from napari_xanes_tomo.registration import (
     reference_energy,
     register,
 )
+from napari_xanes_tomo.resample import place
 
 SIX = (6534.0, 6558.0, 7704.0, 7728.0, 8178.0, 8570.0)
 THETA = np.arange(-90.0, 90.0, 6.0)
@@ -166,6 +168,82 @@ def test_scale_and_translation_are_found(
     assert 0 < found.magnification_sigma < 2e-3
     assert np.all((found.translation_sigma > 0) & (found.translation_sigma < 0.1))
     assert np.isfinite(found.residual).all()
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.05, 0.3, -1.0])
+def test_roll_is_found_and_applied(roll: float) -> None:
+    n = len(THETA)
+    still = balls(THETA, Alignment.identity(n))
+    nothing = np.zeros((n, 2))
+    recorded = place(still, Alignment(nothing, nothing, 1.0, -roll))  # placed with +roll it is still again
+    reference = make_template(still, THETA, Alignment.identity(n))
+    own = Alignment(nothing, np.full((n, 2), 0.01))
+    sharp = RegistrationParameters(blur_px=0)
+    found = register(recorded, THETA, own, reference, magnification=1.0, parameters=sharp)
+    assert found.roll_deg == pytest.approx(roll, abs=0.02)
+    assert found.alignment.roll_deg == (pytest.approx(roll, abs=0.02) if roll else 0.0)
+    np.testing.assert_allclose(found.translation, 0, atol=0.02)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3])
+def test_an_offset_of_the_angles_is_found(angle: float) -> None:
+    theta = np.arange(-90.0, 90.0, 2.0)
+    n = len(theta)
+    still = Alignment.identity(n)
+    own = Alignment(np.zeros((n, 2)), np.full((n, 2), 0.01))
+    reference = make_template(balls(theta, still), theta, still)
+    sharp = RegistrationParameters(blur_px=0)
+    found = register(balls(theta + angle, still), theta, own, reference, magnification=1.0, parameters=sharp)
+    assert found.angle_deg == pytest.approx(angle, abs=0.05)
+    assert found.quality.verdict == ("check" if angle else "good")
+
+
+def test_displaced_projections_show_in_the_residual(template: Template) -> None:
+    n = len(THETA)
+    jitter = motion(n, 1)
+    recorded = balls(THETA, Alignment(jitter, np.zeros((n, 2)), 1.1))
+    wrong = jitter.copy()
+    wrong[11] += (0.6, -0.8)  # the alignment, not the object: the content lies at the other side of where it is sought
+    own = Alignment(wrong, np.full((n, 2), 0.01))
+    sharp = RegistrationParameters(blur_px=0)
+    found = register(recorded, THETA, own, template, magnification=1.1, parameters=sharp)
+    np.testing.assert_allclose(found.residual_shift[11], (-0.6, 0.8), atol=0.15)
+    assert ranking([found.residual_shift], [found.residual_sigma])[0][:2] == (0, 11)
+
+
+def test_a_second_template_gives_the_same_place(template: Template) -> None:
+    n = len(THETA)
+    jitter = motion(n, 4)
+    other = make_template(balls(THETA, Alignment.identity(n)), THETA, Alignment.identity(n))
+    recorded = balls(THETA, Alignment(jitter, np.zeros((n, 2)), 1.05), (0.5, 1.0, -1.0))
+    sharp = RegistrationParameters(blur_px=0)
+    own = Alignment(jitter, np.full((n, 2), 0.01))
+    found = register(recorded, THETA, own, template, magnification=1.05, second=other, parameters=sharp)
+    assert found.second is not None
+    assert found.second_sigma is not None
+    np.testing.assert_allclose(found.second[2:5], found.place[2:5], atol=0.05)
+    assert found.second[0] == pytest.approx(found.place[0], abs=2e-3)
+
+
+def test_blocks_of_a_rigid_object_stay_where_they_are(template: Template) -> None:
+    n = len(THETA)
+    jitter = motion(n, 4)
+    own = Alignment(jitter, np.full((n, 2), 0.01))
+    sharp = RegistrationParameters(blur_px=0)
+    still = register(balls(THETA, own), THETA, own, template, magnification=1.0, parameters=sharp)
+    seen = np.isfinite(still.block_shift)
+    assert seen.any()
+    assert np.sqrt(np.mean(still.block_shift[seen] ** 2)) < 0.1
+    # An object that was squeezed along the axis is no rigid one.
+    squeezed = balls(THETA, own)
+    h = SHAPE[0]
+    y = np.arange(h) - (h - 1) / 2
+    for i in range(n):
+        for x in range(SHAPE[1]):
+            squeezed[i, :, x] = np.interp(y * 1.06, y, squeezed[i, :, x])
+    bent = register(squeezed, THETA, own, template, magnification=1.0, parameters=sharp)
+    moved = bent.block_shift[np.isfinite(bent.block_shift)]
+    assert np.sqrt(np.mean(moved**2)) > 2 * np.sqrt(np.mean(still.block_shift[seen] ** 2))
 
 
 def test_mass_follows_the_attenuation(template: Template) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from .edges import bracketed_elements, edge_energy_ev
+from .graph import contrast_islands, island_hubs
 from .io.store import Event, Journal
 from .model import Quality, Score, XanesTomoError
 from .recipe import Recipe, parameter_key
@@ -318,11 +320,15 @@ class State:
         Number of the reference energy.
     manual : Manual
         Decisions of the user.
+    hubs : dict of int to int
+        The second energy that an energy is compared with, see `graph.island_hubs`. It is evidence only: what was
+        found of an energy does not become stale when its hub changes.
     """
 
     units: Mapping[Unit, UnitState]
     reference: int | None
     manual: Manual = field(default_factory=Manual)
+    hubs: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def excluded(self) -> Mapping[int, Mapping[int, str]]:
@@ -438,10 +444,12 @@ def resolve(
         return units[(name, e)].status == "failed" or any(hopeless(u, e) for u in step(name).upstream)
 
     reference: int | None = None
+    hubs: dict[int, int] = {}
     for s in STEPS:
         if s.needs_reference:
             ready = [e for e in range(n) if upstream(s, e) is not None]
             reference = _reference(recipe, energies_ev, ready)
+            hubs = _hubs(energies_ev, ready, reference)
         if s.per_energy:
             for e in range(n):
                 keys = upstream(s, e)
@@ -463,7 +471,21 @@ def resolve(
             )
             boxes = [list(b) for b in manual.boxes]
             settle(s, None, parameter_key(present, *([boxes] if boxes else [])) if present and not open_ones else "")
-    return State(units, reference, manual)
+    return State(units, reference, manual, hubs)
+
+
+def _hubs(energies_ev: Sequence[float], ready: Sequence[int], reference: int | None) -> dict[int, int]:
+    """Choose the second energy each one is compared with, among those that got that far."""
+    if reference is None:
+        return {}
+    islands = _islands(tuple(energies_ev))
+    chosen = island_hubs([islands[e] for e in ready], [energies_ev[e] for e in ready], list(ready).index(reference))
+    return {ready[k]: ready[h] for k, h in chosen.items()}
+
+
+@lru_cache(maxsize=16)
+def _islands(energies_ev: tuple[float, ...]) -> tuple[int, ...]:
+    return contrast_islands(energies_ev)
 
 
 def _reference(recipe: Recipe, energies_ev: Sequence[float], ready: Sequence[int]) -> int | None:

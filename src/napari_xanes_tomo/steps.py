@@ -17,6 +17,7 @@ from .counts import bin_frames
 from .detector import Detector, stray_law
 from .flats import Beam, exposures
 from .jitter import FEWEST_ANGLES, find_jitter
+from .joint import Joint, Measured
 from .model import Alignment, Cancelled, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .qc import check_projections
 from .recipe import Recipe
@@ -509,6 +510,46 @@ def alignment_of(result: StepResult, scan: EnergyScan) -> Alignment:
     )
 
 
+def measured_of(result: StepResult) -> Measured | None:
+    """Return what a registration measured, None for the reference's."""
+    numbers = result.numbers
+    if numbers.get("place") is None:
+        return None
+
+    def array(name: str) -> FloatArray | None:
+        return None if numbers.get(name) is None else np.array([np.nan if v is None else v for v in numbers[name]])
+
+    place, sigma = array("place"), array("place_sigma")
+    assert place is not None
+    assert sigma is not None
+    hub = numbers.get("hub")
+    return Measured(
+        place, sigma, array("second"), array("second_sigma"), None if hub is None else int(hub), array("hub_place")
+    )
+
+
+def settled(result: StepResult, joint: Joint, energy: int, *, fixed: bool = False) -> StepResult:
+    """Return a registration with the errors that the comparisons of all energies give it.
+
+    The place stays where the reference put it: another energy's trouble moves nothing here. A scale that was set by
+    hand (`fixed`) has no error.
+    """
+    if result.numbers.get("place") is None or not np.isfinite(joint.sigma[energy]).all():
+        return result
+    own = np.array([0.0 if v is None else v for v in result.numbers["place_sigma"]], dtype=float)
+    # Where the place lies away from the joint solution, that is an error as well.
+    sigma = np.sqrt(np.maximum(joint.sigma[energy], own) ** 2 + joint.change[energy] ** 2)
+    m = float(result.numbers["magnification"])
+    numbers = {
+        **result.numbers,
+        "magnification_sigma": 0.0 if fixed else float(sigma[0]) * m,
+        "translation_sigma": [float(v) for v in sigma[2:5]],
+        "cross_sigma": [float(v) for v in joint.cross_sigma[energy]],
+        "misfit": float(joint.misfit[energy]),
+    }
+    return replace(result, numbers=numbers)
+
+
 def run_registration(
     scan: EnergyScan,
     recipe: Recipe,
@@ -520,13 +561,15 @@ def run_registration(
     reference: bool,
     fixed: bool = False,
     second: Template | None = None,
+    hub: int | None = None,
+    hub_place: Sequence[float] | None = None,
     progress: Progress = no_progress,
 ) -> StepResult:
     """Register one energy: ``shift``, ``sigma`` (n, 2) raw px and ``residual`` (n,), with M and the translation.
 
     ``residual_shift``, ``residual_sigma`` (n, 2) raw px are what each projection by itself is displaced by beyond that;
     ``block_shift``, ``block_sigma`` (4, 4, 2) what parts of the object are. The numbers ``second`` are the place
-    against another energy's template, see `registration.RegistrationResult`. The reference itself is not moved.
+    against the template of another energy, number `hub`, see `joint.Measured`. The reference itself is not moved.
     """
     n = len(scan)
     whole = alignment_of(jitter, scan)
@@ -582,6 +625,8 @@ def run_registration(
         "place_sigma": [float(v) for v in found.place_sigma],
         "second": None if found.second is None else [float(v) for v in found.second],
         "second_sigma": None if found.second_sigma is None else [float(v) for v in found.second_sigma],
+        "hub": None if found.second is None else hub,
+        "hub_place": None if found.second is None or hub_place is None else [float(v) for v in hub_place],
         "roll_measured_deg": found.roll_deg,
         "roll_sigma_deg": found.roll_sigma_deg,
         "angle_deg": found.angle_deg,

@@ -39,6 +39,7 @@ from .io.store import (
     write_quality,
     write_shifts,
 )
+from .joint import Joint, join
 from .maps import (
     AlignedEnergy,
     MapPlan,
@@ -55,6 +56,7 @@ from .maps import (
 from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
 from .recipe import MapsParameters, Recipe, check_flats, parameter_key
 from .registration import Template, make_template, reference_energy
+from .scale import ScaleReport, magnification_laws, scale_report
 from .state import (
     THRESHOLDS,
     Box,
@@ -76,10 +78,12 @@ from .steps import (
     StepResult,
     alignment_of,
     beam_of,
+    measured_of,
     renormalise,
     run_flats,
     run_jitter,
     run_registration,
+    settled,
     step,
 )
 
@@ -181,6 +185,8 @@ class Workflow:
             log.warning(message)
         self._data: tuple[str, Normalised] | None = None
         self._template: tuple[str, Template] | None = None
+        self._hub: tuple[str, Template | None, list[float] | None] | None = None
+        self._joint: tuple[tuple[int, Recipe], Joint] | None = None
 
     def _note_scan(self, names: Sequence[str], stamps: npt.NDArray[np.int64]) -> None:
         """Write down what was odd about the measurement and which files it had: for the report, and for later."""
@@ -242,9 +248,92 @@ class Workflow:
         for name in ("registration", "jitter"):
             candidate = state[(name, energy)].candidate
             if candidate is not None and state[(name, energy)].status != "stale":
-                found = self._jitter(state, energy) if name == "jitter" else self.result(candidate)
+                found = self._jitter(state, energy) if name == "jitter" else self.registered(energy)
                 return alignment_of(found, self.scan(energy))
         return None
+
+    def joint(self) -> Joint | None:
+        """Return the joint solution of everything registered so far, None before the reference is known."""
+        state = self.state
+        if state.reference is None:
+            return None
+        key = (len(self.journal), self.recipe)
+        if self._joint is None or self._joint[0] != key:
+            measured = {}
+            for e in range(len(self.series.scans)):
+                unit = state[("registration", e)]
+                if unit.candidate is not None and unit.status not in ("stale", "failed"):
+                    found = measured_of(self.result(unit.candidate))
+                    if found is not None:
+                        measured[e] = found
+            width = float(self.series.frame_shape[1])
+            solved = join(measured, self.series.energies_ev, state.reference, width_px=width)
+            self._joint = (key, solved)
+        return self._joint[1]
+
+    def registered(self, energy: int) -> StepResult:
+        """Return the registration that counts for an energy, with the errors that all comparisons together give it.
+
+        Raises
+        ------
+        XanesTomoError
+            There is none yet.
+        """
+        state = self.state
+        candidate = state[("registration", energy)].candidate
+        if candidate is None:
+            raise XanesTomoError(f"{self.series.scans[energy].energy_ev:g} eV: it was not registered yet")
+        found, solved = self.result(candidate), self.joint()
+        if solved is None or state[("registration", energy)].status == "stale":
+            return found
+        fixed = state.manual.magnifications.get(energy) is not None
+        return settled(found, solved, energy, fixed=fixed)
+
+    def registration_flags(self) -> dict[int, list[str]]:
+        """Return what stands out about the registered energies, in words, by the number of the energy."""
+        out: dict[int, list[str]] = {}
+        solved, report = self.joint(), self.scale_report()
+        if solved is None or report is None:
+            return out
+        energies = self.series.energies_ev
+        for e in range(len(energies)):
+            words = [
+                n.partition(" eV: ")[2] for n in (*solved.notes, *report.notes) if n.startswith(f"{energies[e]:g} eV")
+            ]
+            candidate = self.state[("registration", e)].candidate
+            if candidate is not None and self.state[("registration", e)].status not in ("stale", "failed"):
+                words += [f"{s.name}: {s.value:.3g} {s.unit}".strip() for s in candidate.quality.scores if not s.passed]
+            if words:
+                out[e] = words
+        return out
+
+    def scale_report(self) -> ScaleReport | None:
+        """Return the measured scales beside the laws, None before anything is registered."""
+        state, scans = self.state, self.series.scans
+        if state.reference is None:
+            return None
+        n = len(scans)
+        m, sigma, width, mass = (np.full(n, np.nan) for _ in range(4))
+        for e in range(n):
+            unit = state[("registration", e)]
+            if unit.candidate is None or unit.status in ("stale", "failed"):
+                continue
+            numbers = self.registered(e).numbers
+            m[e], sigma[e] = float(numbers["magnification"]), float(numbers["magnification_sigma"])
+            width[e], mass[e] = float(numbers.get("width") or np.nan), float(numbers["mass"])
+        if np.isfinite(m).sum() < 2:
+            return None
+        time = np.array([np.nanmin(s.time_s) if np.isfinite(s.time_s).any() else np.nan for s in scans])
+        laws = magnification_laws(
+            self.series.energies_ev,
+            state.reference,
+            pixel_nm=[s.pixel_size_nm for s in scans],
+            header_nm=[s.header_pixel_size_nm for s in scans],
+            zone_plate_um=[s.zone_plate_um for s in scans],
+        )
+        return scale_report(
+            self.series.energies_ev, m, sigma, state.reference, laws=laws, time=time, width=width, mass=mass
+        )
 
     def displacements(self, energy: int) -> StepResult:
         """Return the jitter that counts for an energy, with what was nudged and set by hand.
@@ -447,10 +536,17 @@ class Workflow:
             state = self.state
             if state.reference is None:
                 raise XanesTomoError(self._no_reference(state))
-            order = [state.reference, *(e for e in energies if e != state.reference)]
+            # Energies that share their second template come one after the other: it is made once.
+            hubs = state.hubs
+            order = [
+                state.reference,
+                *sorted((e for e in energies if e != state.reference), key=lambda e: (hubs.get(e, -1), e)),
+            ]
             for k, e in enumerate(order):
                 self.run_unit("registration", e, progress=_within(progress, "registration", k, len(order)))
                 self._judge("registration", e, judged)
+            for e, words in self.registration_flags().items():
+                log.warning("%g eV: %s", self.series.energies_ev[e], "; ".join(words))
             self._stop_at("registration", stopping)
         self.write_tables()
         if last >= 3:
@@ -579,8 +675,9 @@ class Workflow:
         size = [self.series.scans[i].pixel_size_nm for i in (reference, energy)]
         guess = size[0] / size[1] if size[1] > 0 else 1.0
         fixed = state.manual.magnifications.get(energy)
-        if energy == reference:
-            data = self._normalised(energy, state, flats)
+        hub = state.hubs.get(energy) if energy != reference else None
+        second, hub_place = (None, None) if hub is None else self._hub_template(hub, reference, state)
+        data = self._normalised(energy, state, flats)  # the templates may have taken its place
         return run_registration(
             scan,
             self.recipe,
@@ -590,8 +687,43 @@ class Workflow:
             magnification=guess if fixed is None else fixed,
             fixed=fixed is not None,
             reference=energy == reference,
+            second=second,
+            hub=hub,
+            hub_place=hub_place,
             progress=progress,
         )
+
+    def _hub_template(self, hub: int, reference: int, state: State) -> tuple[Template | None, list[float] | None]:
+        """Return another energy as a template on the common grid, and where it was taken to lie; the last is kept."""
+        parts = [state[("jitter", i)].candidate for i in (hub, reference)]
+        keys = [None if c is None else c.key for c in parts]
+        by_hand = [state.manual.jitter_part(i) for i in (hub, reference)]
+        key = parameter_key(keys, by_hand, self.recipe.registration, state.manual.magnifications.get(hub))
+        if self._hub is None or self._hub[0] != key:
+            jitter, scan = self._jitter(state, hub), self.scan(hub)
+            data = self._normalised(hub, state, self._chosen(state, "flats", hub))
+            size = [self.series.scans[i].pixel_size_nm for i in (reference, hub)]
+            fixed = state.manual.magnifications.get(hub)
+            guess = size[0] / size[1] if size[1] > 0 else 1.0
+            template = self._reference_template(reference, state)
+            try:
+                found = run_registration(
+                    scan, self.recipe, jitter, data, template, magnification=guess if fixed is None else fixed,
+                    fixed=fixed is not None, reference=False,
+                )  # fmt: skip
+            except XanesTomoError:
+                self._hub = (key, None, None)  # it says so itself when its turn comes
+                return None, None
+            self._hub = (key, self._template_of(hub, found, data), list(found.numbers["place"]))
+        return self._hub[1], self._hub[2]
+
+    def _template_of(self, energy: int, found: StepResult, data: Normalised) -> Template:
+        whole = alignment_of(found, self.scan(energy))
+        known = np.isfinite(whole.shift[data.index]).all(axis=1)
+        index = data.index[known]
+        theta = np.asarray(self.series.scans[energy].theta_deg, dtype=float)[index]
+        part = replace(whole, shift=whole.shift[index], sigma=whole.sigma[index], status=())
+        return make_template(data.data[known], theta, part, bin=data.bin, frame_shape=data.frame_shape)
 
     def _chosen(self, state: State, name: str, energy: int) -> StepResult:
         candidate = state[(name, energy)].candidate
@@ -641,12 +773,7 @@ class Workflow:
         key = parameter_key(candidate.key, state.manual.jitter_part(reference))
         if self._template is None or self._template[0] != key:
             data = self._normalised(reference, state, self._chosen(state, "flats", reference))
-            whole = alignment_of(self._jitter(state, reference), self.scan(reference))
-            known = np.isfinite(whole.shift[data.index]).all(axis=1)
-            index = data.index[known]
-            theta = np.asarray(self.series.scans[reference].theta_deg, dtype=float)[index]
-            part = replace(whole, shift=whole.shift[index], sigma=whole.sigma[index], status=())
-            made = make_template(data.data[known], theta, part, bin=data.bin, frame_shape=data.frame_shape)
+            made = self._template_of(reference, self._jitter(state, reference), data)
             self._template = (key, made)
         return self._template[1]
 
@@ -667,7 +794,7 @@ class Workflow:
             unit = state[("registration", e)]
             if unit.candidate is None or unit.status in ("stale", "failed"):
                 continue
-            found = self.result(unit.candidate)
+            found = self.registered(e)
             scan = self.scan(e)
             flats = self._chosen(state, "flats", e)
             air = np.nan_to_num(flats.arrays["air"])
@@ -786,7 +913,7 @@ class Workflow:
                 if unit.status == "failed":
                     status = f"excluded:{unit.reason}"
                 elif unit.candidate is not None and unit.status != "stale" and name != "flats":
-                    found = self._jitter(state, e) if name == "jitter" else self.result(unit.candidate)
+                    found = self._jitter(state, e) if name == "jitter" else self.registered(e)
             if found is None and status == "ok":
                 status = "excluded:not aligned"
             alignment = None if found is None else alignment_of(found, scan)
@@ -864,7 +991,8 @@ def scan_source(journal: Journal) -> str | None:
 
 
 _KEPT_AS = {
-    "shift": np.float32, "moments": np.float32, "variance": np.float32,
+    "shift": np.float32, "moments": np.float32, "variance": np.float32, "residual_shift": np.float32,
+    "residual_sigma": np.float16, "block_shift": np.float32, "block_sigma": np.float16,
     "sigma": np.float16, "residual": np.float16, "air_residual": np.float16,
 }  # fmt: skip
 
@@ -1040,7 +1168,8 @@ def _energy_row(
             scan.energy_ev, center_px=center, center_sigma_px=sigma, pixel_size_nm=pixel, reference=reference,
             status=status,
         )  # fmt: skip
-    ty, tx, tz = (float(v) * raw for v in found.numbers["translation_sigma"])
+    scale = alignment.magnification * raw
+    ty, tx, tz = (float(v) * scale for v in found.numbers["translation_sigma"])
     return EnergyRow(
         scan.energy_ev, alignment.magnification, float(found.numbers["magnification_sigma"]), alignment.roll_deg,
         center, sigma, ty, tx, tz, pixel, reference, status,
