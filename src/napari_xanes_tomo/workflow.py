@@ -292,20 +292,20 @@ class Workflow:
     def registration_flags(self) -> dict[int, list[str]]:
         """Return what stands out about the registered energies, in words, by the number of the energy."""
         out: dict[int, list[str]] = {}
-        solved, report = self.joint(), self.scale_report()
-        if solved is None or report is None:
-            return out
-        energies = self.series.energies_ev
+        energies, notes = self.series.energies_ev, self._registration_notes()
         for e in range(len(energies)):
-            words = [
-                n.partition(" eV: ")[2] for n in (*solved.notes, *report.notes) if n.startswith(f"{energies[e]:g} eV")
-            ]
+            words = [n.partition(" eV: ")[2] for n in notes if n.startswith(f"{energies[e]:g} eV: ")]
             candidate = self.state[("registration", e)].candidate
             if candidate is not None and self.state[("registration", e)].status not in ("stale", "failed"):
                 words += [f"{s.name}: {s.value:.3g} {s.unit}".strip() for s in candidate.quality.scores if not s.passed]
             if words:
                 out[e] = words
         return out
+
+    def _registration_notes(self) -> tuple[str, ...]:
+        """Return what all energies together say about single ones and about the scan, in words."""
+        solved, report = self.joint(), self.scale_report()
+        return () if solved is None or report is None else (*solved.notes, *report.notes)
 
     def scale_report(self) -> ScaleReport | None:
         """Return the measured scales beside the laws, None before anything is registered."""
@@ -545,8 +545,8 @@ class Workflow:
             for k, e in enumerate(order):
                 self.run_unit("registration", e, progress=_within(progress, "registration", k, len(order)))
                 self._judge("registration", e, judged)
-            for e, words in self.registration_flags().items():
-                log.warning("%g eV: %s", self.series.energies_ev[e], "; ".join(words))
+            for note in self._registration_notes():
+                log.warning(note)
             self._stop_at("registration", stopping)
         self.write_tables()
         if last >= 3:
