@@ -92,8 +92,8 @@ class Joint:
 def cross_contrast_sigma(width_px: float) -> FloatArray:
     """Return (6,) standard deviations of what a difference of contrast does to a comparison, see `PARAMETERS`.
 
-    Measured on digital twins with a tenth of composition gradient (``benchmarks/registration.py``), in the band of fine
-    structures; they grow with the pixels of the frame, `width_px` raw columns.
+    As found on digital twins with a tenth of composition gradient, in the band of fine structures; they grow with the
+    pixels of the frame, `width_px` raw columns.
     """
     unit = width_px / 256
     return np.array([4e-5, 5e-5, 0.0025 * unit, 0.0045 * unit, 0.0045 * unit, 1.5e-4])
