@@ -197,6 +197,7 @@ class MapStore:
             for name, values in data.items():
                 array = zarr.open_array(self.partial / name / "0", mode="r+")
                 array[y0:y1] = np.asarray(values, dtype=np.float32)
+            for name in data:  # after all are written: the disk is waited for once, not once a map
                 _sync(self.partial / name / "0" / "c" / str(y0 // self.slab_rows))
             self._flag(f"{y0}-{y1}")
 
