@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_xanes_tomo.projector import FILTERS, Projector, _fast_length, _fft, _plan, filter_response
+from napari_xanes_tomo.projector import FILTERS, Projector, filter_response
+from napari_xanes_tomo.projector.fft import fast_length, fft, plan
 
 F64 = npt.NDArray[np.float64]
 
@@ -62,14 +63,14 @@ def test_fft_matches_numpy(n: int) -> None:
     z = rng.standard_normal((n, 8)) + 1j * rng.standard_normal((n, 8))
     x = np.concatenate([z.real, z.imag], axis=1).astype(np.float32).ravel()
     y = np.empty_like(x)
-    result = (y if _fft(x, y, n, *_plan(n)) else x).reshape(n, 16)
+    result = (y if fft(x, y, n, *plan(n)) else x).reshape(n, 16)
     expected = np.fft.fft(z, axis=0)
     assert np.abs(result[:, :8] + 1j * result[:, 8:] - expected).max() < 5e-7 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("n", "expected"), [(2, 8), (9, 10), (81, 90), (1025, 1080), (2048, 2048)])
 def test_fast_length(n: int, expected: int) -> None:
-    assert _fast_length(n) == expected
+    assert fast_length(n) == expected
 
 
 @pytest.mark.parametrize(
