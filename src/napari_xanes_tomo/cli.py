@@ -1,4 +1,4 @@
-"""The command line: ``xanes-tomo inspect | demo | test | recipe | run | report | view``.
+"""The command line: ``xanes-tomo inspect | demo | test | recipe | run | report | export | view``.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by a threshold, 130 stopped by Ctrl-C. An error is one line on
 stderr. What is heavy to import (numba, zarr, napari) is imported inside the command that needs it.
@@ -121,6 +121,7 @@ _DOING = {
     "registration": "energy registration",
     "maps": "elemental maps",
     "twin": "digital twin",
+    "export": "export",
 }
 
 
@@ -694,7 +695,7 @@ def _list(title: str, lines: list[str]) -> None:
         typer.echo(f"    and {len(lines) - _SHOWN} more, see the report")
 
 
-# ------------------------------------------------------------------------------------------------- report, view
+# ----------------------------------------------------------------------------------------- report, export, view
 
 
 @app.command()
@@ -705,6 +706,68 @@ def report(
     """Write the report of a run again, from its journal, tables and maps."""
     with _one_line(verbose):
         typer.echo(str(_report(out)))
+
+
+FormatName = Literal[
+    "nxtomo", "data-exchange", "aligned-tiff", "aligned-data-exchange", "volumes-tiff", "maps-tiff", "shifts"
+]
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(metavar="PATH|OUT", help="A measurement, or the output folder of a run.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder; the same command goes on in it.")],
+    format: Annotated[
+        FormatName,
+        typer.Option(
+            help="nxtomo, data-exchange: raw counts and flats; the others come from a run: aligned projections "
+            "(absorbance), volumes (1/cm), maps, tables of displacements for nabu and TomoPy."
+        ),
+    ] = "nxtomo",
+    energy: Annotated[list[float] | None, typer.Option(help="Only this energy, eV; may be repeated.")] = None,
+    one_file: Annotated[bool, typer.Option("--one-file", help="nxtomo: all energies as entries of one file.")] = False,
+    scan: Annotated[
+        Path | None, typer.Option(help="With a run: its measurement, where it is not at the place it was.")
+    ] = None,
+    script: _Script = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of this machine; all unless given.")] = None,
+    verbose: _Verbose = False,
+) -> None:
+    """Write a measurement or a run for other programs. What a run excluded is left out, or marked invalid."""
+    again = "stopped; the files that are whole are kept, the same command goes on from there"
+    with _one_line(verbose, again), _showing(verbose) as show:
+        from .export import RAW, export_maps, export_scan, export_shifts, export_workflow
+        from .io.scan import open_series
+
+        started = time.monotonic()
+        if not (path / "journal.jsonl").is_file():
+            if format not in RAW:
+                raise XanesTomoError(
+                    f"{path}: expected the output folder of a run for --format {format}, got none there"
+                )
+            series = open_series(path, script=script, progress=show)
+            made = export_scan(series, to, format, only=energy, one_file=one_file, progress=show)
+        elif format == "maps-tiff":
+            made = export_maps(path, to, progress=show)
+        elif format == "shifts":
+            made = export_shifts(path, to, only=energy, progress=show)
+        else:
+            from .workflow import Workflow
+
+            own, source = _own_recipe(path), scan or _source_of(path)
+            if own is None or source is None:
+                raise XanesTomoError(f"{path}: expected the scan of this run, it is not there; name it with --scan")
+            series = open_series(source, own.scan, script=script, progress=show)
+            with Workflow(series, path) as workflow:
+                made = export_workflow(
+                    workflow, to, format, only=energy, one_file=one_file, threads=threads, progress=show
+                )
+    for note in made.notes[:_SHOWN]:
+        typer.echo(f"  {note}")
+    if len(made.notes) > _SHOWN:
+        typer.echo(f"  and {len(made.notes) - _SHOWN} more, see {to / 'export.json'}")
+    kept = f", {made.kept} of them were there already" if made.kept else ""
+    typer.echo(f"{to}: {len(made.files)} files ({format}){kept} ({_duration(time.monotonic() - started)})")
 
 
 @app.command()

@@ -44,6 +44,7 @@ __all__ = [
     "finish_slab",
     "halo_rows",
     "map_slab",
+    "placed_rows",
     "plan_maps",
     "voxel_choices",
 ]
@@ -194,6 +195,32 @@ def component_sinograms(
     """
     made = combine_slab(energies, plan, rows, bin=bin, threads=threads)
     return made.sinograms, made.theta_deg
+
+
+def placed_rows(
+    item: AlignedEnergy, rows: tuple[int, int], grid: tuple[int, int], *, bin: int = 1, threads: int | None = None
+) -> F32:
+    """Read and place rows of one energy: absorbance (used projection, row, column) on the common grid.
+
+    Parameters
+    ----------
+    item : AlignedEnergy
+    rows, grid : (int, int)
+        Rows wanted; rows and columns of the common grid.
+    bin : int
+        Reference pixels per voxel.
+    threads : int, optional
+    """
+    frame, index = item.scan.frames.frame_shape, item.used
+    chosen = index.tolist()
+    y0, y1 = rows_needed(item.alignment, rows=rows, grid_shape=grid, frame_shape=frame, bin=bin, index=chosen)
+    if y1 <= y0:
+        return np.zeros((len(index), rows[1] - rows[0], grid[1]), dtype=np.float32)
+    data = read_absorbance(item.scan, item.beam, index, (y0, y1), air=item.air, mask=item.mask, threads=threads)
+    return place(
+        data, item.alignment, grid_shape=grid, rows=rows, index=chosen, row_offset=y0, frame_shape=frame, bin=bin,
+        threads=threads,
+    )  # fmt: skip
 
 
 def combine_slab(

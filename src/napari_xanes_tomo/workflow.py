@@ -779,16 +779,10 @@ class Workflow:
 
     # ------------------------------------------------------------------------------------------------- maps
 
-    def map_plan(self, state: State | None = None) -> tuple[MapPlan, list[AlignedEnergy], float]:
-        """Return the plan of the maps, the energies that take part, and the voxel size in nm."""
-        if self.recipe.absorbance.contrast == "phase":
-            raise XanesTomoError(
-                "maps: expected absorption contrast, got a recipe with `contrast: phase`; phase frames are aligned and "
-                "reconstructed, but hold no densities and no spectra"
-            )
+    def aligned(self, state: State | None = None) -> tuple[list[AlignedEnergy], list[int]]:
+        """Return the registered energies, ready to be placed on the common grid, and their numbers."""
         state = self.state if state is None else state
-        items, mass, noise, numbers = [], [], [], []
-        level = float("nan")
+        items, numbers = [], []
         mask = None if state.manual.mask is None else self.journal.get_array(state.manual.mask).astype(bool)
         for e in range(len(self.series.scans)):
             unit = state[("registration", e)]
@@ -805,9 +799,24 @@ class Workflow:
                     float(found.numbers["magnification_sigma"]), (ty, tx, tz),
                 )
             )  # fmt: skip
+            numbers.append(e)
+        return items, numbers
+
+    def map_plan(self, state: State | None = None) -> tuple[MapPlan, list[AlignedEnergy], float]:
+        """Return the plan of the maps, the energies that take part, and the voxel size in nm."""
+        if self.recipe.absorbance.contrast == "phase":
+            raise XanesTomoError(
+                "maps: expected absorption contrast, got a recipe with `contrast: phase`; phase frames are aligned and "
+                "reconstructed, but hold no densities and no spectra"
+            )
+        state = self.state if state is None else state
+        items, numbers = self.aligned(state)
+        mass, noise = [], []
+        level = float("nan")
+        for e in numbers:
+            found = self.registered(e)
             mass.append(float(found.numbers["mass"]))
             noise.append(float(found.numbers["variance"]) / float(found.numbers["magnification"]) ** 2)
-            numbers.append(e)
             if e == state.reference:
                 level = float(found.numbers["template_level"])
         require_energies(items)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from napari_xanes_tomo.model import XanesTomoError
 
-__all__ = ["atomic_write", "remove_temporaries", "sync_folder", "writing"]
+__all__ = ["atomic_write", "new_file", "remove_temporaries", "sync_folder", "writing"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -54,6 +54,34 @@ def atomic_write(path: Path, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give the place to write a new file to; it becomes `path` when all went well, and is gone when not.
+
+    Raises
+    ------
+    XanesTomoError
+        There is such a file already (it stays as it is), or it could not be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        with writing(path):
+            if path.exists():
+                raise XanesTomoError(f"{path}: it is there already and is not written over; choose another folder")
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with writing(path):
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            if path.exists():
+                raise XanesTomoError(f"{path}: somebody else has written it meanwhile; choose another folder")
+            temporary.replace(path)
+            sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

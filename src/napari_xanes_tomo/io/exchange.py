@@ -75,7 +75,7 @@ def energies_in(file: Any, paths: Sequence[str]) -> npt.NDArray[np.float64]:
         return np.empty(0)
     values, unit = np.atleast_1d(found[0]), found[1]
     usual = np.where(np.abs(values) < 200, 1e3, 1.0)
-    energies: npt.NDArray[np.float64] = values * _ENERGY_UNIT.get(unit, usual)
+    energies: npt.NDArray[np.float64] = np.round(values * _ENERGY_UNIT.get(unit, usual), 6)  # keV: not exact
     energies[~(np.isfinite(energies) & (energies > 0))] = NAN
     return energies
 
@@ -165,9 +165,11 @@ def _nxtomo(file: Any) -> list[_Stack]:
         time = _seconds(entry, ("instrument/detector/start_time",), n)
         sizes = ("sample/x_pixel_size", "instrument/detector/x_pixel_size")
         pixel = _pixel_nm(entry, sizes, "m")
+        told = _values(entry, ("instrument/detector/flat_group",))
+        group = None if told is None or told[0].size != n else np.ravel(told[0]).astype(int)
         for value in dict.fromkeys(energy.tolist()) if not np.isnan(energy).any() else [NAN]:
             own = np.flatnonzero(energy == value) if value == value else np.arange(n)
-            stacks.append(_by_key(data.name, own, key, theta, exposure, time, value, pixel))
+            stacks.append(_by_key(data.name, own, key, theta, exposure, time, value, pixel, group))
     return stacks
 
 
@@ -180,17 +182,28 @@ def _by_key(
     time: npt.NDArray[np.float64],
     energy: float,
     pixel: float,
+    group: npt.NDArray[np.integer[Any]] | None = None,
 ) -> _Stack:
-    """Sort frames by their key: 0 projection, 1 flat, 2 dark, 3 invalid, others are left out."""
+    """Sort frames by their key: 0 projection, 1 flat, 2 dark, 3 invalid, others are left out.
+
+    Flats belong together, and to projections, as `group` tells; without it by the order of the frames.
+    """
     frames = own[(key[own] == 0) | (key[own] == 3)]
     stack = _Stack(energy, data, frames, theta[frames], dark=data, darks=own[key[own] == 2], pixel_nm=pixel)
     flats = own[key[own] == 1]
+    if group is not None and flats.size:
+        names = np.unique(group[flats])
+        for name in names:
+            stack.flats.append((data, flats[group[flats] == name]))
+            stack.flat_exposure.append(exposure[stack.flats[-1][1]])
+        stack.half = _nearest(names, group[frames])
+        flats = flats[:0]
     between = [np.count_nonzero(frames < f) for f in flats]  # flats with the same projections before are one group
     for count in dict.fromkeys(between):
         members = flats[np.array(between) == count]
         stack.flats.append((data, members))
         stack.flat_exposure.append(exposure[members])
-    if stack.flats:
+    if flats.size:
         begins = np.array(list(dict.fromkeys(between)))
         stack.half = np.maximum(np.searchsorted(begins, np.arange(len(frames)), side="right") - 1, 0)
     stack.exposure, stack.time = exposure[frames], time[frames]
@@ -240,7 +253,8 @@ def _data_exchange(file: Any) -> list[_Stack]:
 def _add_white_dark(stack: _Stack, group: Any, data: Any, exposure: npt.NDArray[np.float64], place: int) -> None:
     n = data.shape[-3]
     white, dark = _frames_in(group, "data_white", (data.ndim,)), _frames_in(group, "data_dark", (data.ndim,))
-    if dark is not None and dark.shape[-2:] == data.shape[-2:]:
+    measured = dark is not None and bool(dark.attrs.get("measured", 1))  # readers elsewhere want one in any case
+    if measured and dark is not None and dark.shape[-2:] == data.shape[-2:]:
         stack.dark, stack.darks = dark.name, np.arange(dark.shape[-3])
     if white is None or white.shape[-2:] != data.shape[-2:]:
         return
@@ -260,7 +274,12 @@ def _add_white_dark(stack: _Stack, group: Any, data: Any, exposure: npt.NDArray[
         members = np.flatnonzero(groups == value)
         stack.flats.append((white.name, members))
         stack.flat_exposure.append(flat_exposure[place % len(flat_exposure)][members])
-    stack.half = np.clip(np.searchsorted(names, stack.half), 0, max(len(names) - 1, 0)) if len(names) else None
+    stack.half = _nearest(names, stack.half) if len(names) else None
+
+
+def _nearest(names: npt.NDArray[np.integer[Any]], wanted: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Return the place in `names` (ascending) of the group nearest to every one wanted, the former of two."""
+    return np.asarray(np.abs(wanted[:, None] - names[None, :]).argmin(axis=1), dtype=np.int64)
 
 
 def _fxi(file: Any) -> list[_Stack]:

@@ -5,10 +5,11 @@ They enter the chain at the maps. Nothing is read before it is asked for, and no
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,8 @@ def open_projections(
     """Open projections that were aligned elsewhere (absorbance). No pixel is read.
 
     The same formats as `open_volumes`; the first axis of an array runs over the angles. Angles come from the
-    file (``exchange/theta``, ``sample/rotation_angle``) or from `theta_deg`, which then holds for all energies.
+    file (``exchange/theta``, ``sample/rotation_angle``), for TIFF stacks from ``projections.csv`` beside them (columns
+    ``file, page, energy_ev, theta_deg``), or from `theta_deg`, which then holds for all energies.
 
     Raises
     ------
@@ -327,7 +329,8 @@ def _folder(path: Path) -> list[_Found]:
             single = len(file.pages) == 1
         if single:  # the slices of one volume
             return [_slices(path, pictures)]
-        return [_tiff(p) for p in pictures]
+        told = _sidecar(path)
+        return [told[p.name](_tiff(p)) if p.name in told else _tiff(p) for p in pictures]
     found = []
     for p in entries:
         if p.is_dir():
@@ -337,6 +340,37 @@ def _folder(path: Path) -> list[_Found]:
             elif (p / "zarr.json").is_file() or (p / ".zgroup").is_file():
                 found += [f if f.energy == f.energy else _with_energy(f, p) for f in _zarr(p)]
     return found
+
+
+_SIDECAR = "projections.csv"
+
+
+def _sidecar(folder: Path) -> dict[str, Callable[[_Found], _Found]]:
+    """Return what ``projections.csv`` says about the TIFF stacks beside it: energy, angles and pixel size, by name.
+
+    Columns ``file, page, energy_ev, theta_deg``, and ``pixel_size_nm`` where it is known; one row a page.
+    """
+    table = folder / _SIDECAR
+    if not table.is_file():
+        return {}
+    rows: dict[str, list[tuple[float, float, float, float]]] = {}
+    with table.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                size = float(row.get("pixel_size_nm") or NAN)
+                values = (float(row["page"]), float(row["theta_deg"]), float(row["energy_ev"]), size)
+                rows.setdefault(row["file"], []).append(values)
+            except (KeyError, TypeError, ValueError):
+                raise XanesTomoError(
+                    f"{_SIDECAR}: expected columns file, page, energy_ev, theta_deg with numbers, got {dict(row)}"
+                ) from None
+
+    def telling(values: list[tuple[float, float, float, float]]) -> Callable[[_Found], _Found]:
+        table = np.array(sorted(values))
+        size = float(table[0, 3])
+        return lambda f: _Found(f.block, float(table[0, 2]), size if size == size else f.voxel_nm, table[:, 1])
+
+    return {name: telling(values) for name, values in rows.items()}
 
 
 def _with_energy(f: _Found, path: Path) -> _Found:
