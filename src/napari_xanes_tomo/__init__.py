@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .images import register_images
     from .io.scan import open_series
     from .io.store import read_maps
     from .jitter import JitterResult, find_jitter
@@ -34,6 +35,7 @@ __all__ = [
     "find_jitter",
     "open_series",
     "read_maps",
+    "register_images",
     "write_twin",
 ]
 
@@ -43,6 +45,7 @@ _HOME = {
     "Series": "model",
     "XanesTomoError": "model",
     "Recipe": "recipe",
+    "register_images": "images",
     "JitterResult": "jitter",
     "find_jitter": "jitter",
     "open_series": "io.scan",

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from .counts import read_absorbance
 from .flats import Beam, exposures
-from .model import Alignment, EnergyScan, FloatArray, Progress, XanesTomoError, no_progress
+from .model import Alignment, EnergyScan, FloatArray, FrameSource, Progress, XanesTomoError, no_progress
 from .recipe import Recipe
 from .resample import place
 from .steps import run_flats, run_jitter
 
-__all__ = ["KINDS", "JitterTest", "recover_jitter"]
+__all__ = ["KINDS", "JitterTest", "moved_copies", "recover_jitter"]
 
 KINDS = ("beam loss", "black", "saturated", "duplicate", "displaced", "motion-blurred", "flat")
 
@@ -155,7 +155,7 @@ def recover_jitter(
     # The first is left out: a copy needs one before it.
     which = rng.permutation(usable[1:])[:bad_frames]
     bad = {int(i): KINDS[(k + seed) % len(KINDS)] for k, i in enumerate(which)}
-    copies = _copies(scan, data.beam, shift, bad, rng, progress)
+    copies = moved_copies(scan, data.beam, shift, bad=bad, rng=rng, progress=progress)
     moved = replace(scan, frames=copies)
     flats, data = run_flats(moved, use)
     after = run_jitter(moved, use, flats, data)
@@ -177,14 +177,35 @@ def recover_jitter(
     return JitterTest(scan.energy_ev, injected, found, sigma, dict(sorted(bad.items())), flagged)
 
 
-def _copies(
+def moved_copies(
     scan: EnergyScan,
     beam: Beam,
     shift: FloatArray,
-    bad: dict[int, str],
+    *,
+    scale: float = 1.0,
+    bad: dict[int, str] | None = None,
     rng: np.random.Generator,
-    progress: Progress,
-) -> _Copies:
+    progress: Progress = no_progress,
+) -> FrameSource:
+    """Return copies of the projections of one energy, in memory, with the object displaced and the beam where it was.
+
+    Parameters
+    ----------
+    scan : EnergyScan
+    beam : Beam
+        Of this energy; see `normalise`.
+    shift : (n, 2) array
+        ``[dy, dx]`` by which the content of every projection is moved, down / right, raw px.
+    scale : float
+        By which the content is enlarged about the middle of the frame first.
+    bad : dict of int to str, optional
+        Projections that go wrong, and how; see `KINDS`.
+    rng : Generator
+        Of the noise that is put back where the interpolation took some away.
+    progress : callable
+        See `Progress`.
+    """
+    bad = {} if bad is None else bad
     height, width = scan.frames.frame_shape
     images = beam.basis((0, height))[0]
     seconds = exposures(scan.exposure_s)
@@ -205,7 +226,7 @@ def _copies(
         absorbed = read_absorbance(scan, beam, [i], (0, height), basis=images)
 
         def moved(dy: float, dx: float, absorbed: Any = absorbed) -> tuple[FloatArray, float]:
-            by = Alignment(np.array([[-dy, -dx]]), np.zeros((1, 2)))
+            by = Alignment(np.array([[-dy, -dx]]) / scale, np.zeros((1, 2)), 1 / scale)
             # The share of the variance of white noise that the interpolation leaves.
             kept = float(np.square(place(impulse, _fraction(by))).sum())
             return place(absorbed, by)[0], min(1.0, kept)
