@@ -21,7 +21,6 @@ from .counts import (
     absorbance_variance,
     bin_frames,
     fill_masked,
-    in_threads,
     log_beams,
     log_binned,
     mean_binned,
@@ -42,6 +41,7 @@ from .flats import (
     scan_detector,
 )
 from .model import EnergyScan, FlatSet, FloatArray, Progress, XanesTomoError, no_progress
+from .parallel import in_threads
 from .recipe import AbsorbanceParameters, check_flats
 from .screening import CountsSeen
 
@@ -226,7 +226,7 @@ def normalise(
 
     for start in range(0, len(index), _CHUNK):
         end = min(start + _CHUNK, len(index))
-        in_threads(end - start, threads, lambda a, b, s=start: work(s + a, s + b))  # type: ignore[misc]
+        in_threads(end - start, lambda a, b, s=start: work(s + a, s + b), threads=threads)  # type: ignore[misc]
         progress("absorbance", end, len(index))
     beam = replace(beam, stray=stray)
     seconds = exposures(scan.exposure_s)[index]
@@ -294,7 +294,7 @@ def _coarse(frames: F32, bin: int) -> F32:
     n, h, w = frames.shape
     out = np.empty((n, h // bin, w // bin), dtype=np.float32)
     everywhere = np.ones((h, w), dtype=bool)
-    in_threads(n, None, lambda a, b: mean_binned(frames[a:b], everywhere, bin, out[a:b]))
+    in_threads(n, lambda a, b: mean_binned(frames[a:b], everywhere, bin, out[a:b]))
     return out
 
 

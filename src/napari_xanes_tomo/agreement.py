@@ -6,9 +6,7 @@ All functions take and return arrays; none knows where they come from.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -17,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .model import FloatArray
+from .parallel import in_threads
 
 __all__ = [
     "REGISTRATION_COLUMNS",
@@ -45,18 +44,6 @@ def _kernel(function: _F) -> _F:
 def _summing_kernel(function: _F) -> _F:
     """Compile like `_kernel`, with sums that may be reordered: the same order whenever it runs on one machine."""
     return cast(_F, nb.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})(function))
-
-
-def _over_frames(n: int, work: Callable[[int, int], None]) -> None:
-    """Run ``work(first, end)`` over n frames in plain threads; who works on a frame does not change its result."""
-    threads = min(n, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if threads <= 1:
-        work(0, n)
-        return
-    piece = max(1, -(-n // (4 * threads)))
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda a: work(a, min(a + piece, n)), range(0, n, piece)):
-            pass
 
 
 @_kernel
@@ -97,7 +84,7 @@ def smooth(frames: F32, sigma_px: float) -> F32:
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
     out = np.empty_like(data)
     weights = (taps / taps.sum()).astype(np.float32)
-    _over_frames(len(data), lambda a, b: _blur(a, b, data, weights, out))
+    in_threads(len(data), lambda a, b: _blur(a, b, data, weights, out))
     return out
 
 
@@ -134,7 +121,7 @@ def halve(frames: F32) -> F32:
     data = np.ascontiguousarray(frames, dtype=np.float32)
     n, h, w = data.shape
     out = np.empty((n, h // 2, w // 2), np.float32)
-    _over_frames(n, lambda a, b: _halve(a, b, data, out))
+    in_threads(n, lambda a, b: _halve(a, b, data, out))
     return out
 
 
@@ -265,7 +252,7 @@ def displacement_equations(
     out = (np.zeros((n, 2, k, k)), np.zeros((n, 2, k)), np.zeros((n, 2)), np.zeros((n, 2)))
     d, m, u = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
     split = h // 2 if split_row is None else split_row
-    _over_frames(n, lambda a, b: _accumulate_shift(a, b, d, m, u, split, int(slopes), *out))
+    in_threads(n, lambda a, b: _accumulate_shift(a, b, d, m, u, split, int(slopes), *out))
     return LinearFit(*out)
 
 
@@ -400,9 +387,7 @@ def registration_equations(
         np.ascontiguousarray(nothing if a is None else a, dtype=np.float32) for a in (data, model, depth, steep, weight)
     )
     edges = np.round(np.linspace(0, h, by + 1)).astype(np.int64)
-    _over_frames(
-        n, lambda a, b: _accumulate_registration(a, b, d, m, e, s, u, float(pixel), middle, edges, which, *out)
-    )
+    in_threads(n, lambda a, b: _accumulate_registration(a, b, d, m, e, s, u, float(pixel), middle, edges, which, *out))
     return LinearFit(*out)
 
 

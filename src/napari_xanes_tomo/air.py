@@ -8,9 +8,7 @@ support post or a particle at the border then stand above the air instead of ben
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, cast
 
 import numba as nb
@@ -18,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .model import FloatArray
+from .parallel import in_threads
 
 __all__ = ["fit_air", "fit_surface", "plane", "terms"]
 
@@ -178,22 +177,6 @@ def _median_frames(first: int, end: int, values: Any, keep: Any, out: Any) -> No
         out[i] = np.median(held[:count]) if count else 0.0
 
 
-_FEW_PIXELS = 200_000  # fewer are worked through before threads have started
-
-
-def _in_threads(frames: npt.NDArray[Any], threads: int | None, work: Callable[[int, int], None]) -> None:
-    """Run ``work(first, end)`` over the frames (first axis) in plain threads; they do not depend on each other."""
-    n = len(frames)
-    workers = max(1, threads or os.cpu_count() or 1)
-    if workers == 1 or n < 2 or frames.size < _FEW_PIXELS:
-        work(0, n)
-        return
-    piece = max(1, -(-n // (4 * workers)))
-    with ThreadPoolExecutor(workers) as pool:
-        for job in [pool.submit(work, a, min(a + piece, n)) for a in range(0, n, piece)]:
-            job.result()
-
-
 def fit_surface(
     values: FloatArray, keep: npt.NDArray[Any], design: FloatArray, *, trim: float = 0.0, threads: int | None = None
 ) -> FloatArray:
@@ -205,7 +188,7 @@ def fit_surface(
     use = np.ascontiguousarray(keep, dtype=np.bool_) & np.isfinite(v)
     d = np.ascontiguousarray(design, dtype=np.float64)
     out = np.zeros((len(v), d.shape[1]))
-    _in_threads(v, threads, lambda a, b: _fit_frames(a, b, v, use, d, trim, out))
+    in_threads(len(v), lambda a, b: _fit_frames(a, b, v, use, d, trim, out), threads=threads)
     return out
 
 
@@ -213,7 +196,7 @@ def _medians(values: FloatArray, keep: Mask) -> FloatArray:
     """Return (n,) medians of the pixels kept of (n, p) values."""
     v, k = np.ascontiguousarray(values, dtype=np.float64), np.ascontiguousarray(keep)
     out = np.zeros(len(v))
-    _in_threads(v, None, lambda a, b: _median_frames(a, b, v, k, out))
+    in_threads(len(v), lambda a, b: _median_frames(a, b, v, k, out))
     return out
 
 
@@ -257,7 +240,7 @@ def _level(smooth: FloatArray) -> FloatArray:
     out = np.zeros(len(smooth))
     values = np.ascontiguousarray(smooth, dtype=np.float64)
     block = max(5, min(smooth.shape[1:]) // 6)
-    _in_threads(values, None, lambda a, b: _quiet_frames(a, b, values, block, out))
+    in_threads(len(values), lambda a, b: _quiet_frames(a, b, values, block, out))
     return np.maximum(out, 1e-4)
 
 
@@ -305,7 +288,7 @@ def _dilated(masks: Mask, radius: float) -> Mask:
     """Widen (n, y, x) masks by `radius` px, 1 at least."""
     out = np.zeros(masks.shape, dtype=bool)
     m = np.ascontiguousarray(masks)
-    _in_threads(m, None, lambda a, b: _dilate_frames(a, b, m, max(radius, 1.0), out))
+    in_threads(len(m), lambda a, b: _dilate_frames(a, b, m, max(radius, 1.0), out))
     return out
 
 
@@ -513,7 +496,9 @@ def _seek_all(
     values: Any, noise: Any, order: Any, places: Any, starts: Any, ys: Any, xs: Any, found: Any, threads: int | None
 ) -> None:
     """Run `_seek` over all frames."""
-    _in_threads(values, threads, lambda a, b: _seek(a, b, values, noise, order, places, starts, ys, xs, found))
+    in_threads(
+        len(values), lambda a, b: _seek(a, b, values, noise, order, places, starts, ys, xs, found), threads=threads
+    )
 
 
 def _grow_air(

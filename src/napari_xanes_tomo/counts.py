@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import numba as nb
@@ -15,6 +13,7 @@ import numpy.typing as npt
 from .detector import Detector
 from .flats import Beam, exposures, flat_for
 from .model import EnergyScan, FloatArray
+from .parallel import in_threads
 
 __all__ = [
     "FLOOR",
@@ -22,7 +21,6 @@ __all__ = [
     "absorbance_variance",
     "bin_frames",
     "fill_masked",
-    "in_threads",
     "log_beams",
     "log_binned",
     "mean_binned",
@@ -211,18 +209,6 @@ def _fill(frames: Any, mask: Any) -> None:
                         frames[i, y, c] = a + (b - a) * part
 
 
-def in_threads(n: int, threads: int | None, work: Callable[[int, int], None]) -> None:
-    """Run ``work(first, end)`` over n frames in plain threads; frames do not depend on each other."""
-    workers = min(max(1, threads or os.cpu_count() or 1), max(1, n))
-    if workers == 1:
-        work(0, n)
-        return
-    piece = max(1, -(-n // (4 * workers)))
-    with ThreadPoolExecutor(workers) as pool:
-        for job in [pool.submit(work, a, min(a + piece, n)) for a in range(0, n, piece)]:
-            job.result()
-
-
 # -------------------------------------------------------------------------------------------- counts to absorbance
 
 
@@ -377,7 +363,7 @@ def read_absorbance(
         if cut is not None and cut.any():
             _fill(part, cut)
 
-    in_threads(len(numbers), threads, work)
+    in_threads(len(numbers), work, threads=threads)
     return out
 
 
@@ -396,5 +382,5 @@ def log_beams(
                 rate += np.float32(distinct[i, k]) * images[k]
             log_binned(rate, 0.0, 1e-3, ok, bin, out[i])
 
-    in_threads(len(distinct), threads, work)
+    in_threads(len(distinct), work, threads=threads)
     return out, which.reshape(-1)

@@ -12,9 +12,7 @@ the covariance of the answer, slow drifts included.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -26,11 +24,12 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 
 from .agreement import band_pass, displacement_equations, object_support, smooth, solve_normal
 from .model import Alignment, FloatArray
+from .parallel import in_threads
 from .projector import Projector, filter_response
 from .reconstruction import angular_weights
 from .resample import place
 
-__all__ = ["FINE_PX", "Fit", "Scene", "cores", "gauge_free", "orbit"]
+__all__ = ["FINE_PX", "Fit", "Scene", "gauge_free", "orbit"]
 
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
@@ -125,18 +124,6 @@ def _products(first: int, end: int, images: F32, out: FloatArray) -> None:
                     out[j + k, i0 + i] = total[i, k]
 
 
-def cores() -> int:
-    """Return the number of cores this process may use."""
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _split(n: int, threads: int, work: Callable[[int, int], None]) -> None:
-    piece = max(1, -(-n // (4 * threads)))
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda a: work(a, min(a + piece, n)), range(0, n, piece)):
-            pass
-
-
 @dataclass(frozen=True)
 class Fit:
     """Every projection fitted to its own reprojection.
@@ -184,7 +171,6 @@ class Scene:
         self.coarse_px = coarse_px
         self.slopes = coarse_px == 0
         self.usable: Bool = np.ones(len(data), dtype=bool)
-        self.threads = cores()
         self.projector = Projector(self.shape[1], theta_deg)
         order = np.argsort(theta_deg, kind="stable")
         self.halves = (np.sort(order[0::2]), np.sort(order[1::2]))
@@ -447,7 +433,7 @@ class Scene:
                 norm = np.linalg.norm(self.data[first + i]) * np.linalg.norm(full[first + i])
                 score[first + i] = c[k] / max(float(norm), 1e-30)
 
-        _split(len(full), self.threads, work)
+        in_threads(len(full), work)
         return out, score
 
     # -------------------------------------------------------------------------------------------- coupling
@@ -481,9 +467,9 @@ class Scene:
         images = np.empty((n, lines.shape[1] * len(pick)), np.float32)
         t = np.deg2rad(self.theta)
         cos, sin = np.cos(t), np.sin(t)
-        _split(n, self.threads, lambda a, b: _lines_to_images(a, b, lines, cos, sin, zs, xs, images))
+        in_threads(n, lambda a, b: _lines_to_images(a, b, lines, cos, sin, zs, xs, images))
         products = np.empty((n, n))
-        _split(-(-n // 4), self.threads, lambda a, b: _products(a, b, images, products))
+        in_threads(-(-n // 4), lambda a, b: _products(a, b, images, products))
         weight = np.sqrt(angular_weights(self.theta, usable=self.usable))
         scale = weight / np.sqrt(np.maximum(own, 1e-30))
         return np.asarray(area * products * scale[:, None] * scale[None, :])

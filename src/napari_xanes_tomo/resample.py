@@ -12,9 +12,7 @@ stretched to the output pixel, so that every recorded photon counts, and correct
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, cast, overload
 
 import numba as nb
@@ -26,6 +24,7 @@ from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
 from napari_xanes_tomo.model import Alignment
+from napari_xanes_tomo.parallel import in_threads
 
 __all__ = ["noise_power", "place", "rows_needed"]
 
@@ -568,8 +567,7 @@ def place(
             _weights(k / _PHASES, order, stretch, reach, exact[k])
         table = exact.astype(np.float32)
 
-    def work(bounds: tuple[int, int]) -> None:
-        a, b = bounds
+    def work(a: int, b: int) -> None:
         part = coverage[a:b] if return_coverage else coverage
         if straight:
             _place_straight(
@@ -582,13 +580,7 @@ def place(
                 square, out[a:b], part, return_coverage,
             )  # fmt: skip
 
-    workers = min(_cores() if threads is None else max(1, threads), max(1, len(data)))
-    if workers == 1:
-        work((0, len(data)))
-    else:
-        step = max(1, len(data) // (4 * workers))
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, [(i, min(i + step, len(data))) for i in range(0, len(data), step)]))
+    in_threads(len(data), work, threads=threads)
     return (out, coverage) if return_coverage else out
 
 
@@ -641,10 +633,3 @@ def noise_power(
             use = min(len(pairs), len(lags))
             out[i, axis] = np.maximum(pairs[:use] @ cosine[:use], 0.0)
     return out
-
-
-def _cores() -> int:
-    try:
-        return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # not on macOS and Windows
-        return max(1, os.cpu_count() or 1)

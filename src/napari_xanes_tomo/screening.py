@@ -9,9 +9,7 @@ gradient along one direction (structure tensor, doi 10.1007/BF00336961) within w
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .model import FloatArray
+from .parallel import share
 
 __all__ = ["CountsSeen", "Screening", "filled", "screen"]
 
@@ -216,8 +215,9 @@ def filled(data: npt.ArrayLike, theta_deg: npt.ArrayLike, lost: npt.ArrayLike) -
 
 def _each(work: Callable[[int], _T], numbers: npt.NDArray[np.intp]) -> list[_T]:
     """`work` of every number, in their order, in plain threads."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(work, numbers.tolist()))
+    done: dict[int, _T] = {}
+    share(numbers.tolist(), lambda k: done.__setitem__(k, work(k)))
+    return [done[k] for k in numbers.tolist()]
 
 
 def _binned(stack: F32, step: int) -> F32:

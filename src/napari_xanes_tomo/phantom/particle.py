@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -15,6 +13,7 @@ import numpy.typing as npt
 
 from napari_xanes_tomo.edges import edge_energy_ev, mass_attenuation
 from napari_xanes_tomo.model import FloatArray
+from napari_xanes_tomo.parallel import in_threads
 
 from .parameters import TwinParameters
 
@@ -32,15 +31,6 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def _kernel(function: _F) -> _F:
     """Compile for the machine at first use, kept on disk, without the GIL."""
     return cast(_F, nb.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})(function))
-
-
-def _in_threads(n: int, work: Callable[[int, int], None]) -> None:
-    """Run ``work(first, end)`` over n jobs in plain threads."""
-    threads = os.cpu_count() or 1
-    piece = max(1, -(-n // (8 * threads)))
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda a: work(a, min(a + piece, n)), range(0, n, piece)):
-            pass
 
 
 def ni_xanes(energy_ev: npt.ArrayLike, edge_shift_ev: npt.ArrayLike = 0.0) -> FloatArray:
@@ -137,7 +127,7 @@ def _draw(p: TwinParameters, rng: np.random.Generator, fine: int, middle: FloatA
     first = np.zeros(inside.shape, dtype=np.int16)
     second = np.zeros(inside.shape, dtype=np.int16)
     gap = np.zeros(inside.shape, dtype=np.float32)
-    _in_threads(len(inside), lambda a, b: _label(a, b, inside, seeds, first, second, gap))
+    in_threads(len(inside), lambda a, b: _label(a, b, inside, seeds, first, second, gap))
 
     # Cracks follow some of the grain boundaries, wider towards the core; pores are small spheres.
     cracked = rng.random((p.grains, p.grains)) < 0.18
@@ -254,7 +244,7 @@ def project(volumes: list[npt.NDArray[np.float32]], theta_deg: FloatArray) -> np
         def work(a: int, b: int, v: Any = blocked, s: Any = support, o: Any = lines) -> None:
             _joseph(a, b, v, s, cos, sin, o)
 
-        _in_threads(blocks * len(t), work)
+        in_threads(blocks * len(t), work)
         out[n] = lines.transpose(1, 0, 3, 2).reshape(len(t), blocks * rows, nx)[:, :ny]
     return out
 

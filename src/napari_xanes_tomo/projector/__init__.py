@@ -19,14 +19,14 @@ detector.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+
+from napari_xanes_tomo.parallel import cores, share
 
 from .fft import fast_length, plan
 from .kernels import (
@@ -79,13 +79,6 @@ def filter_response(name: str, n: int) -> F64:
         "hann": 0.5 + 0.5 * np.cos(2 * np.pi * f),
     }[name]
     return cast(F64, ramp * window)
-
-
-def _default_threads() -> int:
-    try:
-        return max(1, len(os.sched_getaffinity(0)))
-    except AttributeError:  # not on macOS and Windows
-        return max(1, os.cpu_count() or 1)
 
 
 def _output(out: F32 | None, shape: tuple[int, int, int]) -> F32:
@@ -183,7 +176,7 @@ class Projector:
         self.theta_deg: F64 = theta
         self.n_detector = self.n if n_detector is None else int(n_detector)
         self.pad, self.oversampling, self.width = float(pad), float(oversampling), int(width)
-        self.threads = _default_threads() if threads is None else max(1, int(threads))
+        self.threads = cores() if threads is None else max(1, int(threads))
         self._free: list[dict[str, F32]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -369,26 +362,20 @@ class Projector:
     def _schedule(self, rows: int, g: _Geometry, work: Callable[[int, _Runner], None]) -> None:
         """Run `work` on every group of rows: groups side by side when they are small, else one after the other."""
         starts = range(0, rows, ROWS)
-        if self.threads == 1 or not starts:
-            runner = _Runner(1, None, g, self.n)
-            for start in starts:
-                work(start, runner)
+        small = g.m * g.m * NODE * 4 * self.threads <= 2**28
+        if self.threads > 1 and len(starts) >= self.threads and small:
+            share(starts, lambda start: work(start, _Runner(1, g, self.n)), threads=self.threads)
             return
-        with ThreadPoolExecutor(self.threads) as pool:
-            side_by_side = len(starts) >= self.threads and g.m * g.m * NODE * 4 * self.threads <= 2**28
-            if side_by_side:
-                list(pool.map(lambda start: work(start, _Runner(1, None, g, self.n)), starts))
-            else:
-                runner = _Runner(self.threads, pool, g, self.n)
-                for start in starts:
-                    work(start, runner)
+        runner = _Runner(self.threads, g, self.n)
+        for start in starts:
+            work(start, runner)
 
 
 class _Runner:
     """Runs one phase over ``range(count)`` in pieces, each with scratch lines of its own."""
 
-    def __init__(self, threads: int, pool: ThreadPoolExecutor | None, g: _Geometry, n: int) -> None:
-        self.threads, self.pool = threads, pool
+    def __init__(self, threads: int, g: _Geometry, n: int) -> None:
+        self.threads = threads
         self.length, self.n = max(g.m, g.pad), n
         self.scratch: list[tuple[F32, F32, F32]] = []
 
@@ -402,8 +389,5 @@ class _Runner:
             function(bounds[0], bounds[1], x, y, t)
             self.scratch.append((x, y, t))
 
-        if self.pool is None:
-            piece((0, count))
-            return
-        step = max(1, count // (4 * self.threads))
-        list(self.pool.map(piece, [(i, min(i + step, count)) for i in range(0, count, step)]))
+        step = max(1, count // (4 * self.threads)) if self.threads > 1 else max(1, count)
+        share([(i, min(i + step, count)) for i in range(0, count, step)], piece, threads=self.threads)
