@@ -63,6 +63,28 @@ def broken(tiny_twin: Path, tmp_path: Path) -> Path:
 # --------------------------------------------------------------------------------------------------- the reader
 
 
+def test_reader_of_hdf5(tiny_twin: Path, tmp_path: Path) -> None:
+    import h5py
+
+    from napari_xanes_tomo.export import export_scan
+
+    made = export_scan(open_series(tiny_twin), tmp_path / "nx", "nxtomo", only=[8344, 8570])
+    for path in (made.files[0], tmp_path / "nx"):
+        reader = get_reader(str(path))
+        assert reader is read_scan
+    data, attributes, _ = read_scan(str(tmp_path / "nx"))[0]
+    scan = open_series(tiny_twin).scans[5]
+    np.testing.assert_array_equal(np.asarray(data[0, 3]), scan.frames.read(3))
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["entry/spectrum"] = [1, 2, 3]
+    (tmp_path / "cut.nx").write_bytes(made.files[0].read_bytes()[:500])
+    (tmp_path / "text.h5").write_text("no HDF5 at all")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "other.h5").write_bytes((tmp_path / "other.h5").read_bytes())
+    for name in ("other.h5", "cut.nx", "text.h5", "folder", "missing.h5"):
+        assert get_reader(str(tmp_path / name)) is None, name
+
+
 def test_reader_takes_what_is_ours_and_declines_the_rest(tiny_twin: Path, tmp_path: Path) -> None:
     frame = next(tiny_twin.glob("*.xrm"))
     for path in (tiny_twin, script_of(tiny_twin), frame):

@@ -1,10 +1,11 @@
-"""The reader: scan scripts, folders, ``.xrm`` and ``.txrm`` files; and the maps of a finished run."""
+"""The reader: scan scripts, folders, ``.xrm``, ``.txrm`` and HDF5 files; and the maps of a finished run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from napari_xanes_tomo.io.exchange import holds_scan
 from napari_xanes_tomo.io.scan import is_scan_folder, is_scan_script, open_series
 from napari_xanes_tomo.recipe import ScanParameters
 
@@ -14,7 +15,7 @@ __all__ = ["get_reader", "read_maps", "read_scan"]
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
-    """Return the function that opens `path`, or None where it is not ours; looks at 4 kB at most.
+    """Return the function that opens `path`, or None where it is not ours; looks at 4 kB of a text at most, and at names and angles of an HDF5 file.
 
     Parameters
     ----------
@@ -29,8 +30,8 @@ def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], lis
     if place.is_dir():
         if is_maps(place) is not None:
             return read_maps
-        return read_scan if is_scan_folder(place) else None
-    if place.suffix.lower() in (".xrm", ".txrm"):
+        return read_scan if is_scan_folder(place) or holds_scan(place) else None
+    if place.suffix.lower() in (".xrm", ".txrm") or holds_scan(place):
         return read_scan
     return read_scan if is_scan_script(place) else None
 

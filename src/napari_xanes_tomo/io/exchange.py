@@ -23,7 +23,7 @@ from napari_xanes_tomo.recipe import ScanParameters
 
 from .h5frames import H5Frames, opened
 
-__all__ = ["is_exchange", "open_exchange"]
+__all__ = ["holds_scan", "is_exchange", "open_exchange"]
 
 SUFFIXES = (".h5", ".hdf5", ".hdf", ".nx", ".nxs", ".nexus")
 NAN = float("nan")
@@ -344,6 +344,28 @@ def is_exchange(path: str | os.PathLike[str]) -> bool:
         return path.is_file() and is_hdf5(path)
     except (OSError, ValueError):
         return False
+
+
+def holds_scan(path: str | os.PathLike[str]) -> bool:
+    """Whether an HDF5 file, or the first one of a folder, holds projections of a known format; never raises.
+
+    Only its names and angles are read. A file of a known format with something wrong in it is one as well.
+    """
+    path = Path(path)
+    try:
+        if not is_exchange(path):
+            return False
+        first = next(p for p in _candidates(path) if is_hdf5(p)) if path.is_dir() else path
+        with opened(first) as file:
+            for reader in _READERS.values():
+                try:
+                    if reader(file):
+                        return True
+                except XanesTomoError:
+                    return True
+    except (XanesTomoError, OSError, ValueError, StopIteration):
+        return False
+    return False
 
 
 def open_exchange(
