@@ -44,7 +44,7 @@ def run(twin: Path, series: Series) -> Path:
     out = twin.parent / "out"
     with Workflow(series, out, FAST, source=twin) as workflow:
         workflow.exclude(1, 3, "blurred")
-        workflow.choose_flats(2, "half 1")
+        workflow.choose_flats(2, "half 2")
         workflow.run()
     return out
 
@@ -202,7 +202,7 @@ def test_what_was_decided_by_hand_is_honoured(run, series, tmp_path):
         made = export_workflow(workflow, tmp_path / "raw", "nxtomo")
         workflow.restore(0)
     assert "7704 eV: left out, drift" in made.notes
-    assert any(n.startswith("8178 eV: only the flats of half 1") for n in made.notes)
+    assert any(n.startswith("8178 eV: only the flats of half 2") for n in made.notes)
     again = open_series(tmp_path / "raw")
     assert again.energies_ev.tolist() == pytest.approx([7728, 8178, 8570])
     assert again.scans[0].status[3].startswith("excluded")

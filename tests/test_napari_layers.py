@@ -72,7 +72,7 @@ def test_reader_of_hdf5(tiny_twin: Path, tmp_path: Path) -> None:
     for path in (made.files[0], tmp_path / "nx"):
         reader = get_reader(str(path))
         assert reader is read_scan
-    data, attributes, _ = read_scan(str(tmp_path / "nx"))[0]
+    data = read_scan(str(tmp_path / "nx"))[0][0]
     scan = open_series(tiny_twin).scans[5]
     np.testing.assert_array_equal(np.asarray(data[0, 3]), scan.frames.read(3))
     with h5py.File(tmp_path / "other.h5", "w") as file:

@@ -164,7 +164,7 @@ def export_scan(
     excluded : mapping of int to str, optional
         Energies to leave out, with the reason.
     flats : mapping of int to str, optional
-        Flats chosen for an energy by hand; of ``half N`` only those are written.
+        Flats chosen for an energy by hand; of ``half N`` (from 1) only those are written.
     progress : Progress
 
     Raises
@@ -201,14 +201,16 @@ def export_scan(
         if lost:
             plan.notes.append(f"{where}{lost} projections that cannot be read are left out")
         if use.startswith("half "):
-            sets = [int(use.removeprefix("half "))]
-            plan.notes.append(f"{where}only the flats of half {sets[0]} are written, as chosen by hand")
+            sets = [int(use.removeprefix("half ")) - 1]
+            if sets[0] >= len(scan.flats):
+                raise XanesTomoError(f"{where}expected one of {len(scan.flats)} halves, got flats of {use}")
+            plan.notes.append(f"{where}only the flats of {use} are written, as chosen by hand")
         good = [any(s == "ok" for s in f.status) for f in scan.flats]
         if not any(good[k] for k in (range(len(good)) if sets is None else sets) if k < len(good)):
             plan.notes.append(f"{where}there is no flat that can be used: none is written")
         else:
             plan.notes += [
-                f"{where}the flats of half {k} cannot be used: it is tied to the nearest half"
+                f"{where}the flats of half {k + 1} cannot be used: it is tied to the nearest half"
                 for k in np.unique(np.asarray(scan.half)).tolist()
                 if sets is None and 0 <= k < len(good) and not good[k]
             ]
@@ -278,10 +280,10 @@ def export_workflow(
         n = len(workflow.series.scans)
         scans = tuple(workflow.scan(e) for e in range(n))
         series = Series(workflow.series.name, scans, workflow.series.problems, workflow.series.n_expected)
-        manual = state.manual
+        asked = {e: workflow.recipe.absorbance.flats_for(s.energy_ev) for e, s in enumerate(scans)}
         return export_scan(
-            series, folder, format, only=only, one_file=one_file, excluded=manual.energies, flats=manual.flats,
-            progress=progress,
+            series, folder, format, only=only, one_file=one_file, excluded=state.manual.energies,
+            flats={**asked, **state.manual.flats}, progress=progress,
         )  # fmt: skip
     items, numbers = workflow.aligned()
     if not items:

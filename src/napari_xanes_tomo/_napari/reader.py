@@ -15,7 +15,9 @@ __all__ = ["get_reader", "read_maps", "read_scan"]
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
-    """Return the function that opens `path`, or None where it is not ours; looks at 4 kB of a text at most, and at names and angles of an HDF5 file.
+    """Return the function that opens `path`, or None where it is not ours.
+
+    It looks at 4 kB of a text at most, and at names and angles of an HDF5 file.
 
     Parameters
     ----------
