@@ -356,6 +356,55 @@ def test_box_and_mask_are_suggested_drawn_used_and_cleared(open_docks: Any, tmp_
     assert docks.session.state.manual.mask is None
 
 
+def test_what_is_left_of_the_registration_is_seen_and_led_to(open_docks: Any, copied: Path) -> None:
+    docks = open_docks(copied, begin=True)
+    dock, workflow = docks.registration, docks.session.workflow
+    errors = workflow.error_map()
+    known = np.isfinite(errors.z)
+    assert known[:LAST].any(axis=1).all()
+    assert not known[LAST].any(), "the reference is compared with nothing"
+
+    pixel = np.array([s.pixel_size_nm for s in docks.session.scan.series.scans])
+    for name, expected in (
+        ("displacement left (px)", errors.length_px),
+        ("displacement left (nm)", errors.length_px * pixel[:, None]),
+        ("displacement over the usual", errors.z),
+    ):
+        dock.matrix_combo.setCurrentText(name)
+        np.testing.assert_allclose(dock.matrix.values, expected)
+    dock.matrix.press(3, 11)
+    assert docks.session.frame == (3, 11)
+    dock.matrix.press(3, 400)
+    assert docks.session.frame == (3, 11), "beyond the matrix"
+
+    docks.click(dock.worst_button)
+    (e, i, z), (e2, i2, _) = errors.worst(2)
+    assert docks.session.frame == (e, i)
+    assert f"projection {i}" in dock.message.text()
+    assert f"{z:.1f} times" in dock.message.text()
+    docks.click(dock.worst_button)
+    assert docks.session.frame == (e2, i2)
+
+    dock.matrix_combo.setCurrentText("closure, y")
+    np.testing.assert_array_equal(dock.matrix.values, workflow.joint().closure_matrix("ty"))
+    dock.matrix.press(1, 2)
+    assert docks.session.frame == (1, i2), "energies on both axes: the projection stays"
+
+    dock.blocks_box.setChecked(True)
+    (arrows,) = [x for x in docks.viewer.layers if x.name == "parts of the object at 6558 eV"]
+    found = workflow.result(dock.selected()).arrays
+    measured = np.isfinite(found["block_shift"]).all(axis=2)
+    assert len(arrows.data) == measured.sum() > 0
+    along = arrows.data[:, 1, -2:] / found["block_shift"][measured]
+    np.testing.assert_allclose(along, along.flat[0])
+    assert "times as long" in dock.blocks_label.text()
+    docks.session.go_to(LAST, 3)
+    assert not [x for x in docks.viewer.layers if x.name.startswith("parts of the object")]
+    assert "The reference has none" in dock.blocks_label.text()
+    dock.blocks_box.setChecked(False)
+    assert dock.blocks_label.isHidden()
+
+
 def test_layers_to_look_at(open_docks: Any, copied: Path, qtbot: Any) -> None:
     docks = open_docks(copied, begin=True)
     viewer = docks.viewer
@@ -377,6 +426,20 @@ def test_layers_to_look_at(open_docks: Any, copied: Path, qtbot: Any) -> None:
         assert frame[body].mean() == pytest.approx(reference[body].mean(), rel=0.05)
         np.testing.assert_allclose(np.asarray(difference.data[e, 9]), frame - reference, atol=1e-6)
     assert not np.asarray(difference.data[LAST, 9]).any()
+
+    docks.registration.chess_box.setChecked(True)
+    chess = np.asarray(viewer.layers["chess board with 8570 eV"].data[2, 9])
+    frame = np.asarray(aligned.data[2, 9])
+    fields = (np.arange(64)[:, None] // 5 + np.arange(64) // 5) % 2
+    np.testing.assert_array_equal(chess, np.where(fields == 0, frame, reference))
+
+    docks.registration.blink_box.setChecked(True)
+    other = viewer.layers["reference 8570 eV"]
+    np.testing.assert_array_equal(np.asarray(other.data[2, 9]), reference)
+    qtbot.waitUntil(lambda: not other.visible, timeout=5000)
+    qtbot.waitUntil(lambda: other.visible, timeout=5000)
+    docks.registration.blink_box.setChecked(False)
+    assert "reference 8570 eV" not in viewer.layers
 
     docks.click(docks.jitter.residual_button)
     (residual,) = [x for x in viewer.layers if x.name.startswith("residual")]

@@ -152,6 +152,8 @@ class RegistrationResult:
         Median correlation with the template in the band used.
     block_shift, block_sigma : (rows, columns, 2) arrays
         ``[dy, dx]`` of blocks of the object beyond the alignment, mean over all angles, raw px; NaN outside the object.
+    block_place : (rows, columns, 2) array
+        ``[y, x]`` of the middle of each block from the middle of the common grid, px.
     quality : Quality
     """
 
@@ -179,6 +181,7 @@ class RegistrationResult:
     correlation: float
     block_shift: FloatArray
     block_sigma: FloatArray
+    block_place: FloatArray
     quality: Quality
 
 
@@ -526,7 +529,7 @@ class _Fit:
 
         m = self.magnification
         where = self.place(solved)
-        block, block_sigma = self._blocks(p)
+        block, block_sigma, block_place = self._blocks(p)
         excess = _field_excess(block, block_sigma)
         mass = float(
             (self.placed * self.inside).sum(dtype=np.float64) / max(1.0, float(self.inside.sum(dtype=np.float64)))
@@ -566,6 +569,7 @@ class _Fit:
             correlation=solved.correlation,
             block_shift=block * m,
             block_sigma=block_sigma * m,
+            block_place=block_place,
             quality=Quality(scores),
         )
 
@@ -604,14 +608,14 @@ class _Fit:
         )
         return where, np.sqrt(np.maximum(np.diag(solved.covariance)[:6], 0))
 
-    def _blocks(self, p: RegistrationParameters) -> tuple[FloatArray, FloatArray]:
+    def _blocks(self, p: RegistrationParameters) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Displacement of 4 x 4 blocks of the object's field beyond what all share, mean of all angles."""
         unit = self.data.shape[2] / 256
         level = self.template._level(p.fine_px * unit, p.coarse_px * unit, 1)
         columns = np.flatnonzero(self.inside.any(axis=(0, 1)))
         rows = np.flatnonzero(self.inside.any(axis=(0, 2)))
         if not len(columns) or not len(rows):
-            return np.full((4, 4, 2), np.nan), np.full((4, 4, 2), np.nan)
+            return np.full((4, 4, 2), np.nan), np.full((4, 4, 2), np.nan), np.full((4, 4, 2), np.nan)
         box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
         fit = registration_equations(
             self.seen[box],
@@ -633,7 +637,7 @@ class _Fit:
         x = x * self.template.bin
         shift[:, :, 0] -= value[0] * y[:, None] + value[1] * x[None, :] + value[2]
         shift[:, :, 1] -= value[0] * x[None, :] - value[1] * y[:, None]
-        return shift, sigma
+        return shift, sigma, np.stack(np.meshgrid(y, x, indexing="ij"), axis=2)
 
 
 def _field_excess(shift: FloatArray, sigma: FloatArray) -> float:

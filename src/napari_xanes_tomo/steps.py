@@ -568,8 +568,9 @@ def run_registration(
     """Register one energy: ``shift``, ``sigma`` (n, 2) raw px and ``residual`` (n,), with M and the translation.
 
     ``residual_shift``, ``residual_sigma`` (n, 2) raw px are what each projection by itself is displaced by beyond that;
-    ``block_shift``, ``block_sigma`` (4, 4, 2) what parts of the object are. The numbers ``second`` are the place
-    against the template of another energy, number `hub`, see `joint.Measured`. The reference itself is not moved.
+    ``block_shift``, ``block_sigma`` (4, 4, 2) what parts of the object are, ``block_place`` where they are. The numbers
+    ``second`` are the place against the template of another energy, number `hub`, see `joint.Measured`. The reference
+    itself is not moved.
     """
     n = len(scan)
     whole = alignment_of(jitter, scan)
@@ -612,6 +613,7 @@ def run_registration(
         "residual_sigma": _spread(found.residual_sigma, index, n),
         "block_shift": found.block_shift,
         "block_sigma": found.block_sigma,
+        "block_place": found.block_place,
     }
     numbers = {
         "magnification": found.alignment.magnification,

@@ -56,6 +56,7 @@ from .maps import (
 from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
 from .recipe import MapsParameters, Recipe, check_flats, parameter_key
 from .registration import Template, make_template, reference_energy
+from .registration_qc import ErrorMap, error_map
 from .scale import ScaleReport, magnification_laws, scale_report
 from .state import (
     THRESHOLDS,
@@ -324,16 +325,28 @@ class Workflow:
         if np.isfinite(m).sum() < 2:
             return None
         time = np.array([np.nanmin(s.time_s) if np.isfinite(s.time_s).any() else np.nan for s in scans])
-        laws = magnification_laws(
-            self.series.energies_ev,
-            state.reference,
-            pixel_nm=[s.pixel_size_nm for s in scans],
-            header_nm=[s.header_pixel_size_nm for s in scans],
-            zone_plate_um=[s.zone_plate_um for s in scans],
-        )
         return scale_report(
-            self.series.energies_ev, m, sigma, state.reference, laws=laws, time=time, width=width, mass=mass
+            self.series.energies_ev,
+            m,
+            sigma,
+            state.reference,
+            laws=scale_laws(self.series, state.reference),
+            time=time,
+            width=width,
+            mass=mass,
         )
+
+    def error_map(self) -> ErrorMap:
+        """Return what every registered projection by itself is displaced by beyond its alignment."""
+        shifts: list[npt.NDArray[Any] | None] = []
+        sigmas: list[npt.NDArray[Any] | None] = []
+        for e in range(len(self.series.scans)):
+            unit = self.state[("registration", e)]
+            known = unit.candidate is not None and unit.status not in ("stale", "failed")
+            arrays = self.result(unit.candidate).arrays if known and unit.candidate is not None else {}
+            shifts.append(arrays.get("residual_shift"))
+            sigmas.append(arrays.get("residual_sigma"))
+        return error_map(self.series.energies_ev, shifts, sigmas)
 
     def displacements(self, energy: int) -> StepResult:
         """Return the jitter that counts for an energy, with what was nudged and set by hand.
@@ -914,6 +927,7 @@ class Workflow:
         rows: list[EnergyRow] = []
         residual, verdicts, keys = [], [], []
         screened: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*SCREENED, *CHECKED)}
+        left = self.error_map()
         scans = [self.scan(e) for e in range(len(self.series.scans))]
         for e, scan in enumerate(scans):
             found, status = None, "ok"
@@ -964,6 +978,7 @@ class Workflow:
                 {
                     "held_out_residual": np.concatenate(residual),
                     **{name: np.concatenate(column) for name, column in screened.items()},
+                    **left.columns([len(s) for s in scans]),
                 },
                 tuple(verdicts),
             ),
@@ -1004,6 +1019,19 @@ _KEPT_AS = {
     "residual_sigma": np.float16, "block_shift": np.float32, "block_sigma": np.float16,
     "sigma": np.float16, "residual": np.float16, "air_residual": np.float16,
 }  # fmt: skip
+
+
+def scale_laws(series: Series, reference: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the magnification (energies,) by every law a series holds the numbers of: `scale.magnification_laws`."""
+    return dict(
+        magnification_laws(
+            series.energies_ev,
+            reference,
+            pixel_nm=[s.pixel_size_nm for s in series.scans],
+            header_nm=[s.header_pixel_size_nm for s in series.scans],
+            zone_plate_um=[s.zone_plate_um for s in series.scans],
+        )
+    )
 
 
 def _kept(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:

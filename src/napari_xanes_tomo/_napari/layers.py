@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,8 @@ METADATA_KEY = "napari_xanes_tomo"
 
 LayerData = tuple[Any, dict[str, Any], str]
 AXES = ("energy", "angle", "y", "x")
+FIELDS = 12
+"""Fields of the chess board in a row."""
 
 
 class FrameStack:
@@ -214,6 +216,32 @@ def scan_layer(series: Series, path: Path, parameters: ScanParameters | None = N
     return lazy_frames(stack.read, stack.shape, stack.dtype), options, "image"
 
 
+_Reader = Callable[[int, int], npt.NDArray[np.float32]]
+
+
+def _difference(read: _Reader, against: int, energy: int, angle: int) -> npt.NDArray[np.float32]:
+    one, other = read(energy, angle), read(against, angle)
+    return one - other if one.any() and other.any() else np.zeros_like(one)
+
+
+def _chess_board(read: _Reader, against: int, energy: int, angle: int) -> npt.NDArray[np.float32]:
+    one, other = read(energy, angle), read(against, angle)
+    y, x = (np.arange(n) // max(1, one.shape[1] // FIELDS) for n in one.shape)
+    return np.where((y[:, None] + x) % 2 == 0, one, other)
+
+
+def _other(read: _Reader, against: int, energy: int, angle: int) -> npt.NDArray[np.float32]:
+    return read(against, angle)
+
+
+Against = Literal["difference", "chess board", "other"]
+_COMPARED: Mapping[str, Callable[[_Reader, int, int, int], npt.NDArray[np.float32]]] = {
+    "difference": _difference,
+    "chess board": _chess_board,
+    "other": _other,
+}
+
+
 class AlignedStack:
     """Absorbance of every projection as it lies after alignment: the particle stands still when the angle changes.
 
@@ -244,7 +272,8 @@ class AlignedStack:
         found: Mapping[int, tuple[Alignment, FloatArray]],
         *,
         gain: Mapping[int, float] | None = None,
-        minus: int | None = None,
+        against: int | None = None,
+        how: Against = "difference",
     ) -> Callable[[int, int], npt.NDArray[np.float32]]:
         """Return ``read(energy, angle)`` for the energies in `found`; zeros for others.
 
@@ -254,18 +283,13 @@ class AlignedStack:
             Alignment and air planes of an energy.
         gain : mapping of int to float, optional
             What every frame of an energy is multiplied by.
-        minus : int, optional
-            Energy whose frame of the same number is subtracted.
+        against : int, optional
+            Energy whose frame of the same number every frame is compared with.
+        how : {"difference", "chess board", "other"}
+            Subtract that frame, let it fill every other field of a chess board, or show it alone.
         """
         plain = partial(self._read, dict(found), dict(gain or {}))
-        return plain if minus is None else partial(self._difference, plain, minus)
-
-    @staticmethod
-    def _difference(
-        read: Callable[[int, int], npt.NDArray[np.float32]], minus: int, energy: int, angle: int
-    ) -> npt.NDArray[np.float32]:
-        one, other = read(energy, angle), read(minus, angle)
-        return one - other if one.any() and other.any() else np.zeros_like(one)
+        return plain if against is None else partial(_COMPARED[how], plain, against)
 
     def _read(
         self,

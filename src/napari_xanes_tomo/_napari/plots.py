@@ -9,9 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pyqtgraph as pg
 
-__all__ = ["BLUE", "GREY", "ORANGE", "PointPlot", "SinogramPlot", "dress"]
+__all__ = ["BLUE", "GREY", "ORANGE", "MatrixPlot", "PointPlot", "SinogramPlot", "dress"]
 
 BLUE, ORANGE, GREY, YELLOW, GREEN = "#4fa3e0", "#e0904f", "#909090", "#d0d060", "#6fbf73"
+
+LINES = (
+    pg.QtCore.Qt.PenStyle.SolidLine,
+    pg.QtCore.Qt.PenStyle.DashLine,
+    pg.QtCore.Qt.PenStyle.DotLine,
+    pg.QtCore.Qt.PenStyle.DashDotLine,
+)
 
 
 def dress(plot: Any, owner: Any) -> None:
@@ -54,7 +61,7 @@ class PointPlot(pg.GraphicsLayoutWidget):
             plot.setLabel("left", label)
             lines = [
                 pg.PlotDataItem(pen=pg.mkPen(c, width=1, style=s))
-                for c, s in ((GREY, pg.QtCore.Qt.PenStyle.SolidLine), (GREY, pg.QtCore.Qt.PenStyle.DashLine))
+                for c, s in zip((GREY, GREY, YELLOW, GREEN), LINES, strict=True)
             ]
             pairs = []
             for k in range(count):
@@ -84,7 +91,7 @@ class PointPlot(pg.GraphicsLayoutWidget):
         numbers: Sequence[int],
         lines: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]] = (),
     ) -> None:
-        """Show points of one plot: ``(values, sigma or None)`` a series; at most two lines ``(x, y)`` behind them."""
+        """Show points of one plot: ``(values, sigma or None)`` a series; at most four lines ``(x, y)`` behind them."""
         at = np.asarray(x, dtype=float)
         number = np.asarray(numbers)
         for k, (points, bars) in enumerate(self._points[row]):
@@ -116,6 +123,73 @@ class PointPlot(pg.GraphicsLayoutWidget):
     def _clicked(self, _: Any, points: Any) -> None:
         if len(points) and self.on_click is not None:
             self.on_click(int(points[0].data()))
+
+
+class MatrixPlot(pg.GraphicsLayoutWidget):
+    """A matrix as a picture with a scale of its values; a click on a cell tells its row and column.
+
+    Parameters
+    ----------
+    height : int
+    """
+
+    def __init__(self, height: int) -> None:
+        super().__init__()
+        self.setBackground(None)
+        self.setFixedHeight(height)
+        self.on_click: Any = None
+        plot = self._plot = self.addPlot(row=0, col=0, enableMenu=False)
+        dress(plot, self)
+        self._image = pg.ImageItem(axisOrder="row-major")
+        plot.addItem(self._image)
+        self._bar = pg.ColorBarItem(interactive=False, colorMap="viridis", width=12)
+        self._bar.setImageItem(self._image, insert_in=plot)
+        self._bar.ctrlMenu.setParent(self, self._bar.ctrlMenu.windowFlags())
+        self._marker = pg.ScatterPlotItem(size=9, symbol="s", pen=pg.mkPen(YELLOW, width=1), brush=None)
+        plot.addItem(self._marker)
+        self.values: npt.NDArray[np.float64] = np.zeros((0, 0))
+        self.scene().sigMouseClicked.connect(self._clicked)
+
+    def show_matrix(
+        self, values: npt.ArrayLike, *, rows: Sequence[str], left: str, bottom: str, columns: Sequence[str] = ()
+    ) -> None:
+        """Show ``(rows, columns)`` values from 0 upward, NaN blank, the first row on top; names of rows and columns."""
+        self.values = np.asarray(values, dtype=float)
+        self._marker.setData([], [])
+        if not self.values.size:
+            self._image.clear()
+            return
+        known = np.isfinite(self.values)
+        top = float(np.percentile(self.values[known], 99)) if known.any() else 1.0
+        self._image.setImage(self.values, levels=(0.0, max(top, 1e-9)))
+        self._image.setRect(pg.QtCore.QRectF(-0.5, -0.5, *reversed(self.values.shape)))
+        self._bar.setLevels((0.0, max(top, 1e-9)))
+        self._plot.setLabel("left", left)
+        self._plot.setLabel("bottom", bottom)
+        self._plot.getViewBox().invertY(True)
+        self._plot.getAxis("left").setTicks([_few(rows, 12)])
+        self._plot.getAxis("bottom").setTicks([_few(columns, 6)] if columns else None)
+        self._plot.autoRange(padding=0.01)
+
+    def mark(self, row: int, column: int) -> None:
+        """Move the marker; no marker beyond the matrix."""
+        inside = 0 <= row < self.values.shape[0] and 0 <= column < self.values.shape[1]
+        self._marker.setData([column] if inside else [], [row] if inside else [])
+
+    def _clicked(self, event: Any) -> None:
+        point = self._plot.getViewBox().mapSceneToView(event.scenePos())
+        self.press(round(point.y()), round(point.x()))
+
+    def press(self, row: int, column: int) -> None:
+        """Do what a click on a cell does."""
+        if 0 <= row < self.values.shape[0] and 0 <= column < self.values.shape[1] and self.on_click is not None:
+            self.on_click(row, column)
+
+
+def _few(names: Sequence[str], most: int) -> list[tuple[int, str]]:
+    """Return positions and names of at most `most` evenly spread ones."""
+    step = max(1, -(-len(names) // most))
+    return [(i, names[i]) for i in range(0, len(names), step)]
 
 
 class SinogramPlot(pg.GraphicsLayoutWidget):

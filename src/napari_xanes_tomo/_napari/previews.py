@@ -15,10 +15,19 @@ from napari_xanes_tomo.model import Alignment, FloatArray
 from napari_xanes_tomo.steps import StepResult, alignment_of, renormalise
 from napari_xanes_tomo.workflow import Workflow
 
-from .layers import AlignedStack, FlatStack, geometry, lazy_frames, spread_limits
+from .layers import Against, AlignedStack, FlatStack, geometry, lazy_frames, spread_limits
 from .session import Session
 
-__all__ = ["AirPreview", "AlignedPreview", "FlatPreview", "MaskPreview", "Preview", "QuickPreview", "ResidualPreview"]
+__all__ = [
+    "AirPreview",
+    "AlignedPreview",
+    "BlockPreview",
+    "FlatPreview",
+    "MaskPreview",
+    "Preview",
+    "QuickPreview",
+    "ResidualPreview",
+]
 
 Found = dict[int, tuple[Alignment, FloatArray]]
 
@@ -65,14 +74,14 @@ class AlignedPreview(Preview):
     session : Session
     step : {"jitter", "registration"}
         After the registration all energies lie on the common grid, and their absorbance is matched to the reference.
-    difference : bool
-        Show the difference to the reference energy instead.
+    against : {"difference", "chess board", "other"}, optional
+        Show the comparison with the reference energy instead, or that energy alone.
     """
 
-    def __init__(self, session: Session, step: str, *, difference: bool = False) -> None:
+    def __init__(self, session: Session, step: str, *, against: Against | None = None) -> None:
         super().__init__(session)
         self._step = step
-        self._difference = difference
+        self._against = against
         self._stack: AlignedStack | None = None
         self._keys: tuple[Any, ...] = ()
 
@@ -111,21 +120,22 @@ class AlignedPreview(Preview):
             return True
         state = self._session.state
         reference = None if state is None else state.reference
-        if not found or (self._difference and reference not in found):
+        if not found or (self._against and reference not in found):
             self.hide()
             return False
         if self._stack is None or self._stack.series is not scan.series:
             self._stack = AlignedStack(scan.stack)
-        read = self._stack.reader(found, gain=gain, minus=reference if self._difference else None)
+        how = self._against
+        read = self._stack.reader(found, gain=gain, against=reference if how else None, how=how or "difference")
         data = lazy_frames(read, scan.stack.shape, np.float32)
         self._keys = keys
         energy = self._session.frame[0] if self._session.frame[0] in found else next(iter(found))
-        if self._difference and energy == reference:
+        if how == "difference" and energy == reference:
             energy = next((e for e in found if e != reference), energy)
         usable = np.flatnonzero(scan.series.scans[energy].usable)
         limits = spread_limits([read(energy, int(usable[len(usable) // 2]))], 0.5, 99.9)
         options = {"name": self._name(reference), "colormap": "gray", **geometry(scan.series)}
-        if self._difference:
+        if how == "difference":
             top = max(abs(limits[0]), abs(limits[1]))
             limits, options["colormap"] = (-top, top), "PiYG"
         self._put(data, {**options, "contrast_limits": limits})
@@ -137,7 +147,8 @@ class AlignedPreview(Preview):
         scan = self._session.scan
         known = scan is not None and reference is not None
         ev = f"{scan.series.scans[reference].energy_ev:g} eV" if known else "reference"  # type: ignore[union-attr,index]
-        return f"difference to {ev}" if self._difference else f"aligned, common grid of {ev}"
+        names = {None: "aligned, common grid of", "difference": "difference to", "chess board": "chess board with"}
+        return f"{names.get(self._against, 'reference')} {ev}"
 
     def hide(self) -> None:
         """Remove the layer."""
@@ -179,6 +190,36 @@ class ResidualPreview(Preview):
         listed = ", ".join(f"{scan.series.scans[e].energy_ev:g}" for e in sorted(self._made))
         options = {"name": f"residual (data - reprojection) at {listed} eV", "colormap": "PiYG"}
         self._put(data, {**options, "contrast_limits": (-top, top), **place})
+
+
+class BlockPreview(Preview):
+    """Displacement of parts of the object at one energy, beyond the alignment, as arrows on the common grid."""
+
+    LONG = 12.0  # columns of 256 that the longest arrow is drawn
+
+    def put(self, energy: int, result: StepResult) -> str:
+        """Show the arrows; return how much longer than the displacements they are drawn, or why there are none."""
+        scan, viewer = self._session.scan, self._session.viewer
+        if scan is None or viewer is None:
+            return ""
+        name = f"parts of the object at {scan.series.scans[energy].energy_ev:g} eV"
+        self.hide()
+        shift, place = result.arrays.get("block_shift"), result.arrays.get("block_place")
+        if shift is None or place is None:
+            return f"{name}: not measured. The reference has none, nor have results of earlier versions."
+        known = np.isfinite(shift).all(axis=2) & np.isfinite(place).all(axis=2)
+        if not known.any():
+            return f"{name}: no part of it holds enough to be measured."
+        height, width = scan.series.frame_shape
+        longest = float(np.hypot(*shift[known].T).max())
+        times = self.LONG * width / 256 / max(longest, 1e-9)
+        vectors = np.stack([place[known] + ((height - 1) / 2, (width - 1) / 2), times * shift[known]], axis=1)
+        layer = viewer.add_vectors(
+            vectors, name=name, edge_width=max(0.5, width / 256), edge_color="#e0904f", vector_style="arrow"
+        )
+        viewer.layers.selection.active = self._session.layer  # the scan stays the one that is worked on
+        self._layer = weakref.ref(layer)
+        return f"{name}: at most {longest:.3f} px; drawn {times:.0f} times as long."
 
 
 def _reader(

@@ -5,17 +5,46 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from qtpy.QtWidgets import QCheckBox, QDoubleSpinBox, QGridLayout, QGroupBox, QLabel, QPushButton, QVBoxLayout
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QGridLayout,
+    QGroupBox,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QVBoxLayout,
+)
 
-from napari_xanes_tomo.workflow import Candidate
+from napari_xanes_tomo.graph import PARAMETERS
+from napari_xanes_tomo.registration_qc import ErrorMap
+from napari_xanes_tomo.workflow import Candidate, scale_laws
 
 from .dock import allow, cell, fit, table, wrapped
 from .forms import StillWheel
-from .plots import PointPlot
-from .previews import AlignedPreview
+from .plots import MatrixPlot, PointPlot
+from .previews import AlignedPreview, BlockPreview
 from .step_dock import StepDock
 
 __all__ = ["RegistrationDock"]
+
+LAWS = ("calibration", "proportional", "header", "thin lens")
+_LEFT = "What each projection is displaced by beyond the alignment of its energy; click a cell to go there."
+_CLOSED = (
+    "How far comparisons around a triangle of energies miss zero, in standard errors: the worst triangle that holds "
+    "both energies. More than 4 says that one of them is wrong, not which one."
+)
+MATRICES = {
+    "displacement left (px)": ("px", _LEFT),
+    "displacement left (nm)": ("nm", _LEFT),
+    "displacement over the usual": ("z", _LEFT),
+    "closure, y": ("ty", _CLOSED),
+    "closure, x": ("tx", _CLOSED),
+    "closure, scale": ("scale", _CLOSED),
+}
+"""What the matrix of the dock can show: what it is of, and its explanation."""
 
 
 class RegistrationDock(StepDock):
@@ -31,14 +60,17 @@ class RegistrationDock(StepDock):
         self.energies_combo.setCurrentIndex(1)  # one energy alone is the exception here
 
     def _build_plots(self, box: QVBoxLayout) -> None:
-        self.plot = PointPlot((("M", 1), ("M / law - 1, %", 1), ("moved, px", 3)), "energy (eV)", 400)
+        rows = (("M", 1), ("M / law - 1, %", 1), ("moved, px", 3), ("blur, px2", 1))
+        self.plot = PointPlot(rows, "energy (eV)", 500)
         self.plot.on_click = self._jump
         box.addWidget(self.plot)
         box.addWidget(
             wrapped(
                 "Magnification with one sigma; lines: calibration of the pixel size (solid), proportional to energy "
-                "(dashed). Middle: against the calibration. Below: translation of the object, y blue, x orange, z "
-                "green. Click a point to go there.",
+                "(dashed), headers (dotted), thin lens (dash-dotted). Second: against the calibration. Third: "
+                "translation of the object, y blue, x orange, z green. Last: how much wider the point spread is than "
+                "the reference's, as a variance; an energy out of focus fakes a rim as a misplaced one does. Click a "
+                "point to go there.",
                 faint=True,
             )
         )
@@ -47,17 +79,68 @@ class RegistrationDock(StepDock):
         self.rows.cellClicked.connect(lambda row, _: self._jump(row))
         box.addWidget(self.rows)
         self.preview = AlignedPreview(self.session, "registration")
-        self.difference = AlignedPreview(self.session, "registration", difference=True)
+        self.difference = AlignedPreview(self.session, "registration", against="difference")
+        self.chess = AlignedPreview(self.session, "registration", against="chess board")
+        self.other = AlignedPreview(self.session, "registration", against="other")
         self.aligned_box = QCheckBox("Show the aligned stack as a layer")
         self.aligned_box.setToolTip(
             "Absorbance on the common grid, all energies equally dark: it stays still when the energy is stepped."
         )
         self.difference_box = QCheckBox("Show the difference to the reference as a layer")
         self.difference_box.setToolTip("The aligned frame minus that of the reference at the same angle.")
-        for check, preview in ((self.aligned_box, self.preview), (self.difference_box, self.difference)):
+        self.chess_box = QCheckBox("Show a chess board with the reference as a layer")
+        self.chess_box.setToolTip("Every other field is the reference's: edges go on across the fields where they fit.")
+        self.blink_box = QCheckBox("Blink with the reference")
+        self.blink_box.setToolTip("The reference at the same angle, twice a second over the aligned stack.")
+        self._checked = (
+            (self.aligned_box, self.preview),
+            (self.difference_box, self.difference),
+            (self.chess_box, self.chess),
+            (self.blink_box, self.other),
+        )
+        for check, preview in self._checked:
             check.toggled.connect(lambda on, c=check, p=preview: self._toggle(on, c, p))
             box.addWidget(check)
+        self._blinking = QTimer(self)
+        self._blinking.setInterval(500)
+        self._blinking.timeout.connect(self._blink)
+        self.blocks = BlockPreview(self.session)
+        self.blocks_box = QCheckBox("Show how parts of the object are displaced, as arrows")
+        self.blocks_box.setToolTip("Beyond the alignment, mean of all angles: a sample that changes shape shows here.")
+        self.blocks_box.toggled.connect(self._show_blocks)
+        box.addWidget(self.blocks_box)
+        self.blocks_label = wrapped(faint=True)
+        self.blocks_label.hide()
+        box.addWidget(self.blocks_label)
+        self._build_errors(box)
         self._points_key: tuple[Any, ...] = ()
+
+    def _build_errors(self, box: QVBoxLayout) -> None:
+        group = QGroupBox("What is left")
+        inner = QVBoxLayout(group)
+        inner.setContentsMargins(6, 4, 6, 4)
+        row = QHBoxLayout()
+        self.matrix_combo = QComboBox()
+        self.matrix_combo.addItems(list(MATRICES))
+        self.matrix_combo.currentIndexChanged.connect(self._fill_matrix)
+        self._wheels = StillWheel(self)
+        self._wheels.watch(self.matrix_combo)
+        row.addWidget(self.matrix_combo, 1)
+        self.worst_button = QPushButton("Next worst")
+        self.worst_button.setToolTip(
+            "Go to the projection of all energies that is displaced most beyond what is usual."
+        )
+        self.worst_button.clicked.connect(self.next_worst)
+        row.addWidget(self.worst_button)
+        inner.addLayout(row)
+        self.matrix = MatrixPlot(220)
+        self.matrix.on_click = self._jump_in_matrix
+        inner.addWidget(self.matrix)
+        self.matrix_label = wrapped(faint=True)
+        inner.addWidget(self.matrix_label)
+        box.addWidget(group)
+        self._errors: ErrorMap | None = None
+        self._visited = 0
 
     def _build_extra(self, box: QVBoxLayout) -> None:
         group = QGroupBox("By hand")
@@ -92,7 +175,7 @@ class RegistrationDock(StepDock):
         self._fill_energies()
         super().refresh()
         if not self.session.busy:
-            for check, preview in ((self.aligned_box, self.preview), (self.difference_box, self.difference)):
+            for check, preview in self._checked:
                 if check.isChecked():
                     self._toggle(True, check, preview)
 
@@ -102,6 +185,76 @@ class RegistrationDock(StepDock):
         elif not preview.show():
             self._tell("Nothing is registered yet: run the registration first.", False)
             check.setChecked(False)
+        if check is self.blink_box:
+            if check.isChecked():
+                if not self.aligned_box.isChecked():
+                    self.aligned_box.setChecked(True)
+                self._blinking.start()
+            else:
+                self._blinking.stop()
+
+    def _blink(self) -> None:
+        layer = self.other.layer
+        if layer is None:  # removed by the user, or with its scan
+            self.blink_box.setChecked(False)
+        else:
+            layer.visible = not layer.visible
+
+    def _show_blocks(self, on: bool) -> None:
+        workflow, candidate = self.session.workflow, self.selected()
+        self.blocks_label.setVisible(on)
+        if not on or workflow is None or candidate is None:
+            self.blocks.hide()
+            self.blocks_label.setText("This energy is not registered." if on else "")
+        else:
+            self.blocks_label.setText(self.blocks.put(self.energy, workflow.result(candidate)))
+
+    def _fill_matrix(self) -> None:
+        """Show what is left of the error, by energy and projection, or the closures of triangles of energies."""
+        workflow, scan, name = self.session.workflow, self.session.scan, self.matrix_combo.currentText()
+        known = workflow is not None and scan is not None and not self.session.busy
+        self._errors = workflow.error_map() if known and workflow is not None else None
+        any_known = self._errors is not None and bool(np.isfinite(self._errors.z).any())
+        allow(self.worst_button, "" if any_known else "Nothing is registered yet.", "")
+        names = [] if scan is None else [f"{s.energy_ev:g}" for s in scan.series.scans]
+        kind, text = MATRICES[name]
+        self.matrix_label.setText(text)
+        if workflow is None or self._errors is None or scan is None or not any_known:
+            self.matrix.show_matrix(np.zeros((0, 0)), rows=(), left="", bottom="")
+            return
+        if kind in PARAMETERS:
+            solved = workflow.joint()
+            values = np.full((len(names),) * 2, np.nan) if solved is None else solved.closure_matrix(kind)
+            self.matrix.show_matrix(values, rows=names, left="energy (eV)", bottom="energy (eV)", columns=names)
+        else:
+            values = {
+                "px": self._errors.length_px,
+                "nm": self._errors.length_nm([s.pixel_size_nm for s in scan.series.scans]),
+                "z": self._errors.z,
+            }[kind]
+            self.matrix.show_matrix(values, rows=names, left="energy (eV)", bottom="projection")
+        self._mark(self.session.frame[1])
+
+    def _jump_in_matrix(self, row: int, column: int) -> None:
+        if MATRICES[self.matrix_combo.currentText()][0] in PARAMETERS:
+            column = max(0, self.session.frame[1])
+        self.session.go_to(row, column)
+
+    def next_worst(self) -> None:
+        """Go to the projection that is displaced most beyond what is usual, then to the next one."""
+        worst = [] if self._errors is None else self._errors.worst(50)
+        if not worst:
+            return
+        e, i, z = worst[self._visited % len(worst)]
+        self._visited += 1
+        self.session.go_to(e, i)
+        dy, dx = self._errors.shift[e, i]  # type: ignore[union-attr]
+        place = f"{self._energy_text()}, projection {i}"
+        self._tell(f"{place}: displaced by {dy:+.2f}, {dx:+.2f} px (y, x), {z:.1f} times what is usual there.", False)
+
+    def _mark(self, angle: int) -> None:
+        matrix_of_energies = MATRICES[self.matrix_combo.currentText()][0] in PARAMETERS
+        self.matrix.mark(self.energy, self.energy if matrix_of_energies else angle)
 
     def _fill_energies(self) -> None:
         state, scan = self.session.state, self.session.scan
@@ -111,17 +264,21 @@ class RegistrationDock(StepDock):
         key = (
             id(scan),
             reference,
+            self.session.busy,
             out,
             *((e, u.status, u.candidate.id if u.candidate else 0) for e, u in units.items()),
         )
         if key == self._points_key:
             return
         self._points_key = key
+        self._visited = 0
+        self._fill_matrix()
         scans = () if scan is None else scan.series.scans
         n = len(scans)
         energies = np.array([s.energy_ev for s in scans], dtype=float)
         measured, sigma = np.full(n, np.nan), np.full(n, np.nan)
         moved, moved_sigma = np.full((n, 3), np.nan), np.full((n, 3), np.nan)
+        blur, blur_sigma = np.full(n, np.nan), np.full(n, np.nan)
         self.rows.setRowCount(n)
         for e in range(n):
             unit = units.get(e)
@@ -131,6 +288,7 @@ class RegistrationDock(StepDock):
                 numbers = candidate.payload["numbers"]
                 measured[e], sigma[e] = numbers["magnification"], numbers["magnification_sigma"]
                 moved[e], moved_sigma[e] = numbers["translation"], numbers["translation_sigma"]
+                blur[e], blur_sigma[e] = numbers.get("blur_px2", np.nan), numbers.get("blur_sigma_px2", np.nan)
                 texts[1] = f"{measured[e]:.5f} ± {sigma[e]:.5f}"
                 texts[2] = ", ".join(f"{v:.2f}" for v in moved[e])
                 texts[3] = "reference" if e == reference else candidate.quality.verdict
@@ -142,26 +300,24 @@ class RegistrationDock(StepDock):
                     made.setToolTip(unit.reason)
                 self.rows.setItem(e, column, made)
         fit(self.rows, most=9)
-        law = self._law()
+        laws = self._laws()
+        law = laws.get("calibration", np.full(n, np.nan))
         line = np.argsort(energies)
         numbers_of = list(range(n))
-        known = reference is not None and n > 0
-        proportional = energies[reference] / energies if known else np.full(n, np.nan)
-        lines = [(energies[line], law[line]), (energies[line], proportional[line])] if known else []
-        self.plot.show_points(0, energies, [(measured, sigma)], numbers_of, lines)
-        lines = (
-            [(energies[line], 0 * law[line]), (energies[line], 100 * (proportional / law - 1)[line])] if known else []
-        )
-        self.plot.show_points(1, energies, [(100 * (measured / law - 1), 100 * sigma / law)], numbers_of, lines)
+        nothing = np.full(n, np.nan)
+        lines = [laws.get(name, nothing)[line] for name in LAWS] if laws else []
+        self.plot.show_points(0, energies, [(measured, sigma)], numbers_of, [(energies[line], v) for v in lines])
+        lines = [100 * (v / law[line] - 1) for v in lines]
+        off = (100 * (measured / law - 1), 100 * sigma / law)
+        self.plot.show_points(1, energies, [off], numbers_of, [(energies[line], v) for v in lines])
         self.plot.show_points(2, energies, [(moved[:, k], moved_sigma[:, k]) for k in range(3)], numbers_of)
+        self.plot.show_points(3, energies, [(blur, blur_sigma)], numbers_of)
 
-    def _law(self) -> Any:
-        """Magnification (energies,) by the calibration of the pixel size."""
+    def _laws(self) -> dict[str, Any]:
+        """Magnification (energies,) by every law whose numbers are known."""
         state, scan = self.session.state, self.session.scan
-        if scan is None or state is None or state.reference is None:
-            return np.full(0 if scan is None else len(scan.series.scans), np.nan)
-        sizes = np.array([s.pixel_size_nm for s in scan.series.scans], dtype=float)
-        return sizes[state.reference] / np.where(sizes > 0, sizes, np.nan)
+        known = scan is not None and state is not None and state.reference is not None
+        return scale_laws(scan.series, state.reference) if known else {}  # type: ignore[union-attr,arg-type]
 
     def _show_result(self, candidate: Candidate | None) -> None:
         scan, energy = self.session.scan, self.energy
@@ -170,6 +326,8 @@ class RegistrationDock(StepDock):
             self.rows.selectRow(energy)
         if candidate is not None:
             self.magnification_spin.setValue(float(candidate.payload["numbers"]["magnification"]))
+        if self.blocks_box.isChecked():
+            self._show_blocks(True)
 
     def _jump(self, energy: int) -> None:
         self.session.go_to(energy, max(0, self.session.frame[1]))

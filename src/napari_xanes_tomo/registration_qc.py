@@ -1,0 +1,130 @@
+"""Where the registration is still wrong, projection by projection, and what that does to the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .chemistry import MapPlan
+from .joint import ranking
+from .model import FloatArray
+
+__all__ = ["ErrorMap", "error_map", "surface_effect"]
+
+
+@dataclass(frozen=True)
+class ErrorMap:
+    """What every projection by itself is displaced by beyond its alignment; rows are energies, columns projections.
+
+    Attributes
+    ----------
+    energies_ev : (energies,) array
+    shift, sigma : (energies, projections, 2) arrays
+        ``[dy, dx]``, raw px; NaN where nothing is known. What all projections of an energy share is not in it: that is
+        the error of the energy's place.
+    z : (energies, projections) array
+        Length of the displacement over what is usual at that energy, see `joint.ranking`.
+    """
+
+    energies_ev: FloatArray
+    shift: FloatArray
+    sigma: FloatArray
+    z: FloatArray
+
+    @property
+    def length_px(self) -> FloatArray:
+        """(energies, projections) length of the displacement, raw px."""
+        return np.asarray(np.hypot(self.shift[..., 0], self.shift[..., 1]))
+
+    def length_nm(self, pixel_nm: npt.ArrayLike) -> FloatArray:
+        """(energies, projections) length of the displacement, nm; `pixel_nm` (energies,) is the size of a raw pixel."""
+        return np.asarray(self.length_px * np.asarray(pixel_nm, dtype=float)[:, None])
+
+    def effect_ev(self, per_px: npt.ArrayLike) -> FloatArray:
+        """(energies, projections) effect on the edge energy at a surface, eV.
+
+        Of an energy of which every projection were displaced as much as this one; `per_px` (energies,) is
+        ``surface_effect(plan).edge_ev``, by the energies of this map.
+        """
+        return np.asarray(self.length_px * np.abs(np.asarray(per_px, dtype=float))[:, None])
+
+    def columns(self, lengths: Sequence[int]) -> dict[str, npt.NDArray[np.float64]]:
+        """Return what ``quality.csv`` says of it; `lengths` is how many projections every energy has."""
+
+        def column(values: FloatArray) -> npt.NDArray[np.float64]:
+            wide = np.full((len(lengths), max([*lengths, values.shape[1]])), np.nan)
+            wide[:, : values.shape[1]] = values
+            return np.concatenate([row[:n] for row, n in zip(wide, lengths, strict=True)])
+
+        return {
+            "registration_dy_px": column(self.shift[..., 0]),
+            "registration_dx_px": column(self.shift[..., 1]),
+            "registration_z": column(self.z),
+        }
+
+    def worst(self, count: int) -> list[tuple[int, int, float]]:
+        """Return ``(energy, projection, z)`` of the `count` projections that stand out most, the worst first."""
+        rows = [(int(e), int(i), float(self.z[e, i])) for e, i in np.argwhere(np.isfinite(self.z))]
+        return sorted(rows, key=lambda r: (-r[2], r[0], r[1]))[:count]
+
+
+def error_map(
+    energies_ev: npt.ArrayLike, residual: Sequence[FloatArray | None], sigma: Sequence[FloatArray | None]
+) -> ErrorMap:
+    """Lay the displacements of all energies side by side.
+
+    Parameters
+    ----------
+    energies_ev : (energies,) array
+    residual, sigma : sequences of (n, 2) arrays or None
+        One an energy: displacement left over and its standard error, raw px; None for an energy of which nothing is
+        known, as the reference.
+    """
+    energies = np.asarray(energies_ev, dtype=float)
+    n = max((len(r) for r in residual if r is not None), default=0)
+    shift, error = (np.full((len(energies), n, 2), np.nan) for _ in range(2))
+    for e, (r, s) in enumerate(zip(residual, sigma, strict=True)):
+        if r is not None and s is not None:
+            shift[e, : len(r)], error[e, : len(s)] = r, s
+    z = np.full(shift.shape[:2], np.nan)
+    for e, i, value in ranking(list(shift), list(error)):
+        z[e, i] = value
+    return ErrorMap(energies, shift, error, z)
+
+
+@dataclass(frozen=True)
+class SurfaceEffect:
+    """What one energy displaced by one pixel does to the maps at a surface of the particle.
+
+    Attributes
+    ----------
+    edge_ev : (energies,) array
+        eV of the edge energy for each px; 0 for energies that have no part in it, NaN where there is no such map.
+    element : dict of str to (energies,) array
+        The same for the density of each element, as a fraction of its mean.
+    """
+
+    edge_ev: FloatArray
+    element: Mapping[str, FloatArray]
+
+
+def surface_effect(plan: MapPlan) -> SurfaceEffect:
+    """Return what a displacement of one energy alone does at a surface, for each px of the common grid.
+
+    A surface that is one voxel wide is displaced by one voxel: the absorbance of that energy is there wrong by its
+    whole step. Displaced by less than a voxel, it is wrong by that part of it. Whatever the map is made of is linear
+    in the absorbance, so the effect is the energy's weight times the step.
+    """
+    steps = plan.spectrum
+    edge = np.full(len(steps), np.nan)
+    if plan.edge is not None:
+        edge = plan.edge.numerator * steps * float(plan.edge.slope(np.zeros(1))[0])
+    element = {}
+    for name in plan.elements:
+        weights = plan.components[name]
+        mean = float(weights @ steps)
+        element[name] = weights * steps / mean if mean > 0 else np.full(len(steps), np.nan)
+    return SurfaceEffect(edge, element)
