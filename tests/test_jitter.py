@@ -12,6 +12,7 @@ from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
 from napari_xanes_tomo.model import Alignment, Cancelled, XanesTomoError
 from napari_xanes_tomo.recipe import AbsorbanceParameters, JitterParameters
 from napari_xanes_tomo.resample import place
+from napari_xanes_tomo.straight import fit_straight, outer_rows
 
 # (y, z, x), radius, attenuation per pixel: an object without symmetry, its parts well inside the field.
 BALLS = (((-3.0, 4.0, -5.0), 9.0, 0.05), ((7.0, -6.0, 6.0), 5.0, 0.08), ((-8.0, -5.0, 8.0), 3.0, 0.1))
@@ -61,7 +62,58 @@ SHAPE = (48, 56)
 PARAMETERS = JitterParameters(iterations=4)
 
 
+def wall(
+    theta: npt.ArrayLike, shape: tuple[int, int], shift: npt.NDArray, tilt: float = 0.04, fine: int = 3
+) -> npt.NDArray[np.float32]:
+    """Line integrals of a tube wider than the field around the object, that moves and turns with it."""
+    t = np.deg2rad(np.asarray(theta, float))[:, None, None]
+    h, w = shape
+    y = np.arange(h)[None, :, None] - (h - 1) / 2 - shift[:, :1, None]
+    x = np.arange(w * fine)[None, None, :] / fine - (w - 1 / fine) / 2 - shift[:, 1:, None]
+    u = x - 0.85 * w * np.cos(t - 0.7) - tilt * y * np.cos(t)
+    outer, inner = (np.sqrt(np.maximum((r * w) ** 2 - u**2, 0)) for r in (1.2, 1.12))
+    return (2 * 0.6 / w * (outer - inner)).reshape(len(t), h, w, fine).mean(axis=3).astype(np.float32)
+
+
 # ------------------------------------------------------------------------------------------------ known motion
+
+
+# Tilt of the capillary, noise of a pixel; tolerance y, x, centre in px.
+@pytest.mark.parametrize(
+    ("tilt", "noise", "tolerances"),
+    [(0.0, 0.0, (0.02, 0.02, 0.02)), (0.04, 0.02, (0.04, 0.04, 0.04)), (-0.1, 0.02, (0.04, 0.04, 0.05))],
+    ids=["upright", "tilted", "steep"],
+)
+def test_the_wall_of_a_capillary_changes_nothing(
+    tilt: float, noise: float, tolerances: tuple[float, float, float]
+) -> None:
+    theta, shape = np.arange(-90.0, 90.0, 4.0), (64, 72)
+    true = motion(len(theta), 3)
+    stack = balls(theta, shape, true) + wall(theta, shape, true, tilt)
+    stack += noise * np.random.default_rng(1).standard_normal(stack.shape).astype(np.float32)
+    found = find_jitter(stack, theta, variance=noise**2 or None, parameters=PARAMETERS)
+    assert any("straight" in reason for reason in found.quality.notes)
+    error = errors(found.shift, true, theta)
+    assert np.all(np.abs(error) <= tolerances), error
+    good = np.isfinite(found.sigma).all(axis=1)
+    assert good.all()
+    if noise:  # the error bars know what is left
+        assert error[1] < 2.0 * np.sqrt(np.mean(found.sigma[:, 1] ** 2))
+
+
+def test_straight_structures_are_told_from_air() -> None:
+    theta, shape = np.arange(-90.0, 90.0, 4.0), (64, 72)
+    still = np.zeros((len(theta), 2))
+    noise = 0.01 * np.random.default_rng(2).standard_normal((len(theta), *shape)).astype(np.float32)
+    alone = balls(theta, shape, still) + noise
+    assert abs(fit_straight(alone, outer_rows(alone), theta).shared) < 0.3
+    glass = wall(theta, shape, still)
+    found = fit_straight(alone + glass, outer_rows(alone + glass), theta)
+    assert found.shared > 0.9
+    np.testing.assert_allclose(found.tilt, [0.04, 0.0], atol=0.01)
+    rows = slice(8, -8)
+    left = (found.frames(shape, theta) - glass)[:, rows, 4:-4]
+    assert np.sqrt(np.mean(left**2)) < 0.01
 
 
 # Angles, shape of a frame, noise of a pixel; tolerance y, x, centre in px.
@@ -202,9 +254,9 @@ def test_reprojection_saves_what_a_background_does_to_the_moments() -> None:
     rng = np.random.default_rng(0)
     true = motion(len(THETA), 8, rms=1.0)
     stack = balls(THETA, SHAPE, true) + 0.01 * rng.standard_normal((len(THETA), *SHAPE))
-    x = np.linspace(-1, 1, SHAPE[1])
-    # A plane would be found in the air and taken out; this is none.
-    stack += (0.1 * rng.standard_normal(len(THETA)))[:, None, None] * np.sin(3.5 * x)
+    y, x = np.linspace(-1, 1, SHAPE[0])[:, None], np.linspace(-1, 1, SHAPE[1])
+    # A plane or what runs straight down would be found in the air and taken out; this is neither.
+    stack += (0.1 * rng.standard_normal(len(THETA)))[:, None, None] * np.sin(3.5 * x + 2.5 * y)
     found = find_jitter(stack, THETA, variance=1e-4)
     assert found.method.startswith("reprojection")
     moments, refined = errors(found.moments, true, THETA)[1], errors(found.shift, true, THETA)[1]

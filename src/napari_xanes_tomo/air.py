@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .model import FloatArray
 from .parallel import in_threads
 
-__all__ = ["fit_air", "fit_surface", "plane", "terms"]
+__all__ = ["dilated", "fit_air", "fit_surface", "plane", "terms"]
 
 F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -284,7 +284,7 @@ def _dilate_frames(first: int, end: int, masks: Any, radius: float, out: Any) ->
                         out[i, y + d, c] = True
 
 
-def _dilated(masks: Mask, radius: float) -> Mask:
+def dilated(masks: Mask, radius: float) -> Mask:
     """Widen (n, y, x) masks by `radius` px, 1 at least."""
     out = np.zeros(masks.shape, dtype=bool)
     m = np.ascontiguousarray(masks)
@@ -395,7 +395,7 @@ def fit_air(
     # The object must not leak: while the air next to it is higher than the rest, the margin grows.
     for _ in range(4):
         rest = (flat - c @ design.T).reshape(air.shape)
-        ring = _dilated(~air & valid, 1.0) & air
+        ring = dilated(~air & valid, 1.0) & air
         inner = air & ~ring
         count = np.maximum(ring.sum(axis=(1, 2)), 1)
         beside = np.where(ring, rest, 0).sum(axis=(1, 2)) / count
@@ -448,8 +448,8 @@ def _surroundings(
         inside = np.unique(labels[i])
         largest = inside[np.argmax(size[inside])]
         body[i] = (labels[i] == largest) & (size[largest] > 0.01 * h * w)
-    inner = _dilated(body, margin_px + 1)
-    ring = _dilated(inner, 0.12 * w) & ~inner & valid & np.isfinite(rest)
+    inner = dilated(body, margin_px + 1)
+    ring = dilated(inner, 0.12 * w) & ~inner & valid & np.isfinite(rest)
     height = _medians(rest.reshape(n, -1), ring.reshape(n, -1))
     seen = ring.mean(axis=(1, 2)) > 2 * _LEAST_AIR
     if seen.sum() < 8:
@@ -531,9 +531,9 @@ def _grow_air(
         width = spread[:, None, None]
         body = _without_specks(rest > 3.5 * width, 4)
         # What touches the object and is more likely object than air belongs to it.
-        body |= _dilated(body, 1.5) & (rest > 1.5 * width)
+        body |= dilated(body, 1.5) & (rest > 1.5 * width)
         body |= _without_specks(rest > 2.5 * width, 12)
-        new = ~_dilated(body, margin_px) & valid & np.isfinite(smooth)
+        new = ~dilated(body, margin_px) & valid & np.isfinite(smooth)
         same = np.array_equal(new, air)
         air = new
         if same:

@@ -21,6 +21,7 @@ from .agreement import center_of_rotation, halve
 from .model import Alignment, Cancelled, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import JitterParameters
 from .reprojection import FINE_PX, Fit, Scene, gauge_free, orbit
+from .straight import Straight, fit_straight, outer_rows
 
 __all__ = ["FEWEST_ANGLES", "JitterResult", "find_jitter"]
 
@@ -30,6 +31,8 @@ FEWEST_ANGLES = 8
 _COLUMNS = 128  # at most, of the frames the fit works on
 _RESAMPLING_PX = 0.0015  # what halving and resampling leave without any noise, pixels of those frames
 _CENTER_PX = 0.002  # the same for the rotation axis, where it does not average out
+_STRAIGHT = 0.5  # correlation of the profiles above and below the object from which on something runs straight through
+_FEWEST_ROWS = 32  # and columns, for that to be asked
 _BAND_PX = 8.0  # outer width of the band-pass where the background asks for one, of those
 
 
@@ -164,7 +167,12 @@ class _Search:
         work = work - level
         # Signal may be dark on bright (transmission) or bright on dark (fluorescence): the object is what sticks out.
         self.sign = 1.0 if float(np.median(work.sum(axis=(1, 2), dtype=np.float64))) >= 0 else -1.0
-        self.work = np.ascontiguousarray(self.sign * work)
+        self.recorded = np.ascontiguousarray(self.sign * work)
+        # A wall that runs straight through the field is taken out before anything else is asked.
+        self.straight: Straight | None = None
+        self.work = self.recorded
+        if min(work.shape[1:]) >= _FEWEST_ROWS:
+            self._straighten(outer_rows(self.recorded))
         self.partial = False
         self.best: FloatArray | None = None  # in pixels of `work`
         self.moments = np.full((len(theta), 2), np.nan)
@@ -203,7 +211,7 @@ class _Search:
         self._report(1)
         self.scene.usable = self.good.copy()
         # The air next to the object, now that it is known where the object is.
-        self.scene.look(start)
+        self._look(self.scene, start)
         if self.scene.mask is not None and self.scene.ring.any():
             self.scene.set_data(self.scene.background(start))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -216,6 +224,25 @@ class _Search:
         elif np.isfinite(moments).all():
             self.moments = moments
         self._report(2)
+
+    def _straighten(self, air: Bool) -> bool:
+        """Take what runs straight through the field out of the frames, where the air shows that there is something."""
+        before = None if self.straight is None else self.straight.tilt
+        found = fit_straight(self.recorded, air, self.theta, tilt=before)
+        self.straight = found if found.shared > _STRAIGHT else None
+        self.work = self.recorded
+        if self.straight is not None:
+            self.work = self.recorded - self.straight.frames(self.recorded.shape[1:], self.theta)
+        return self.straight is not None
+
+    def _look(self, scene: Scene, shift: FloatArray) -> None:
+        """Settle where the object is, and with it what is air."""
+        scene.look(shift)
+        for _ in range(2):  # the object is seen better without the walls, the walls without the object
+            if self.straight is not None and scene.mask is not None:
+                self._straighten(scene.air(shift))
+                scene.set_data(self.work)
+                scene.look(shift)
 
     def _moments(self, frames: F32) -> FloatArray:
         dy, top, bottom, self.good = _vertical(frames.sum(axis=2, dtype=np.float64), self.limit / self.bin)
@@ -282,7 +309,7 @@ class _Search:
         if np.quantile(np.abs(shift - start), 0.5) > 0.2:
             # Where the object is was settled from displacements that were off: look again.
             bounded = scene.mask is not None
-            scene.look(shift)
+            self._look(scene, shift)
             if scene.ring.any():
                 scene.set_data(scene.background(shift))
             if not bounded:
@@ -382,6 +409,9 @@ class _Search:
         within = float(np.median(self.fit.residual) / (np.median(self.noise) * _noise_left()))
         moved = _moved(found.shift, moments, self.theta)
         sigma_y, sigma_x = (float(np.sqrt(np.median(found.sigma[:, k] ** 2))) for k in (0, 1))
+        if self.straight is not None:
+            tilt = float(np.rad2deg(np.arctan(np.hypot(*self.straight.tilt))))
+            self.notes.append(f"something runs straight through the field, tilted by {tilt:.1f} deg: taken out")
         scores = (
             Score("sigma_y", sigma_y, "px", 0.1 * scale),
             Score("sigma_x", sigma_x, "px", 0.1 * scale),

@@ -204,6 +204,7 @@ class Scene:
         self.mask: F32 | None = None
         self.body: F32 = np.ones(self.shape, dtype=np.float32)
         self.ring: Bool = np.zeros(self.shape, dtype=bool)
+        self.thickness: F32 = np.zeros((0, *self.shape), dtype=np.float32)
         self.footprint = self._circle()
 
     def look(self, shift: FloatArray) -> None:
@@ -216,7 +217,8 @@ class Scene:
         support = object_support(volume)
         mass = np.median(smooth(placed, 1.0).clip(0).sum(axis=2), axis=0)
         filled = (support > 0).any(axis=(1, 2)) & (mass > 0.01 * mass.max())
-        body = smooth(self.projector.forward(volume * support).max(axis=0)[None], 1.0)[0]
+        self.thickness = self.projector.forward(volume * support)
+        body = smooth(self.thickness.max(axis=0)[None], 1.0)[0]
         body = body > 0.03 * max(float(body.max()), 1e-30)
         if not filled.any() or not body.any():
             return
@@ -235,6 +237,24 @@ class Scene:
         self.body = grown[top:bottom].astype(np.float32)
         far = max(4, round(0.12 * self.shape[1]))
         self.ring = np.asarray(binary_dilation(grown, iterations=far) & ~binary_dilation(grown, iterations=2))
+
+    def air(self, shift: FloatArray) -> Bool:
+        """(n, y, x) where a frame shows nothing of the object, three pixels away from it; all where none was found."""
+        from .air import dilated
+
+        n, (height, width) = len(shift), self.shape
+        if not len(self.thickness):
+            return np.ones((n, height, width), dtype=bool)
+        thick = smooth(self.thickness, 1.0)
+        each = dilated(thick > 0.03 * float(thick.max()), 3.0)
+        out = np.ones((n, height, width), dtype=bool)
+        for i, (dy, dx) in enumerate(np.clip(np.rint(shift), [-height, -width], [height, width]).astype(int)):
+            here, there = (
+                (slice(max(0, d), min(s, s + d)) for d, s in ((dy, height), (dx, width))),
+                (slice(max(0, -d), min(s, s - d)) for d, s in ((dy, height), (dx, width))),
+            )
+            out[i][tuple(here)] = ~each[i][tuple(there)]
+        return out
 
     def _place(self, frames: F32, shift: FloatArray) -> F32:
         return place(frames, Alignment(shift, np.zeros_like(shift)), rows=self.rows, grid_shape=self.shape)

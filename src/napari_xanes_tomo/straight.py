@@ -1,0 +1,272 @@
+"""What runs straight through the field along the rotation axis, such as the wall of a capillary, taken out of frames.
+
+A glass wall is straight over a few tens of micrometres. It adds the same profile to every row of a projection but for
+its tilt, which turns with the sample: ``f_i(x - tau_i y)`` with ``tau_i = a cos(theta_i) + b sin(theta_i)``. The rows
+above and below the object show it alone. A wall is wider than the field, so that a volume made of the field cannot
+hold it: left in, it pulls the slow drifts of x. Subtracted, what remains is the object in air.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from .model import FloatArray
+from .parallel import in_threads
+
+__all__ = ["Straight", "fit_straight", "outer_rows"]
+
+F32 = npt.NDArray[np.float32]
+Bool = npt.NDArray[np.bool_]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_BEYOND = 8  # pixels that a profile reaches beyond the frame on either side, for the tilt
+_STIFF = 0.3  # weight of the second differences of a profile: it bridges what the object hides, and blurs 0.4 px
+_CLIP = 4.0  # robust standard deviations beyond which a pixel is not air
+_STEEPEST = 0.15  # tangent of the tilt
+_ROUNDS = 16  # at most
+_EDGE = 3  # rows at either end that are not used: where the beam does not reach they are made up
+_ENDS = 3  # rows behind them that are taken for air
+
+
+def _jit(function: _F) -> _F:
+    """Compile for the machine at first use, kept on disk, without the GIL."""
+    return cast(_F, nb.njit(cache=True, nogil=True)(function))
+
+
+@dataclass(frozen=True)
+class Straight:
+    """Straight structures of n projections.
+
+    Attributes
+    ----------
+    profiles : (n, w + 16) array
+        What every row shows, in the middle row at ``x = -8 .. w + 7``.
+    slope : (n,) array
+        Besides, what the air rises downwards over half the width of the frame.
+    tilt : (2,) array
+        Tangent of the tilt of the structures in the projections at 0 and at 90 degrees.
+    shared : float
+        Correlation of the profiles above and below the middle row, a plane taken out: 1 where something runs straight
+        through, near 0 for air with noise.
+    """
+
+    profiles: FloatArray
+    slope: FloatArray
+    tilt: FloatArray
+    shared: float
+
+    def frames(self, shape: tuple[int, int], theta_deg: FloatArray) -> F32:
+        """Return the structures as (n, y, x) frames."""
+        out = np.empty((len(self.profiles), *shape), dtype=np.float32)
+        shear = _shear(self.tilt, theta_deg)
+        nothing = np.zeros((0, 0, 0), dtype=np.float32)
+        in_threads(len(out), lambda a, b: _draw(a, b, self.profiles, self.slope, shear, out, nothing, nothing))
+        return out
+
+
+def _shear(tilt: FloatArray, theta_deg: FloatArray) -> FloatArray:
+    t = np.deg2rad(theta_deg)
+    return np.asarray(tilt[0] * np.cos(t) + tilt[1] * np.sin(t))
+
+
+@_jit
+def _equations(
+    first: int, end: int, frames: F32, weight: F32, shear: FloatArray, band: FloatArray, cross: FloatArray,
+    rhs: FloatArray, last: FloatArray,
+) -> None:  # fmt: skip
+    """Sum the normal equations of a profile, linear between its points, and a slope in y, frame by frame.
+
+    band (n, 2, m): first superdiagonal and diagonal; cross (n, m): products with the slope; rhs (n, m); last (n, 2):
+    square and right side of the slope.
+    """
+    _, h, w = frames.shape
+    m = rhs.shape[1]
+    for i in range(first, end):
+        for y in range(h):
+            rise = (y - (h - 1) / 2) / (w / 2)
+            at = _BEYOND - shear[i] * (y - (h - 1) / 2)
+            k0 = int(np.floor(at))
+            g = at - k0
+            for x in range(max(0, -k0), min(w, m - 1 - k0)):
+                u = weight[i, y, x]
+                if u == 0.0:
+                    continue
+                k = x + k0
+                d = frames[i, y, x]
+                left, right = u * (1 - g), u * g
+                band[i, 1, k] += left * (1 - g)
+                band[i, 1, k + 1] += right * g
+                band[i, 0, k + 1] += left * g
+                cross[i, k] += left * rise
+                cross[i, k + 1] += right * rise
+                rhs[i, k] += left * d
+                rhs[i, k + 1] += right * d
+                last[i, 0] += u * rise * rise
+                last[i, 1] += u * rise * d
+
+
+@_jit
+def _draw(
+    first: int, end: int, profiles: FloatArray, slope: FloatArray, shear: FloatArray, out: F32, by_shear: F32,
+    play: F32,
+) -> None:  # fmt: skip
+    """Draw the structures of every frame; unless empty, their derivative by the shear and how far they may be off.
+
+    At an edge of a wall a profile of straight pieces is off by about its second difference.
+    """
+    _, h, w = out.shape
+    m = profiles.shape[1]
+    bend = np.zeros(m)
+    for i in range(first, end):
+        if by_shear.size:
+            for k in range(1, m - 1):
+                bend[k] = abs(profiles[i, k + 1] - 2 * profiles[i, k] + profiles[i, k - 1])
+        for y in range(h):
+            height = y - (h - 1) / 2
+            rise = slope[i] * height / (w / 2)
+            at = _BEYOND - shear[i] * height
+            k0 = int(np.floor(at))
+            g = at - k0
+            for x in range(w):
+                k = min(max(x + k0, 0), m - 2)
+                step = profiles[i, k + 1] - profiles[i, k]
+                out[i, y, x] = profiles[i, k] + g * step + rise
+                if by_shear.size:
+                    by_shear[i, y, x] = -step * height
+                    play[i, y, x] = max(bend[max(k - 1, 0)], bend[k], bend[k + 1], bend[min(k + 2, m - 1)])
+
+
+def outer_rows(frames: F32) -> Bool:
+    """(n, y, x) True in the rows above and below the object, whatever runs through all rows.
+
+    From either end as far as the sum of the row stands less than 3 % of its range above the line through both ends.
+    """
+    n, h, w = frames.shape
+    first, last = _EDGE + _ENDS, h - _EDGE - _ENDS
+    mass = frames.sum(axis=2, dtype=np.float64)
+    pad = np.pad(mass, ((0, 0), (1, 1)), mode="edge")
+    mass = (pad[:, :-2] + pad[:, 1:-1] + pad[:, 2:]) / 3
+    top = np.median(mass[:, _EDGE:first], axis=1, keepdims=True)
+    bottom = np.median(mass[:, last : h - _EDGE], axis=1, keepdims=True)
+    along = (np.arange(h) - _EDGE - _ENDS / 2) / max(1, h - 2 * _EDGE - _ENDS)
+    above = mass - top * (1 - along) - bottom * along
+    rows = above < 0.03 * above.max(axis=1, keepdims=True)
+    rows[:, :first] = True
+    rows[:, last:] = True
+    rows = np.logical_and.accumulate(rows, axis=1) | np.logical_and.accumulate(rows[:, ::-1], axis=1)[:, ::-1]
+    return np.asarray(np.broadcast_to(rows[:, :, None], (n, h, w)))
+
+
+def fit_straight(frames: F32, air: Bool, theta_deg: FloatArray, *, tilt: FloatArray | None = None) -> Straight:
+    """Fit the straight structures of every projection where it shows air.
+
+    Parameters
+    ----------
+    frames : (n, y, x) float32 array
+    air : (n, y, x) bool array
+        Where there is nothing but air and what runs straight through; the outermost rows are not used.
+    theta_deg : (n,) array
+    tilt : (2,) array, optional
+        Where to begin.
+
+    Returns
+    -------
+    Straight
+        With `shared` below 0.3 a first impression only: there is nothing straight.
+    """
+    n, h, _ = frames.shape
+    air = air.copy()
+    air[:, :_EDGE] = False
+    air[:, h - _EDGE :] = False
+    angle = np.zeros(2) if tilt is None else np.array(tilt, dtype=float)
+    t = np.deg2rad(theta_deg)
+    turn = np.stack([np.cos(t), np.sin(t)], axis=1)
+    weight = air.astype(np.float32)
+    drawn, by_shear, play = (np.empty_like(frames) for _ in range(3))
+    strict = 0  # rounds without pixels that are no air; before, the tilt would be wrong and what it misses left out
+    for k in range(_ROUNDS):
+        shear = turn @ angle
+        profiles, slope = _solve(frames, weight, shear)
+        shared = _shared(frames, weight, shear) if k in (0, 3) or strict == 2 else 1.0
+        if k == _ROUNDS - 1 or strict == 2 or shared < 0.3:
+            break
+        in_threads(n, lambda a, b, p=profiles, s=slope, q=shear: _draw(a, b, p, s, q, drawn, by_shear, play))  # type: ignore[misc]
+        rest = frames - drawn
+        spread = 1.4826 * float(np.median(np.abs(rest[:, ::2, ::2][air[:, ::2, ::2]]))) if air.any() else 0.0
+        inside = np.abs(rest) <= (_CLIP if strict else 5 * _CLIP) * np.float32(spread + 1e-12) + play
+        weight = (air & inside).astype(np.float32)
+        weighted = weight * by_shear
+        push = np.einsum("nyx,nyx->n", weighted, rest, dtype=np.float64)
+        hold = np.einsum("nyx,nyx->n", weighted, by_shear, dtype=np.float64)
+        normal = turn.T @ (hold[:, None] * turn)
+        step = np.linalg.solve(normal + (1e-6 * np.trace(normal) + 1e-30) * np.eye(2), turn.T @ push)
+        angle = np.clip(angle + np.clip(step, -0.03, 0.03), -_STEEPEST, _STEEPEST)
+        if strict or float(np.abs(step).max()) < 5e-4 or k >= _ROUNDS - 4:
+            strict += 1
+    return Straight(profiles, slope, angle, shared)
+
+
+def _solve(frames: F32, weight: F32, shear: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Profiles (n, m) and slopes (n,) of least squares with a stiffness."""
+    from scipy.linalg import solveh_banded
+
+    n = len(frames)
+    m = frames.shape[2] + 2 * _BEYOND
+    band, cross, rhs, last = np.zeros((n, 2, m)), np.zeros((n, m)), np.zeros((n, m)), np.zeros((n, 2))
+    in_threads(n, lambda a, b: _equations(a, b, frames, weight, shear, band, cross, rhs, last))
+    stiff = np.zeros((3, m))
+    for offset, value in ((0, (1, 4, 1)), (1, (-2, -2)), (2, (1,))):
+        for j, v in enumerate(value):
+            stiff[2 - offset, j + offset : j + offset + m - 2] += v
+    profiles, slope = np.zeros((n, m)), np.zeros(n)
+    for i in range(n):
+        whole = _STIFF * stiff
+        whole[1:] += band[i]
+        whole[2] += 1e-6
+        by = solveh_banded(whole, np.stack([rhs[i], cross[i]], axis=1), check_finite=False)
+        square = last[i, 0] - cross[i] @ by[:, 1]
+        slope[i] = (last[i, 1] - cross[i] @ by[:, 0]) / square if square > 1e-3 * last[i, 0] + 1e-9 else 0.0
+        profiles[i] = by[:, 0] - slope[i] * by[:, 1]
+    return profiles, slope
+
+
+@_jit
+def _sums(
+    first: int, end: int, frames: F32, weight: F32, shear: FloatArray, total: FloatArray, count: FloatArray
+) -> None:
+    """Sum the rows of the upper and of the lower half along the shear, to whole pixels: (n, 2, w)."""
+    _, h, w = frames.shape
+    for i in range(first, end):
+        for y in range(h):
+            k0 = -int(np.rint(shear[i] * (y - (h - 1) / 2)))
+            half = 0 if y < h // 2 else 1
+            for x in range(max(0, -k0), min(w, w - k0)):
+                total[i, half, x + k0] += weight[i, y, x] * frames[i, y, x]
+                count[i, half, x + k0] += weight[i, y, x]
+
+
+def _shared(frames: F32, weight: F32, shear: FloatArray) -> float:
+    """Correlate the profiles above and below the middle row, a plane taken out; see `Straight.shared`."""
+    from .agreement import solve_normal
+
+    n, h, w = frames.shape
+    y = np.broadcast_to(((np.arange(h) - (h - 1) / 2) / (w / 2))[:, None], (h, w)).ravel()
+    x = np.broadcast_to(((np.arange(w) - (w - 1) / 2) / (w / 2))[None, :], (h, w)).ravel()
+    terms = np.stack([np.ones_like(y), y, x])
+    products = (terms[:, None] * terms[None]).reshape(9, -1).astype(np.float32)
+    flat = weight.reshape(n, -1)
+    normal = (flat @ products.T).reshape(n, 3, 3).astype(float)
+    c, _ = solve_normal(normal, ((flat * frames.reshape(n, -1)) @ terms.T.astype(np.float32)).astype(float))
+    total, count = np.zeros((n, 2, w)), np.zeros((n, 2, w))
+    level = (frames - (c.astype(np.float32) @ terms.astype(np.float32)).reshape(frames.shape)).astype(np.float32)
+    in_threads(n, lambda a, b: _sums(a, b, level, weight, shear, total, count))
+    mean = total / np.maximum(count, 1e-9)
+    both = count.min(axis=1)
+    own = float(np.sum(both[:, None] * mean**2))
+    return float(2 * np.sum(both * mean[:, 0] * mean[:, 1]) / own) if own > 0 else 0.0
