@@ -264,6 +264,23 @@ def test_reprojection_saves_what_a_background_does_to_the_moments() -> None:
     assert refined < 0.5 * moments
 
 
+def test_more_iterations_change_nothing_with_a_post_in_the_field() -> None:
+    # The bounds of the object are narrow where there is only the post, and wide above it.
+    theta, shape, noise = np.arange(-90.0, 90.0, 3.0), (64, 64), 0.03
+    t = np.deg2rad(theta)[:, None, None]
+    true = motion(len(theta), 4)
+    y = np.arange(shape[0])[None, :, None] - (shape[0] - 1) / 2 - true[:, :1, None]
+    x = np.arange(shape[1])[None, None, :] - (shape[1] - 1) / 2 - true[:, 1:, None] - 2 * np.cos(t)
+    post = 1.4 * np.sqrt(np.maximum(1 - (x / 3.5) ** 2, 0)) / (1 + np.exp(-2 * (y - 20)))
+    stack = 0.2 * balls(theta, shape, true) + post
+    stack += noise * np.random.default_rng(1).standard_normal(stack.shape)
+    few, many = (
+        find_jitter(stack, theta, variance=noise**2, parameters=JitterParameters(iterations=k)) for k in (4, 14)
+    )
+    np.testing.assert_allclose(errors(few.shift, many.shift, theta), 0, atol=0.01)
+    assert np.all(np.abs(errors(many.shift, true, theta)) < 0.07)
+
+
 def test_sigma_is_the_size_of_the_error() -> None:
     # Over several noisy tomograms; error / sigma between 0.5 and 2 in either direction.
     noise = 0.06

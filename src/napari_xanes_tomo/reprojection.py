@@ -488,6 +488,8 @@ class Scene:
         t = np.deg2rad(self.theta)
         cos, sin = np.cos(t), np.sin(t)
         in_threads(n, lambda a, b: _lines_to_images(a, b, lines, cos, sin, zs, xs, images))
+        if self.mask is not None:  # every row has its own bounds
+            images *= self.mask[chosen][:, z[pick], x[pick]].ravel()
         products = np.empty((n, n))
         in_threads(-(-n // 4), lambda a, b: _products(a, b, images, products))
         weight = np.sqrt(angular_weights(self.theta, usable=self.usable))
