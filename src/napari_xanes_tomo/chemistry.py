@@ -302,8 +302,8 @@ def _gradient(volume: F32, k: int, y: float) -> tuple[F32, F32, F32, F32]:
     below, above = max(0, k - 1), min(len(volume) - 1, k + 1)
     g = (volume[above] - volume[below]) / np.float32(max(1, above - below))
     z, x = np.gradient(volume[k]) if min(volume.shape[1:]) > 1 else (np.zeros_like(g), np.zeros_like(g))
-    c = (np.arange(volume.shape[1]) - (volume.shape[1] - 1) / 2).astype(np.float32)
-    return g, z, x, np.asarray(volume[k] + np.float32(y) * g + c[:, None] * z + c[None, :] * x, np.float32)
+    a, b = ((np.arange(n) - (n - 1) / 2).astype(np.float32) for n in volume.shape[1:])
+    return g, z, x, np.asarray(volume[k] + np.float32(y) * g + a[:, None] * z + b[None, :] * x, np.float32)
 
 
 def _row_errors(

@@ -502,7 +502,13 @@ class _Asked:
 
 @app.command("run")
 def run_command(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Scan scripts, folders, .xrm or .txrm files.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH",
+            help="Scan scripts, folders, .xrm, .txrm or HDF5; or what was aligned elsewhere (docs/formats).",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Output folder; for several scans one folder for each in it.")],
     recipe: Annotated[Path | None, typer.Option(help="Parameters of every step, YAML.")] = None,
     script: _Script = None,
@@ -580,16 +586,17 @@ def _code(error: Exception) -> int:
 
 def _run_one(path: Path, out: Path, names: set[str] | None, asked: _Asked) -> None:
     """Run one scan into `out`, or into a subfolder of its own name when `names` (those taken so far) is given."""
-    from .io.scan import open_series
+    from .io.given import open_input
+    from .recipe import Recipe
 
     started = time.monotonic()
     script = asked.script
     with _showing(asked.verbose) as show:
         if names is not None:
             # Its name tells the folder, the folder its recipe, and that how the files are read.
-            out = out / _free_name(open_series(path, verify=False).name, names)
+            out = out / _free_name(open_input(path, asked.recipe or Recipe(), verify=False).name, names)
         recipe, of_folder = _recipe_for(out, asked.recipe, asked.bin, asked.on_fail)
-        series = open_series(path, recipe.scan, script=script, progress=show)
+        series = open_input(path, recipe, script=script, progress=show)
     _introduce(series)
     from .workflow import Workflow
 
@@ -630,6 +637,11 @@ def _introduce(series: Series) -> None:
         why = [p.message for p in series.problems if p.severity == "error"]
         raise XanesTomoError(f"{series.name}: {why[-1] if why else 'expected projections that can be read, got none'}")
     text = ", ".join(f"{t[k]['usable']:,} of {t[k]['planned']:,} {k}" for k in ("energies", "projections", "flats"))
+    first = series.scans[0]
+    if first.given:
+        size = " x ".join(str(n) for n in (series.frame_shape[0], len(first), series.frame_shape[1]))
+        what = f"volumes (y, z, x) of {size} voxels" if first.given == "volumes" else f"{len(first)} projections each"
+        text = f"{len(series.scans)} energies, {what}, made elsewhere"
     typer.echo(f"{series.name}: {text}")
     odd = [p for p in series.problems if p.severity != "info"]
     for p in odd[:_SHOWN]:
@@ -649,7 +661,9 @@ def _conclude(workflow: Workflow, state: State, report: Path, until: str, second
     for s in STEPS:
         units = [(e, u) for (name, e), u in state.units.items() if name == s.name]
         done = sum(u.status in ("candidate", "accepted") for _, u in units)
-        counts.append(f"{s.name} {done}/{len(units)}" if s.per_energy else f"{s.name} {'done' if done else 'not done'}")
+        given = any(u.candidate is not None and "given" in u.candidate.payload["numbers"] for _, u in units)
+        part = f"{s.name} {done}/{len(units)}" if s.per_energy else f"{s.name} {'done' if done else 'not done'}"
+        counts.append(f"{part} (given)" if given and s.per_energy else part)
         for e, u in units:
             if u.status == "failed" and e is not None:
                 out.append((float(energies[e]), u.reason))
@@ -737,6 +751,7 @@ def export(
     again = "stopped; the files that are whole are kept, the same command goes on from there"
     with _one_line(verbose, again), _showing(verbose) as show:
         from .export import RAW, export_maps, export_scan, export_shifts, export_workflow
+        from .io.given import open_input
         from .io.scan import open_series
 
         started = time.monotonic()
@@ -757,7 +772,7 @@ def export(
             own, source = _own_recipe(path), scan or _source_of(path)
             if own is None or source is None:
                 raise XanesTomoError(f"{path}: expected the scan of this run, it is not there; name it with --scan")
-            series = open_series(source, own.scan, script=script, progress=show)
+            series = open_input(source, own, script=script, progress=show)
             with Workflow(series, path) as workflow:
                 made = export_workflow(
                     workflow, to, format, only=energy, one_file=one_file, threads=threads, progress=show

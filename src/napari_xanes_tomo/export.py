@@ -321,6 +321,11 @@ def export_workflow(
                 for page, i in enumerate(item.used.tolist())
             )
         plan.files.append(_text_file("projections.csv", text))
+    elif format == "volumes-tiff":
+        text = "file,energy_ev,pixel_size_nm,unit\n"
+        listed = zip(plan.files, [e for e in numbers if e in wanted], strict=True)
+        text += "".join(f"{file.name},{float(energies[e])!r},{float(pixel_nm)!r},1/cm\n" for file, e in listed)
+        plan.files.append(_text_file("volumes.csv", text))
     return _run(plan, Path(folder), format, progress)
 
 

@@ -24,6 +24,7 @@ from .reconstruction import angular_weights, fbp
 from .resample import place, rows_needed
 from .uncertainty import (
     Covariance,
+    EvenCovariance,
     coarse_step,
     decimate,
     expected_variance,
@@ -46,6 +47,7 @@ __all__ = [
     "map_slab",
     "placed_rows",
     "plan_maps",
+    "volume_slab",
     "voxel_choices",
 ]
 
@@ -71,6 +73,8 @@ class AlignedEnergy:
     magnification_sigma : float
     translation_sigma : (3,) tuple
         Standard errors, common to all angles, of the energy's place: y, x, z in px of the reference.
+    variance : (2,) tuple or None
+        Of a voxel of a volume that was registered elsewhere, see `volume_slab`; None for projections.
     """
 
     scan: EnergyScan
@@ -80,6 +84,7 @@ class AlignedEnergy:
     beam: Beam | None = None
     magnification_sigma: float = 0.0
     translation_sigma: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    variance: tuple[float, float] | None = None
 
     @property
     def used(self) -> npt.NDArray[np.intp]:
@@ -448,6 +453,12 @@ def map_slab(
     """
     rows = slab.padded(grid_of(energies, bin)[0])
     wanted = (slab.y0, slab.y1)
+    if energies[0].variance is not None:
+        return volume_slab(
+            [e.scan for e in energies], plan, rows, wanted, parameters,
+            variance=np.array([e.variance for e in energies], dtype=float),
+            place_sigma=np.array([[*e.translation_sigma, e.magnification_sigma] for e in energies]),
+        )  # fmt: skip
     made = combine_slab(energies, plan, rows, bin=bin, keep=wanted, parameters=parameters, threads=threads)
     per_cm = np.float32(1e7 / voxel_nm)
     theta = made.theta_deg
@@ -461,6 +472,59 @@ def map_slab(
     coverage, least = coverage_slab(energies, plan, wanted, bin=bin)
     keep = slice(slab.y0 - rows[0], slab.y1 - rows[0])
     return finish_slab(plan, volumes, coverage, least, keep, parameters, errors)
+
+
+def volume_slab(
+    scans: Sequence[EnergyScan],
+    plan: MapPlan,
+    rows: tuple[int, int],
+    keep: tuple[int, int],
+    parameters: MapsParameters,
+    *,
+    variance: FloatArray,
+    place_sigma: FloatArray,
+) -> dict[str, F32]:
+    """Make all maps of one slab of registered volumes, voxel by voxel: {name: (rows kept, z, x) float32}.
+
+    Parameters
+    ----------
+    scans : sequence of EnergyScan
+        In the order of the plan; their frames are planes of volumes, 1/cm.
+    plan : MapPlan
+    rows, keep : (int, int)
+        Rows to read, with those the smoothing needs; rows wanted.
+    parameters : MapsParameters
+    variance : (energies, 2) array
+        Of a voxel after the smoothing of the maps, and after that of the fine shape, (1/cm)^2.
+    place_sigma : (energies, 4) array
+        How far every energy may lie from its place: y, x, z in voxels, and magnification.
+    """
+    planes = np.arange(len(scans[0])).tolist()
+    width = scans[0].frames.frame_shape[1]
+    volumes = {n: np.zeros((rows[1] - rows[0], len(planes), width), dtype=np.float32) for n in plan.components}
+    for e, scan in enumerate(scans):
+        if not any(w[e] for w in plan.components.values()):
+            continue
+        data = scan.frames.read_rows(planes, *rows).transpose(1, 0, 2)
+        for name, weights in plan.components.items():
+            if weights[e]:
+                volumes[name] += np.float32(weights[e]) * data
+    strength = plan.spectrum / plan.shape_level
+    noise, common = np.zeros(len(plan.pairs)), np.zeros((len(plan.pairs), 4))
+    for k, (a, b) in enumerate(plan.pairs):
+        product = plan.weights(a) * plan.weights(b)
+        # The fine shape says the amount; a density takes its own noise after the full smoothing.
+        noise[k] = product @ variance[:, 1 if a == "shape" else 0]
+        ty, tx, tz, m = (product * strength**2) @ place_sigma**2
+        common[k] = ty, tz, tx, m
+    middle = (scans[0].frames.frame_shape[0] - 1) / 2
+    none = np.zeros((0, 0), dtype=np.float32)
+    errors = EvenCovariance(
+        plan.pairs, noise.astype(np.float32), none, none, common, none, np.arange(*keep) - middle
+    )  # fmt: skip
+    # Every voxel of a registered volume is taken to be seen: what the reconstruction did not see is not told.
+    seen = np.ones((keep[1] - keep[0], len(planes), width), dtype=np.float32)
+    return finish_slab(plan, volumes, seen, seen, slice(keep[0] - rows[0], keep[1] - rows[0]), parameters, errors)
 
 
 VOXELS_PX = (1, 2, 3, 4, 6)
@@ -527,12 +591,13 @@ def voxel_choices(
         ]  # fmt: skip
         return float(np.mean(gains)) / bin**2
 
-    first = passed(1)
+    volumes = energies[0].variance is not None  # those have the voxels they have
+    first = 1.0 if volumes else passed(1)
     out = []
-    for px in VOXELS_PX:
+    for px in (1,) if volumes else VOXELS_PX:
         if min(frame) // px < 8 or not inside.any():
             continue
-        ratio = passed(px) / first
+        ratio = 1.0 if volumes else passed(px) / first
 
         def error(name: str, ratio: float = ratio) -> F32:
             aligned = maps[name + SIGMA_ALIGNMENT] ** 2

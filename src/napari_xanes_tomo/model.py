@@ -156,6 +156,9 @@ class EnergyScan:
         does not follow the energy, so that it is shown and not used.
     zone_plate_um : float
         Position of the zone plate along the beam (``zpz`` of the script), micrometres; NaN where unknown.
+    given : {"", "projections", "volumes"}
+        What was aligned elsewhere and needs no alignment. Projections are then carried as the counts of an even beam;
+        of a volume ``(y, z, x)`` the frames are its planes ``(y, x)``, linear attenuation in 1/cm.
     """
 
     energy_ev: float
@@ -171,6 +174,7 @@ class EnergyScan:
     names: tuple[str, ...] = ()
     header_pixel_size_nm: float = float("nan")
     zone_plate_um: float = float("nan")
+    given: str = ""
 
     def __len__(self) -> int:
         return len(self.theta_deg)

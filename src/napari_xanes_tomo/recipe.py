@@ -17,6 +17,7 @@ from .model import XanesTomoError
 __all__ = [
     "FLAT_CHOICES",
     "AbsorbanceParameters",
+    "GivenParameters",
     "JitterParameters",
     "MapsParameters",
     "Recipe",
@@ -53,6 +54,36 @@ class ScanParameters(_Parameters):
         -0.792164997,
         description="Pixel size of the unbinned camera = slope * energy + offset.",
         json_schema_extra=_unit("nm"),
+    )
+
+
+class GivenParameters(_Parameters):
+    """Projections or volumes that were aligned elsewhere: what their files do not tell."""
+
+    kind: Literal["auto", "raw", "projections", "volumes"] = Field(
+        "auto",
+        description="What PATH holds: raw frames, aligned projections (absorbance) or registered volumes. auto: as the "
+        "files tell; TIFF stacks and HDF5 or OME-Zarr arrays without angles are volumes.",
+    )
+    unit: Literal["auto", "1/cm", "1/mm", "1/um", "1/voxel"] = Field(
+        "auto", description="Unit of the linear attenuation in volumes; auto: as the files tell."
+    )
+    pixel_nm: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Edge of a pixel or voxel on the common grid, instead of what the files tell.",
+        json_schema_extra=_unit("nm"),
+    )
+    energies_ev: tuple[float, ...] = Field(
+        (),
+        description="Photon energies in the order of the file or of the file names, instead of what the files tell.",
+        json_schema_extra=_unit("eV"),
+    )
+    theta_deg: tuple[float, ...] = Field(
+        (),
+        description="Angles of the projections of every energy, instead of what the files tell.",
+        json_schema_extra=_unit("deg"),
     )
 
 
@@ -278,6 +309,7 @@ class Recipe(_Parameters):
         description="What a run without a user does where a score misses its threshold: go on and flag it, or stop.",
     )
     scan: ScanParameters = ScanParameters()
+    given: GivenParameters = GivenParameters()
     absorbance: AbsorbanceParameters = AbsorbanceParameters()
     jitter: JitterParameters = JitterParameters()
     registration: RegistrationParameters = RegistrationParameters()

@@ -19,6 +19,7 @@ from .resample import noise_power
 
 __all__ = [
     "Covariance",
+    "EvenCovariance",
     "coarse_step",
     "decimate",
     "expected_variance",
@@ -222,4 +223,20 @@ class Covariance:
                     moved = moved + np.float32(weight) * g
             out[pair] = (noise.astype(np.float32), moved.astype(np.float32))
             out[pair[::-1]] = out[pair]
+        return out
+
+
+@dataclass(frozen=True)
+class EvenCovariance(Covariance):
+    """Covariances whose noise is the same everywhere: `noise` is (pair,), in the units of the components squared."""
+
+    def row(self, k: int, gradient: tuple[F32, F32, F32, F32]) -> dict[tuple[str, str], tuple[F32, F32]]:
+        """Return {pair: (noise part, alignment part)} of kept row `k`, each (z, x)."""
+        out = {}
+        for p, pair in enumerate(self.pairs):
+            noise = np.full(gradient[0].shape, self.noise[p], dtype=np.float32)
+            moved = np.zeros_like(noise)
+            for weight, g in zip(self.common[p], gradient, strict=True):
+                moved += np.float32(weight) * g * g
+            out[pair] = out[pair[::-1]] = (noise, moved)
         return out

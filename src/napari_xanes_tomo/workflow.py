@@ -24,6 +24,7 @@ from .absorbance import Normalised
 from .agreement import center_of_rotation
 from .edges import bracketed_elements, edge_energy_ev
 from .execution import WAITING, Execution, Threads
+from .given import given_flats, given_jitter, given_registration, look_at
 from .io.journal import plain_json
 from .io.store import (
     EnergyRow,
@@ -87,6 +88,7 @@ from .steps import (
     settled,
     step,
 )
+from .survey import Survey
 
 __all__ = [
     "Cancelled",
@@ -188,6 +190,7 @@ class Workflow:
         self._template: tuple[str, Template] | None = None
         self._hub: tuple[str, Template | None, list[float] | None] | None = None
         self._joint: tuple[tuple[int, Recipe], Joint] | None = None
+        self._looked: tuple[str, Survey] | None = None
 
     def _note_scan(self, names: Sequence[str], stamps: npt.NDArray[np.int64]) -> None:
         """Write down what was odd about the measurement and which files it had: for the report, and for later."""
@@ -663,6 +666,8 @@ class Workflow:
             return self._make_maps(state, progress)
         assert energy is not None
         scan = self.scan(energy)
+        if scan.given:
+            return self._given(name, energy, state, progress)
         if name == "flats":
             result, data = run_flats(
                 scan,
@@ -705,6 +710,37 @@ class Workflow:
             hub_place=hub_place,
             progress=progress,
         )
+
+    def _look(self, state: State, progress: Progress, smoothings: tuple[float, ...] = (1.0,)) -> Survey:
+        """Return the look at all energies that were aligned elsewhere; the last one is kept."""
+        scans = [self.scan(e) for e in range(len(self.series.scans))]
+        key = parameter_key(smoothings, [_fingerprint(s) for s in scans], sorted(state.manual.energies),
+                            self.recipe.registration.reference_ev)  # fmt: skip
+        if self._looked is None or self._looked[0] != key:
+            wanted = self.recipe.registration.reference_ev
+            found = look_at(scans, wanted, smoothings, leave_out=state.manual.energies, progress=progress)
+            self._looked = (key, found)
+        return self._looked[1]
+
+    def _given(self, name: str, energy: int, state: State, progress: Progress) -> StepResult:
+        """Do a step of what was aligned elsewhere: nothing but a look at it; see `given`."""
+        scan = self.scan(energy)
+        if name == "jitter":
+            return given_jitter(scan)
+        look = self._look(state, progress)
+        if energy in look.lost:
+            raise XanesTomoError(f"{scan.energy_ev:g} eV: {look.lost[energy]}")
+        if name == "flats":
+            result, data = given_flats(scan, self.recipe, look, energy)
+            if data is not None:
+                unit = state[(name, energy)]
+                self._data = (parameter_key(name, unit.parameter_key, unit.input_key), data)
+            return result
+        reference = state.reference
+        assert reference is not None
+        template = None if scan.given == "volumes" else self._reference_template(reference, state)
+        found = None if template is None else self._normalised(energy, state, self._chosen(state, "flats", energy))
+        return given_registration(scan, energy, reference, look, self._jitter(state, energy), found, template)
 
     def _hub_template(self, hub: int, reference: int, state: State) -> tuple[Template | None, list[float] | None]:
         """Return another energy as a template on the common grid, and where it was taken to lie; the last is kept."""
@@ -813,6 +849,13 @@ class Workflow:
                 )
             )  # fmt: skip
             numbers.append(e)
+        if items and items[0].scan.given == "volumes":
+            s = self.recipe.maps.smoothing_voxel
+            look = self._look(state, no_progress, (s, s * self.recipe.maps.shape_smoothing))
+            items = [
+                replace(i, variance=(float(look.variance[e, 0]), float(look.variance[e, 1])))
+                for i, e in zip(items, numbers, strict=True)
+            ]
         return items, numbers
 
     def map_plan(self, state: State | None = None) -> tuple[MapPlan, list[AlignedEnergy], float]:
@@ -851,7 +894,8 @@ class Workflow:
         plan, items, pixel_nm = self.map_plan(state)
         p = self.recipe.maps
         choices = voxel_choices(items, plan, pixel_nm, p, rows=_TABLE_ROWS)
-        px = choose_voxel(choices, p)
+        volumes = items[0].variance is not None
+        px = 1 if volumes else choose_voxel(choices, p)
         voxel_nm = px * pixel_nm
         height, width = (max(1, n // px) for n in self.series.frame_shape)
         specs = [
@@ -868,9 +912,11 @@ class Workflow:
         y0, y1, c0, c1 = _map_window(state.manual.boxes, *self.series.frame_shape)
         y0, y1, c0 = y0 // px, min(height, -(-y1 // px)), min(c0 // px, (width - 1) // 2)
         c1 = width - c0
+        depth = len(items[0].scan) if volumes else c1 - c0
+        c0, c1 = (0, width) if volumes else (c0, c1)
         store = MapStore(
             self.output.maps,
-            (y1 - y0, c1 - c0, c1 - c0),
+            (y1 - y0, depth, c1 - c0),
             voxel_nm,
             specs,
             slab_rows=SLAB_ROWS,
@@ -899,7 +945,9 @@ class Workflow:
             "white_line_factors": {e: p.white_line(e) for e in plan.elements},
             "voxel_px": px,
             "voxel_choices": [asdict(c) for c in choices],
-            "angular_limit_nm": angular_limit_nm(pixel_nm, np.asarray(items[0].scan.theta_deg), _width_px(choices)),
+            "angular_limit_nm": None
+            if volumes
+            else angular_limit_nm(pixel_nm, np.asarray(items[0].scan.theta_deg), _width_px(choices)),
             "edge_half_ev": plan.edge_half_ev,
             "edge_jump_per_cm": plan.edge_jump,
             "energy_calibrated": p.energy_offset_ev is not None,
@@ -966,8 +1014,11 @@ class Workflow:
             verdicts += _verdicts(score, alignment, scan)
             keys += [(scan.energy_ev, float(t), i) for i, t in enumerate(scan.theta_deg)]
         series = replace(self.series, scans=tuple(scans))
-        write_shifts(self.output.shifts, shifts_rows(series, alignments, [r.status for r in rows]))
         write_energies(self.output.energies, rows)
+        if scans[0].given == "volumes":  # there are no projections to have a row
+            write_shifts(self.output.shifts, [])
+            return
+        write_shifts(self.output.shifts, shifts_rows(series, alignments, [r.status for r in rows]))
         energy, theta, frame = (np.array(c) for c in zip(*keys, strict=True))
         write_quality(
             self.output.quality,
@@ -1116,7 +1167,8 @@ def make_slab(work: SlabWork, rows: tuple[int, int], threads: int) -> int:
     top, c0, c1 = work.window
     slab = Slab(rows[0] + top, rows[1] + top, work.halo)
     maps = map_slab(work.energies, work.plan, slab, work.voxel_nm, work.parameters, bin=work.bin, threads=threads)
-    work.store.write(rows[0], {name: m[:, c0:c1, c0:c1] for name, m in maps.items()})
+    z = slice(None) if work.energies[0].variance is not None else slice(c0, c1)  # volumes keep their own depth
+    work.store.write(rows[0], {name: m[:, z, c0:c1] for name, m in maps.items()})
     return rows[0]
 
 
@@ -1199,7 +1251,9 @@ def _energy_row(
         return EnergyRow(scan.energy_ev, pixel_size_nm=pixel, reference=reference, status=status)
     ok = np.array([s == "ok" for s in alignment.status]) | (status != "ok")
     use = ok & np.isfinite(alignment.shift[:, 1])
-    center, sigma = center_of_rotation(alignment.shift[use, 1], scan.theta_deg[use], alignment.sigma[use, 1])
+    center, sigma = float("nan"), float("nan")
+    if scan.given != "volumes":
+        center, sigma = center_of_rotation(alignment.shift[use, 1], scan.theta_deg[use], alignment.sigma[use, 1])
     if found is None:
         return EnergyRow(
             scan.energy_ev, center_px=center, center_sigma_px=sigma, pixel_size_nm=pixel, reference=reference,

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from napari_xanes_tomo.model import XanesTomoError
 from .exchange import SUFFIXES, energies_in, is_hdf5, pixel_in, theta_in
 from .h5frames import opened
 
-__all__ = ["AlignedProjections", "RegisteredVolumes", "open_projections", "open_volumes"]
+__all__ = ["AlignedProjections", "Block", "RegisteredVolumes", "open_projections", "open_volumes"]
 
 NAN = float("nan")
 _TIFF = (".tif", ".tiff")
@@ -44,7 +45,7 @@ _THREE = ("exchange/data", "entry/data/data", "data", "volume", "reconstruction"
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """One array (a, y, x) somewhere in a file or a folder of pictures; read by its first axis."""
 
     kind: str  # h5, tiff, pages, zarr
@@ -104,13 +105,16 @@ class RegisteredVolumes:
         Edge of a voxel, nm; NaN where nothing tells it.
     shape : (int, int, int)
         (y, z, x) of every volume, axis 0 along the rotation axis.
+    unit : str
+        Of the values, as the files have it; empty where nothing tells it.
     """
 
     name: str
     energies_ev: npt.NDArray[np.float64]
     voxel_nm: float
     shape: tuple[int, int, int]
-    blocks: tuple[_Block, ...]
+    blocks: tuple[Block, ...]
+    unit: str = ""
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -152,7 +156,7 @@ class AlignedProjections:
     theta_deg: tuple[npt.NDArray[np.float64], ...]
     pixel_nm: float
     shape: tuple[int, int]
-    blocks: tuple[_Block, ...]
+    blocks: tuple[Block, ...]
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -175,9 +179,10 @@ class AlignedProjections:
 class _Found:
     """One array and what its file says about it."""
 
-    block: _Block
+    block: Block
     energy: float = NAN
     voxel_nm: float = NAN
+    unit: str = ""
     theta: npt.NDArray[np.float64] | None = None
 
 
@@ -222,7 +227,9 @@ def open_volumes(
     found, energies = _in_order(path, found, energies_ev)
     sizes = [f.voxel_nm for f in found if f.voxel_nm == f.voxel_nm]
     size = float(voxel_nm) if voxel_nm is not None else (sizes[0] if sizes else NAN)
-    return RegisteredVolumes(path.name, energies, size, found[0].block.shape, tuple(f.block for f in found))
+    units = {f.unit for f in found}
+    unit = units.pop() if len(units) == 1 else ""
+    return RegisteredVolumes(path.name, energies, size, found[0].block.shape, tuple(f.block for f in found), unit)
 
 
 def open_projections(
@@ -342,39 +349,42 @@ def _folder(path: Path) -> list[_Found]:
     return found
 
 
-_SIDECAR = "projections.csv"
+_SIDECARS = ("projections.csv", "volumes.csv")
 
 
 def _sidecar(folder: Path) -> dict[str, Callable[[_Found], _Found]]:
     """Return what ``projections.csv`` says about the TIFF stacks beside it: energy, angles and pixel size, by name.
 
-    Columns ``file, page, energy_ev, theta_deg``, and ``pixel_size_nm`` where it is known; one row a page.
+    ``projections.csv``: columns ``file, page, energy_ev, theta_deg``, one row a page. ``volumes.csv``: ``file,
+    energy_ev, unit``, one row a file. Both with ``pixel_size_nm`` where it is known.
     """
-    table = folder / _SIDECAR
-    if not table.is_file():
-        return {}
-    rows: dict[str, list[tuple[float, float, float, float]]] = {}
-    with table.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                size = float(row.get("pixel_size_nm") or NAN)
-                values = (float(row["page"]), float(row["theta_deg"]), float(row["energy_ev"]), size)
-                rows.setdefault(row["file"], []).append(values)
-            except (KeyError, TypeError, ValueError):
-                raise XanesTomoError(
-                    f"{_SIDECAR}: expected columns file, page, energy_ev, theta_deg with numbers, got {dict(row)}"
-                ) from None
+    rows: dict[str, list[dict[str, str]]] = {}
+    for name in _SIDECARS:
+        if (folder / name).is_file():
+            with (folder / name).open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    rows.setdefault(str(row.get("file")), []).append(row)
+    return {name: partial(_told, name, listed) for name, listed in rows.items()}
 
-    def telling(values: list[tuple[float, float, float, float]]) -> Callable[[_Found], _Found]:
-        table = np.array(sorted(values))
-        size = float(table[0, 3])
-        return lambda f: _Found(f.block, float(table[0, 2]), size if size == size else f.voxel_nm, table[:, 1])
 
-    return {name: telling(values) for name, values in rows.items()}
+def _told(name: str, rows: list[dict[str, str]], f: _Found) -> _Found:
+    """Return `f` with what the rows of a table beside it say about the file `name`."""
+    try:
+        energy = float(rows[0]["energy_ev"])
+        size = float(rows[0].get("pixel_size_nm") or NAN)
+        theta = None
+        if "theta_deg" in rows[0]:
+            theta = np.array([float(r["theta_deg"]) for r in sorted(rows, key=lambda r: int(r["page"]))])
+    except (KeyError, TypeError, ValueError):
+        raise XanesTomoError(
+            f"{name}: expected numbers for it in the columns page, energy_ev, theta_deg of {_SIDECARS[0]}, or "
+            f"energy_ev, pixel_size_nm of {_SIDECARS[1]}, got {rows[0]}"
+        ) from None
+    return _Found(f.block, energy, size if size == size else f.voxel_nm, rows[0].get("unit") or f.unit, theta)
 
 
 def _with_energy(f: _Found, path: Path) -> _Found:
-    return _Found(f.block, _named(path), f.voxel_nm, f.theta)
+    return _Found(f.block, _named(path), f.voxel_nm, f.unit, f.theta)
 
 
 def _tiff(path: Path) -> _Found:
@@ -386,7 +396,7 @@ def _tiff(path: Path) -> _Found:
         voxel = _tiff_nm(file)
     if len(shape) != 3:
         raise XanesTomoError(f"{path.name}: expected grey pages, got pages of shape {shape[1:]}")
-    return _Found(_Block("pages", str(path), (shape[0], shape[1], shape[2])), _named(path), voxel)
+    return _Found(Block("pages", str(path), (shape[0], shape[1], shape[2])), _named(path), voxel)
 
 
 def _tiff_nm(file: Any) -> float:
@@ -412,7 +422,7 @@ def _slices(folder: Path, pictures: list[Path]) -> _Found:
         voxel = _tiff_nm(file)
     if len(shape) != 2:
         raise XanesTomoError(f"{pictures[0].name}: expected a grey picture, got shape {shape}")
-    block = _Block("tiff", str(folder), (len(pictures), shape[0], shape[1]), pictures=tuple(map(str, pictures)))
+    block = Block("tiff", str(folder), (len(pictures), shape[0], shape[1]), pictures=tuple(map(str, pictures)))
     energy = _named(folder)
     return _Found(block, energy if energy == energy else _named(pictures[0]), voxel)
 
@@ -428,9 +438,10 @@ def _hdf5(path: Path) -> list[_Found]:
                 shape = node.shape[1:]
                 return [
                     _Found(
-                        _Block("h5", str(path), shape, name, i),
+                        Block("h5", str(path), shape, name, i),
                         NAN if energies is None else float(energies[i]),
                         voxel,
+                        _unit_of(node),
                         None if theta is None else np.broadcast_to(theta, (node.shape[0], theta.shape[-1]))[i],
                     )
                     for i in range(node.shape[0])
@@ -443,8 +454,14 @@ def _hdf5(path: Path) -> list[_Found]:
                 )
                 energy = float(energies[0]) if energies.size == 1 else _named(path)
                 theta = theta_in(file, ("exchange/theta", "entry/sample/rotation_angle"))
-                return [_Found(_Block("h5", str(path), node.shape, name), energy, pixel_in(file), theta)]
+                return [_Found(Block("h5", str(path), node.shape, name), energy, pixel_in(file), _unit_of(node), theta)]
     return []
+
+
+def _unit_of(node: Any) -> str:
+    """Return the unit a dataset carries; empty without."""
+    unit = node.attrs.get("units", node.attrs.get("unit", ""))
+    return unit.decode("utf-8", "replace") if isinstance(unit, bytes) else str(unit)
 
 
 def _zarr(path: Path) -> list[_Found]:
@@ -480,17 +497,21 @@ def _zarr_image(path: Path, name: str, group: Any) -> list[_Found]:
         voxel = float(steps[0][-1]) * _NM.get(str(axes[-1].get("unit", "micrometer")), NAN)
     energies = np.ravel(np.asarray(attributes.get("energies_ev", attributes.get("energy_ev", [])), dtype=float))
     array = group[level["path"]]
-    return _zarr_array(path, f"{name}/{level['path']}".lstrip("/"), array, voxel, energies)
+    unit = str(attributes.get("unit", ""))
+    return _zarr_array(path, f"{name}/{level['path']}".lstrip("/"), array, voxel, energies, unit)
 
 
-def _zarr_array(path: Path, name: str, array: Any, voxel: float, energies: npt.NDArray[np.float64]) -> list[_Found]:
+def _zarr_array(
+    path: Path, name: str, array: Any, voxel: float, energies: npt.NDArray[np.float64], unit: str = ""
+) -> list[_Found]:
     if array.dtype.kind not in "iuf" or array.ndim not in (3, 4):
         return []
     if array.ndim == 3:
         energy = float(energies[0]) if energies.size == 1 else _named(path)
-        return [_Found(_Block("zarr", str(path), tuple(array.shape), name), energy, voxel)]
+        return [_Found(Block("zarr", str(path), tuple(array.shape), name), energy, voxel, unit)]
     n = array.shape[0]
     known = energies if energies.size == n else np.full(n, NAN)
     return [
-        _Found(_Block("zarr", str(path), tuple(array.shape[1:]), name, i), float(known[i]), voxel) for i in range(n)
+        _Found(Block("zarr", str(path), tuple(array.shape[1:]), name, i), float(known[i]), voxel, unit)
+        for i in range(n)
     ]
