@@ -104,7 +104,7 @@ def test_pixels_without_weight_do_not_matter() -> None:
 
 def test_two_halves_make_the_whole() -> None:
     model, data = blobs((40, 40))[None], blobs((40, 40), (0.1, -0.1))[None]
-    fit = displacement_equations(data, model, np.ones_like(data), split_row=22)
+    fit = displacement_equations(data, model, np.ones_like(data), second_rows=np.arange(len(data[0])) >= 22)
     upper = np.ones_like(data)
     upper[:, 22:] = 0
     alone = displacement_equations(data, model, upper)

@@ -181,7 +181,7 @@ def solve_normal(normal: FloatArray, rhs: FloatArray) -> tuple[FloatArray, Float
 
 @_summing_kernel
 def _accumulate_shift(
-    first: int, end: int, data: F32, model: F32, weight: F32, split: int, slopes: int, normal: FloatArray,
+    first: int, end: int, data: F32, model: F32, weight: F32, second: I64, slopes: int, normal: FloatArray,
     rhs: FloatArray, cost: FloatArray, count: FloatArray,
 ) -> None:  # fmt: skip
     _, h, w = data.shape
@@ -194,7 +194,7 @@ def _accumulate_shift(
         c[5, x] = (x - (w - 1) / 2) / (w / 2)
     for f in range(first, end):
         for y in range(1, h - 1):
-            part = 0 if y < split else 1
+            part = second[y]
             total = np.float32(0.0)
             square = np.float32(0.0)
             height = np.float32((y - (h - 1) / 2) / (w / 2))
@@ -232,7 +232,7 @@ def _accumulate_shift(
 
 
 def displacement_equations(
-    data: F32, model: F32, weight: F32, *, split_row: int | None = None, slopes: bool = False
+    data: F32, model: F32, weight: F32, *, second_rows: npt.ArrayLike | None = None, slopes: bool = False
 ) -> LinearFit:
     """Set up ``data = model(q - d) (1 + gain) + level`` for small displacements d, one problem a frame.
 
@@ -242,8 +242,8 @@ def displacement_equations(
     Parameters
     ----------
     data, model, weight : (n, y, x) float32 arrays
-    split_row : int, optional
-        The rows above and below it are kept apart as two parts; the middle one unless given.
+    second_rows : (y,) bool array, optional
+        Two parts are kept apart: the second one is these rows; the lower half unless given.
     slopes : bool
         Whether the level may slope: two more columns, its slopes in y and x over half the width.
     """
@@ -251,8 +251,8 @@ def displacement_equations(
     k = 6 if slopes else 4
     out = (np.zeros((n, 2, k, k)), np.zeros((n, 2, k)), np.zeros((n, 2)), np.zeros((n, 2)))
     d, m, u = (np.ascontiguousarray(a, dtype=np.float32) for a in (data, model, weight))
-    split = h // 2 if split_row is None else split_row
-    in_threads(n, lambda a, b: _accumulate_shift(a, b, d, m, u, split, int(slopes), *out))
+    second = np.asarray(np.arange(h) >= h // 2 if second_rows is None else second_rows, dtype=np.int64)
+    in_threads(n, lambda a, b: _accumulate_shift(a, b, d, m, u, second, int(slopes), *out))
     return LinearFit(*out)
 
 

@@ -369,7 +369,7 @@ class _Search:
         z = _robust_z(np.log(np.maximum(fit.residual, 1e-30)))
         bad = (z > 6) & (fit.residual > 3 * np.median(fit.residual))
         bad |= (fit.gain < 0.5) | (fit.gain > 2.0)
-        if bad.any() and bad.mean() < 0.34:
+        if bad.mean() < 0.34:
             scene.usable = ~bad
 
     # ---------------------------------------------------------------------------------------------- judging
@@ -467,9 +467,9 @@ class _Coupled:
     ) -> tuple[FloatArray, float, FloatArray]:
         """Return standard errors (n, 2), that of the rotation centre, and the bound (n, 2).
 
-        The formal covariance is that of the coupled fit with the measured noise. The upper and the lower half of the
-        rows answer independently, and so does each projection against the volume it had no part in: where they differ
-        by more than their formal errors allow, the errors are that much larger.
+        The formal covariance is that of the coupled fit with the measured noise. Two halves of the rows, in bands that
+        take turns, answer independently, and so does each projection against the volume it had no part in: where they
+        differ by more than their formal errors allow, the errors are that much larger.
         """
         n = len(theta)
         sigma, bound = np.empty((n, 2)), np.empty((n, 2))
@@ -512,13 +512,22 @@ class _Coupled:
 
 
 def _local_mean(values: FloatArray, theta: FloatArray) -> FloatArray:
-    """Mean over neighbouring angles, a quarter of them all."""
+    """Mean over neighbouring angles, a quarter of them all; drawn to the mean of all as far as chance explains it.
+
+    Parameters
+    ----------
+    values : (n,) array
+        Squares of normal deviates, or more.
+    """
     order = np.argsort(theta, kind="stable")
     reach = max(4, len(values) // 8)
     v = np.pad(values[order], reach, mode="reflect")
     mean = np.convolve(v, np.full(2 * reach + 1, 1 / (2 * reach + 1)), mode="valid")
+    middle = float(values.mean())
+    chance = 2 * middle**2 / (2 * reach + 1)
+    kept = max(0.0, 1 - chance / max(float(np.mean((mean - middle) ** 2)), 1e-30))
     out = np.empty_like(values)
-    out[order] = mean
+    out[order] = middle + kept * (mean - middle)
     return out
 
 

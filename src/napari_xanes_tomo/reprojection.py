@@ -133,9 +133,9 @@ class Fit:
     step : (n, 2) array
         Displacement of the data against the reprojection, ``[dy, dx]``, each projection for itself.
     halves : (2, n, 2) array
-        The same from the upper and the lower half of the rows.
+        The same from two halves of the rows, bands that take turns.
     information : (3, n, 2) array
-        Inverse variance of a displacement for unit noise: both halves, upper, lower.
+        Inverse variance of a displacement for unit noise: both halves, the first, the second.
     gain : (n,) array
         Contrast of the data over that of the reprojection.
     residual : (n,) array
@@ -388,7 +388,9 @@ class Scene:
         With `keep_step` the displacement is left in the residual: the misfit of the displacements as they are.
         """
         weight = self.weight(shift)
-        fit = displacement_equations(placed, model, weight, split_row=self._balance(model, weight), slopes=self.slopes)
+        fit = displacement_equations(
+            placed, model, weight, second_rows=self._every_second_band(model, weight), slopes=self.slopes
+        )
         steps, information = [], []
         gain: FloatArray = np.ones(len(shift))
         for part in (None, 0, 1):
@@ -410,12 +412,15 @@ class Scene:
         )
 
     @staticmethod
-    def _balance(model: F32, weight: F32) -> int:
-        """Find the row that halves the information."""
-        gradient = np.diff(model, axis=2)
-        power = np.einsum("nyx,nyx,nyx->y", weight[:, :, 1:], gradient, gradient, dtype=np.float64)
-        total = np.cumsum(power)
-        return int(np.searchsorted(total, 0.5 * total[-1])) + 1 if total[-1] > 0 else model.shape[1] // 2
+    def _every_second_band(model: F32, weight: F32) -> Bool:
+        """(rows,) True in the second and the fourth of four bands of rows that tell equally much."""
+        power: FloatArray = np.zeros(model.shape[1])
+        for axis in (1, 2):
+            gradient = np.gradient(model, axis=axis)
+            told = np.einsum("nyx,nyx,nyx->y", weight, gradient, gradient, dtype=np.float64)
+            power += told / max(float(told.sum()), 1e-30)
+        band = np.floor(4 * (np.cumsum(power) - power / 2) / max(float(power.sum()), 1e-30))
+        return np.asarray(band % 2 == 1) if power.sum() > 0 else np.arange(len(power)) % 2 == 1
 
     def held_out(self, shift: FloatArray, known: F32 | None = None) -> Fit:
         """Fit every projection to the reprojection of the others; its displacement stays in the residual."""
