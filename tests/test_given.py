@@ -182,6 +182,75 @@ def test_densities_come_back_from_projections(aligned, tmp_path):
     assert len(read_shifts(tmp_path / "out" / "tables" / "shifts.csv")) == 60 * len(ENERGIES)
 
 
+# ------------------------------------------------------------------------------------------------- 2-D XANES
+
+
+def images(shape=(48, 56)) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Mn, Co and Ni of a particle per area, mg/cm2, and (energy, y, x) absorbance."""
+    y, x = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij")
+    body = 1 / (1 + np.exp(0.8 * (np.sqrt(y**2 + x**2) - 0.36 * shape[0])))
+    amount = {"Mn": body * (0.3 + 0.002 * x), "Co": body * (0.3 - 0.002 * y), "Ni": body * (0.8 + 0.002 * y)}
+    return amount, attenuation({e: a * 1e-3 for e, a in amount.items()})
+
+
+@pytest.mark.parametrize("format", ["sandbox", "pictures", "stack"])
+def test_areal_maps_of_registered_images(tmp_path, format):
+    import tifffile
+
+    amount, stack = images()
+    noise = np.random.default_rng(2).normal(0, 0.01, stack.shape)
+    given = GivenParameters(pixel_nm=VOXEL)
+    if format == "sandbox":
+        path = tmp_path / "reg2d.h5"
+        with h5py.File(path, "w") as file:
+            file["registration_results/reg_results/registered_xanes2D"] = (stack + noise).astype("f4")
+            file["registration_results/reg_results/eng_list"] = ENERGIES / 1e3
+    elif format == "pictures":
+        path = tmp_path / "pictures"
+        path.mkdir()
+        for energy, image in zip(ENERGIES, stack + noise, strict=True):
+            tifffile.imwrite(path / f"i_{energy:.2f}_eV.tif", image.astype("f4"))
+    else:
+        path = tmp_path / "stack.tif"
+        tifffile.imwrite(path, (stack + noise).astype("f4"))
+        given = GivenParameters(kind="images", pixel_nm=VOXEL, energies_ev=tuple(ENERGIES))
+    assert given_kind(path, given) == "images"
+    series = open_given(path, given)
+    np.testing.assert_allclose(series.scans[3].frames.read(0), (stack + noise)[3], rtol=1e-6)
+    with Workflow(series, tmp_path / "out", PLAIN) as workflow:
+        workflow.run()
+        assert workflow.candidates("registration", 2)[0].quality.verdict == "good"
+    maps = read_maps(tmp_path / "out" / "maps.ome.zarr")
+    assert (maps.units["Ni"], maps.units["density"], maps.units["edge_jump"]) == ("mg/cm2", "mg/cm2", "")
+    y, x = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (48, 56)), indexing="ij")
+    core = np.sqrt(y**2 + x**2) < 13
+    assert (np.asarray(maps.data["mask"])[:, 0][core] > 0).all()
+    for element, truth in amount.items():
+        value = np.asarray(maps.data[element])[:, 0]
+        assert value.shape == (48, 56)
+        ratio = (value - truth)[core] / np.asarray(maps.data[f"{element}_sigma"])[:, 0][core]
+        assert abs(np.mean(ratio)) < 0.15
+        assert 0.8 < np.sqrt(np.mean(ratio**2)) < 1.25
+    relative = np.asarray(maps.data["edge_energy_relative"])[:, 0][core]
+    ratio = relative / np.asarray(maps.data["edge_energy_relative_sigma"])[:, 0][core]
+    assert 0.7 < np.sqrt(np.mean(ratio**2)) < 1.4
+
+
+def test_the_check_finds_a_displaced_image(tmp_path):
+    from scipy.ndimage import shift
+
+    _, stack = images()
+    stack[4] = shift(stack[4], (0.7, -0.4), order=3)
+    with h5py.File(tmp_path / "i.h5", "w") as file:
+        file["data"], file["energy"] = stack.astype("f4"), ENERGIES
+    with Workflow(open_given(tmp_path / "i.h5", GivenParameters(pixel_nm=VOXEL)), tmp_path / "out", PLAIN) as workflow:
+        workflow.run(until="registration")
+        found = workflow.candidates("registration", 4)[0]
+        np.testing.assert_allclose(found.payload["numbers"]["found_shift"][:2], [0.7, -0.4], atol=0.1)
+        assert found.quality.verdict == "check"
+        assert workflow.candidates("registration", 5)[0].quality.verdict == "good"
+
+
 def refused(path, given, words, recipe=PLAIN):
     with pytest.raises(XanesTomoError) as caught:
         open_input(path, recipe.model_copy(update={"given": given}))

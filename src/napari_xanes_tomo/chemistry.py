@@ -55,6 +55,8 @@ class MapPlan:
         Energy of the common grid.
     absent : dict of str to str
         Maps that cannot be made, with the reason.
+    areal : bool
+        Of images: ``spectrum`` is absorbance, the elements are mg/cm2.
     """
 
     energies_ev: FloatArray
@@ -68,6 +70,7 @@ class MapPlan:
     shape_level: float
     reference_ev: float
     absent: Mapping[str, str] = field(default_factory=dict)
+    areal: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,7 +110,8 @@ class MapPlan:
         smoothing = parameters.smoothing_voxel * (parameters.shape_smoothing if amount else 1.0)
         out: dict[str, Any] = {"psf_sigma_voxel": round(float(np.hypot(blur_px / bin, smoothing)), 4)}
         if (amount and name != "morphology") or name.endswith("_fraction"):
-            terms = dict(SYSTEMATIC if amount else {"attenuation": SYSTEMATIC["attenuation"]})
+            per_volume = amount and not self.areal  # an amount per area or a fraction knows no pixel size
+            terms = dict(SYSTEMATIC if per_volume else {"attenuation": SYSTEMATIC["attenuation"]})
             # The step a few eV above an edge is the white line's, not the table's; a declared factor is known better.
             near = [e for e in self.elements if self._white_line_seen(e)]
             if near and (name == "density" or name.split("_")[0] in near or name.endswith("_fraction")):
@@ -125,10 +129,10 @@ class MapPlan:
         """Return the unit of the map `name`."""
         name = name.removesuffix(SIGMA_ALIGNMENT).removesuffix(SIGMA)
         if name in self.elements or name == "density":
-            return "g/cm3"
-        return {"edge_energy_relative": "eV", "edge_energy": "eV", "edge_jump": "1/cm", "morphology": "1/cm"}.get(
-            name, ""
-        )
+            return "mg/cm2" if self.areal else "g/cm3"
+        per = "" if self.areal else "1/cm"
+        units = {"edge_energy_relative": "eV", "edge_energy": "eV", "edge_jump": per, "morphology": per}
+        return units.get(name, "")
 
 
 def plan_maps(
@@ -137,6 +141,8 @@ def plan_maps(
     variance: npt.ArrayLike,
     reference: int,
     parameters: MapsParameters | None = None,
+    *,
+    areal: bool = False,
 ) -> MapPlan:
     """Decide what can be mapped, and the weights of every component.
 
@@ -150,6 +156,8 @@ def plan_maps(
     reference : int
         Number of the reference energy.
     parameters : MapsParameters, optional
+    areal : bool
+        Of images: `spectrum` is absorbance, and the elements come as mg/cm2.
 
     Notes
     -----
@@ -195,7 +203,7 @@ def plan_maps(
         size = np.sqrt(np.sum(weight[:, None] * table**2, axis=0))
         scaled = table / size
         solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
-        components |= {e: solve[kept.index(e)] for e in good}
+        components |= {e: solve[kept.index(e)] * (1e3 if areal else 1.0) for e in good}
     edge, jump, half = None, float("nan"), float("nan")
     edge_names = ("edge_energy_relative", "edge_energy", "edge_jump")
     if scanned is None:
@@ -229,6 +237,7 @@ def plan_maps(
         float(components["shape"] @ mean),
         float(energy[reference]),
         absent,
+        areal,
     )
 
 
@@ -301,7 +310,7 @@ def _gradient(volume: F32, k: int, y: float) -> tuple[F32, F32, F32, F32]:
     """
     below, above = max(0, k - 1), min(len(volume) - 1, k + 1)
     g = (volume[above] - volume[below]) / np.float32(max(1, above - below))
-    z, x = np.gradient(volume[k]) if min(volume.shape[1:]) > 1 else (np.zeros_like(g), np.zeros_like(g))
+    z, x = (np.gradient(volume[k], axis=i) if n > 1 else np.zeros_like(g) for i, n in enumerate(volume.shape[1:]))
     a, b = ((np.arange(n) - (n - 1) / 2).astype(np.float32) for n in volume.shape[1:])
     return g, z, x, np.asarray(volume[k] + np.float32(y) * g + a[:, None] * z + b[None, :] * x, np.float32)
 

@@ -641,6 +641,8 @@ def _introduce(series: Series) -> None:
     if first.given:
         size = " x ".join(str(n) for n in (series.frame_shape[0], len(first), series.frame_shape[1]))
         what = f"volumes (y, z, x) of {size} voxels" if first.given == "volumes" else f"{len(first)} projections each"
+        if first.given == "images":
+            what = f"images of {series.frame_shape[0]} x {series.frame_shape[1]} pixels"
         text = f"{len(series.scans)} energies, {what}, made elsewhere"
     typer.echo(f"{series.name}: {text}")
     odd = [p for p in series.problems if p.severity != "info"]

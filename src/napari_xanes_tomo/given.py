@@ -35,7 +35,7 @@ LIMIT_PX = 0.5
 def read_given(scan: EnergyScan, frames: npt.NDArray[np.intp], y0: int, y1: int) -> F32:
     """Read rows of what was aligned elsewhere: absorbance, or attenuation in 1/cm, (frame, row, column)."""
     values = np.asarray(scan.frames.read_rows(frames.tolist(), y0, y1), dtype=np.float32)
-    return values if scan.given == "volumes" else np.asarray(-np.log(values / np.float32(BEAM)))
+    return values if scan.gridded else np.asarray(-np.log(values / np.float32(BEAM)))
 
 
 def look_at(
@@ -83,9 +83,9 @@ def _note(step: str, scan: EnergyScan) -> str:
 
 
 def given_flats(scan: EnergyScan, recipe: Recipe, look: Survey, number: int) -> tuple[StepResult, Normalised | None]:
-    """Return what stands for the flats: an even beam with the noise that was found, or nothing for volumes."""
+    """Return what stands for the flats: an even beam with the noise found, nothing for volumes and images."""
     note = (_note("flats", scan), f"noise from {look.source}")
-    if scan.given == "volumes":
+    if scan.gridded:
         empty = {"air": np.zeros((len(scan), 3)), "variance": np.zeros(len(scan))}
         return StepResult(empty, {"given": scan.given, "bin": 1, "bad": []}, Quality((), note)), None
     plain = recipe.absorbance.model_copy(

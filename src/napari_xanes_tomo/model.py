@@ -156,9 +156,10 @@ class EnergyScan:
         does not follow the energy, so that it is shown and not used.
     zone_plate_um : float
         Position of the zone plate along the beam (``zpz`` of the script), micrometres; NaN where unknown.
-    given : {"", "projections", "volumes"}
+    given : {"", "projections", "volumes", "images"}
         What was aligned elsewhere and needs no alignment. Projections are then carried as the counts of an even beam;
-        of a volume ``(y, z, x)`` the frames are its planes ``(y, x)``, linear attenuation in 1/cm.
+        of a volume ``(y, z, x)`` the frames are its planes ``(y, x)``, linear attenuation in 1/cm; an image of 2-D
+        XANES is one plane, absorbance.
     """
 
     energy_ev: float
@@ -178,6 +179,11 @@ class EnergyScan:
 
     def __len__(self) -> int:
         return len(self.theta_deg)
+
+    @property
+    def gridded(self) -> bool:
+        """Whether the frames are planes of something on the common grid, to which nothing is projected any more."""
+        return self.given in ("volumes", "images")
 
     @property
     def usable(self) -> npt.NDArray[np.bool_]:

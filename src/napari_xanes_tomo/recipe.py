@@ -60,10 +60,11 @@ class ScanParameters(_Parameters):
 class GivenParameters(_Parameters):
     """Projections or volumes that were aligned elsewhere: what their files do not tell."""
 
-    kind: Literal["auto", "raw", "projections", "volumes"] = Field(
+    kind: Literal["auto", "raw", "projections", "volumes", "images"] = Field(
         "auto",
-        description="What PATH holds: raw frames, aligned projections (absorbance) or registered volumes. auto: as the "
-        "files tell; TIFF stacks and HDF5 or OME-Zarr arrays without angles are volumes.",
+        description="What PATH holds: raw frames, aligned projections (absorbance), registered volumes, or registered "
+        "images of 2-D XANES (absorbance), one an energy. auto: as the files tell; TIFF stacks and HDF5 or OME-Zarr "
+        "arrays without angles are volumes.",
     )
     unit: Literal["auto", "1/cm", "1/mm", "1/um", "1/voxel"] = Field(
         "auto", description="Unit of the linear attenuation in volumes; auto: as the files tell."

@@ -91,7 +91,7 @@ def survey(
     reconstruction leave unlike between energies counts as noise. Where there are not enough energies for that, it is
     the scatter of the air.
     """
-    volumes = scans[0].given == "volumes"
+    volumes = scans[0].gridded
     height, width = scans[0].frames.frame_shape
     halo = int(np.ceil(4 * max(_CALM, *smoothings))) + 1
     frames = _common_frames(scans, volumes)
@@ -110,6 +110,10 @@ def survey(
     middle = int(np.median(inside))
     y0 = max(0, min(middle - _ROWS // 2 - halo, height - _ROWS - 2 * halo))
     y1 = min(height, y0 + _ROWS + 2 * halo)
+    if len(reading) == 1:  # an image: as many rows as there is room for
+        most = max(y1 - y0, int(4 * _MEMORY // (4 * len(scans) * width)))
+        y0 = max(0, min(middle - most // 2, height - most))
+        y1 = min(height, y0 + most)
     most = max(8, int(_MEMORY // (4 * len(scans) * (y1 - y0) * width)))
     chosen = [_chosen(f, most, across, few[reference], volumes) for f in frames]
     stack, lost = [], {}
@@ -234,16 +238,22 @@ def _displacement(
     columns = [theirs, *(-m for m in moved), -stretched, *linear, np.ones_like(theirs)]
     use = np.zeros_like(rim)
     use[:, keep] = rim[:, keep]
-    group = (np.arange(len(data)) * _GROUPS // max(len(data), 1)) % _GROUPS
+    by = 0 if len(data) > 1 else 1  # groups of frames, or of the rows of an image
+    group = (np.arange(data.shape[by]) * _GROUPS // data.shape[by]).reshape([-1 if a == by else 1 for a in range(3)])
     normal, right = np.zeros((_GROUPS, len(columns), len(columns))), np.zeros((_GROUPS, len(columns)))
     for g in np.unique(group):
-        part = use & (group == g)[:, None, None]
+        part = use & (group == g)
         a = np.stack([c[part] for c in columns], axis=1).astype(np.float64)
         normal[g], right[g] = a.T @ a, a.T @ mine[part].astype(np.float64)
 
+    there = np.diag(normal.sum(axis=0)) > 0  # an image has no extent along z
+
     def solve(n: FloatArray, r: FloatArray) -> FloatArray:
-        size = np.sqrt(np.maximum(np.diag(n), 1e-300))
-        x = np.linalg.lstsq(n / np.outer(size, size), r / size, rcond=1e-10)[0] / size
+        x = np.zeros(len(r))
+        size = np.sqrt(np.maximum(np.diag(n)[there], 1e-300))
+        x[there] = (
+            np.linalg.lstsq(n[np.ix_(there, there)] / np.outer(size, size), r[there] / size, rcond=1e-10)[0] / size
+        )
         return np.asarray(x[1:5] / x[0]) if x[0] else np.full(4, np.nan)
 
     whole = solve(normal.sum(axis=0), right.sum(axis=0))

@@ -738,7 +738,7 @@ class Workflow:
             return result
         reference = state.reference
         assert reference is not None
-        template = None if scan.given == "volumes" else self._reference_template(reference, state)
+        template = None if scan.gridded else self._reference_template(reference, state)
         found = None if template is None else self._normalised(energy, state, self._chosen(state, "flats", energy))
         return given_registration(scan, energy, reference, look, self._jitter(state, energy), found, template)
 
@@ -849,7 +849,7 @@ class Workflow:
                 )
             )  # fmt: skip
             numbers.append(e)
-        if items and items[0].scan.given == "volumes":
+        if items and items[0].scan.gridded:
             s = self.recipe.maps.smoothing_voxel
             look = self._look(state, no_progress, (s, s * self.recipe.maps.shape_smoothing))
             items = [
@@ -882,7 +882,8 @@ class Workflow:
         voxel_nm = self.series.scans[state.reference].pixel_size_nm
         spectrum = np.array(mass) / mass[k] * level * 1e7 / voxel_nm
         energies = self.series.energies_ev[numbers]
-        plan = plan_maps(energies, spectrum, np.array(noise) / noise[k], k, self.recipe.maps)
+        areal = items[k].scan.given == "images"
+        plan = plan_maps(energies, spectrum, np.array(noise) / noise[k], k, self.recipe.maps, areal=areal)
         lost = [f"{v:g}" for e, v in enumerate(self.series.energies_ev) if e not in numbers]
         absent = dict(plan.absent)
         for element in bracketed_elements(self.series.energies_ev) if lost else ():
@@ -902,7 +903,7 @@ class Workflow:
             MapSpec(
                 name,
                 plan.unit(name),
-                _describe(name),
+                _describe(name, plan.areal),
                 0.0 if name in ("mask", "coverage") else p.smoothing_voxel,
                 plan.about(name, p, self.recipe.registration.blur_px, px),
             )
@@ -1015,7 +1016,7 @@ class Workflow:
             keys += [(scan.energy_ev, float(t), i) for i, t in enumerate(scan.theta_deg)]
         series = replace(self.series, scans=tuple(scans))
         write_energies(self.output.energies, rows)
-        if scans[0].given == "volumes":  # there are no projections to have a row
+        if scans[0].gridded:  # there are no projections to have a row
             write_shifts(self.output.shifts, [])
             return
         write_shifts(self.output.shifts, shifts_rows(series, alignments, [r.status for r in rows]))
@@ -1139,13 +1140,14 @@ def _width_px(choices: Sequence[VoxelChoice]) -> float:
     return 2 * float(np.sqrt(choices[0].voxels / _TABLE_ROWS / np.pi)) if choices else 0.0
 
 
-def _describe(name: str) -> str:
-    """Return one line about a map."""
+def _describe(name: str, areal: bool = False) -> str:
+    """Return one line about a map, or about one per area."""
     for end, what in (("_sigma_alignment", "part of the standard error that comes from the alignment"),
                       ("_sigma", "standard error: noise of the counts and alignment")):  # fmt: skip
         if name.endswith(end):
             return f"{name.removesuffix(end)}: {what}"
-    return _DESCRIPTIONS.get(name.split("_")[-1] if "fraction" in name else name, f"density of {name}")
+    what = "amount per area" if areal else "density"
+    return _DESCRIPTIONS.get(name.split("_")[-1] if "fraction" in name else name, f"{what} of {name}")
 
 
 @dataclass(frozen=True)
@@ -1252,7 +1254,7 @@ def _energy_row(
     ok = np.array([s == "ok" for s in alignment.status]) | (status != "ok")
     use = ok & np.isfinite(alignment.shift[:, 1])
     center, sigma = float("nan"), float("nan")
-    if scan.given != "volumes":
+    if not scan.gridded:
         center, sigma = center_of_rotation(alignment.shift[use, 1], scan.theta_deg[use], alignment.sigma[use, 1])
     if found is None:
         return EnergyRow(

@@ -1,7 +1,8 @@
 """Projections and volumes that were aligned elsewhere, as a `Series` that enters at the registration check.
 
 Aligned projections are carried as the counts behind them in an even beam, ``N exp(-absorbance)``, so that they take the
-way of every other measurement. Of a volume ``(y, z, x)`` the frames are its planes ``(y, x)``, in 1/cm.
+way of every other measurement. Of a volume ``(y, z, x)`` the frames are its planes ``(y, x)``, in 1/cm; an image of 2-D
+XANES is one such plane, absorbance.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from napari_xanes_tomo.recipe import GivenParameters, Recipe
 from .exchange import SUFFIXES, is_hdf5
 from .h5frames import opened
 from .scan import is_scan_folder, open_series
-from .volumes import AlignedProjections, Block, RegisteredVolumes, open_projections, open_volumes
+from .volumes import (
+    AlignedProjections,
+    Block,
+    RegisteredVolumes,
+    image_stack_in,
+    named_images,
+    open_images,
+    open_projections,
+    open_volumes,
+)
 
 __all__ = ["BEAM", "given_kind", "open_given", "open_input"]
 
@@ -182,10 +192,11 @@ class PlaneFrames:
 
 
 def given_kind(path: str | os.PathLike[str], parameters: GivenParameters = GivenParameters()) -> str:  # noqa: B008
-    """Return what lies at `path`: ``raw``, ``projections`` or ``volumes``; no array is read.
+    """Return what lies at `path`: ``raw``, ``projections``, ``volumes`` or ``images``; no array is read.
 
     TXM_Sandbox files, arrays ``(energy, y, z, x)``, OME-Zarr and TIFF stacks are volumes, unless angles are told.
-    ``exchange/data`` of floats with angles and without flats are aligned projections.
+    ``exchange/data`` of floats with angles and without flats are aligned projections. Arrays ``(energy, y, x)`` with an
+    energy each, and pictures named each by an energy, are images.
     """
     path = Path(path)
     if parameters.kind != "auto":
@@ -201,6 +212,8 @@ def given_kind(path: str | os.PathLike[str], parameters: GivenParameters = Given
             if first is not None:
                 return _kind_of_hdf5(first)
             inside = [q for p in names if p.is_dir() for q in p.iterdir()]
+            if named_images(path):
+                return "images"
             if any(p.suffix.lower() in _SIGNATURES for p in (*names, *inside)):
                 told = parameters.theta_deg or (path / "projections.csv").is_file()
                 return "projections" if told else "volumes"
@@ -216,6 +229,8 @@ def given_kind(path: str | os.PathLike[str], parameters: GivenParameters = Given
 
 def _kind_of_hdf5(path: Path) -> str:
     with opened(path) as file:
+        if "exchange/theta" not in file and image_stack_in(file) is not None:
+            return "images"
         data = file.get("exchange/data")
         if data is not None and getattr(data, "ndim", 0) in (3, 4):
             if "exchange/theta" in file:
@@ -254,8 +269,12 @@ def open_given(
     elif kind == "projections":
         theta = list(parameters.theta_deg) or None
         opened_as = open_projections(path, energies_ev=energies, theta_deg=theta, pixel_nm=parameters.pixel_nm)
+    elif kind == "images":
+        opened_as = open_images(path, energies_ev=energies, pixel_nm=parameters.pixel_nm)
     else:
-        raise XanesTomoError(f"{Path(path).name}: expected aligned projections or registered volumes, got raw frames")
+        raise XanesTomoError(
+            f"{Path(path).name}: expected projections, volumes or images made elsewhere, got raw frames"
+        )
     name = opened_as.name
     if not np.isfinite(opened_as.energies_ev).all():
         raise XanesTomoError(
@@ -269,7 +288,7 @@ def open_given(
     if not np.isfinite(pixel):
         raise XanesTomoError(f"{name}: expected the size of a pixel, the files do not tell it; set given.pixel_nm")
     if isinstance(opened_as, RegisteredVolumes):
-        scans = _volumes(opened_as, parameters, pixel)
+        scans = _volumes(opened_as, parameters, pixel) if kind == "volumes" else _images(opened_as, pixel)
     else:
         scans = _projections(opened_as, pixel)
     text = f"{kind} made elsewhere: flats, jitter correction and energy registration are not done again"
@@ -288,6 +307,13 @@ def _volumes(found: RegisteredVolumes, parameters: GivenParameters, voxel_nm: fl
     n = found.shape[1]
     return tuple(
         _scan(float(energy), np.zeros(n), PlaneFrames(block, factor), (), voxel_nm, "volumes")
+        for energy, block in zip(found.energies_ev, found.blocks, strict=True)
+    )
+
+
+def _images(found: RegisteredVolumes, pixel_nm: float) -> tuple[EnergyScan, ...]:
+    return tuple(
+        _scan(float(energy), np.zeros(1), PlaneFrames(block, 1.0), (), pixel_nm, "images")
         for energy, block in zip(found.energies_ev, found.blocks, strict=True)
     )
 

@@ -1,4 +1,4 @@
-"""Registered volumes and aligned projections that were made elsewhere: TIFF, HDF5 and OME-Zarr.
+"""Registered volumes, aligned projections and registered images made elsewhere: TIFF, HDF5 and OME-Zarr.
 
 They enter the chain at the maps. Nothing is read before it is asked for, and nothing stays open.
 """
@@ -23,7 +23,16 @@ from napari_xanes_tomo.model import XanesTomoError
 from .exchange import SUFFIXES, energies_in, is_hdf5, pixel_in, theta_in
 from .h5frames import opened
 
-__all__ = ["AlignedProjections", "Block", "RegisteredVolumes", "open_projections", "open_volumes"]
+__all__ = [
+    "AlignedProjections",
+    "Block",
+    "RegisteredVolumes",
+    "image_stack_in",
+    "named_images",
+    "open_images",
+    "open_projections",
+    "open_volumes",
+]
 
 NAN = float("nan")
 _TIFF = (".tif", ".tiff")
@@ -54,6 +63,7 @@ class Block:
     dataset: str = ""
     lead: int | None = None
     pictures: tuple[str, ...] = ()
+    flat: bool = False  # a single image (y, x), read as (y, 1, x); `lead` is its place in the stack
 
     def read(self, a0: int, a1: int, b: slice = slice(None)) -> npt.NDArray[np.float32]:
         """Return ``[a0:a1, b, :]``."""
@@ -74,6 +84,8 @@ class Block:
         if a1 <= a0:
             return np.empty((0, len(range(*b.indices(self.shape[1]))), self.shape[2]), dtype=np.float32)
         head = () if self.lead is None else (self.lead,)
+        if self.flat:
+            return self._image()[a0:a1, None, :][:, b]
         if self.kind == "h5":
             with opened(self.path) as file:
                 return np.asarray(file[self.dataset][(*head, slice(a0, a1), b)])
@@ -89,6 +101,16 @@ class Block:
             with tifffile.TiffFile(self.path) as file:
                 return np.stack([file.pages[i].asarray()[b] for i in range(a0, a1)])
         return np.stack([tifffile.imread(p)[b] for p in self.pictures[a0:a1]])
+
+    def _image(self) -> npt.NDArray[Any]:
+        """Return the single image (y, x)."""
+        if self.kind == "h5":
+            with opened(self.path) as file:
+                return np.asarray(file[self.dataset][self.lead])
+        import tifffile
+
+        with tifffile.TiffFile(self.path) as file:
+            return np.asarray(file.pages[self.lead or 0].asarray())
 
 
 @dataclass(frozen=True)
@@ -269,6 +291,108 @@ def open_projections(
     size = float(pixel_nm) if pixel_nm is not None else (sizes[0] if sizes else NAN)
     shape = found[0].block.shape[1:]
     return AlignedProjections(path.name, energies, tuple(angles), size, shape, tuple(f.block for f in found))
+
+
+_IMAGES: dict[str, tuple[str, ...]] = {
+    "registration_results/reg_results/registered_xanes2D": ("registration_results/reg_results/eng_list",),
+    "exchange/data": ("exchange/energy", "measurement/instrument/monochromator/energy"),
+    "data": ("energy", "energies", "eng_list"),
+    "img_xanes": ("X_eng",),
+}
+
+
+def image_stack_in(file: Any) -> tuple[str, npt.NDArray[np.float64]] | None:
+    """Return the dataset (energy, y, x) of a file and its energies, eV; None without an energy for each."""
+    for name, places in _IMAGES.items():
+        node = file.get(name)
+        if node is not None and getattr(node, "ndim", 0) == 3 and node.dtype.kind in "iuf" and node.shape[0] > 1:
+            for place in places:
+                energies = energies_in(file, (place,))
+                if energies.size == node.shape[0]:
+                    return name, energies
+    return None
+
+
+def named_images(folder: Path) -> list[Path]:
+    """Return the TIFF pictures of a folder when every one is named by an energy of its own, else none."""
+    pictures = sorted((p for p in folder.iterdir() if p.suffix.lower() in _TIFF), key=_natural)
+    energies = [_named(p) for p in pictures]
+    distinct = len(set(energies)) == len(energies) > 1 and all(e == e for e in energies)
+    if not distinct:
+        return []
+    import tifffile
+
+    with tifffile.TiffFile(pictures[0]) as file:
+        return pictures if len(file.pages) == 1 else []
+
+
+def open_images(
+    path: str | os.PathLike[str],
+    *,
+    energies_ev: Sequence[float] | npt.NDArray[Any] | None = None,
+    pixel_nm: float | None = None,
+) -> RegisteredVolumes:
+    """Open images of 2-D XANES that were registered elsewhere (absorbance), as volumes ``(y, 1, x)``.
+
+    Read are HDF5 arrays ``(energy, y, x)`` with an energy each (TXM_Sandbox ``registered_xanes2D``, DataExchange,
+    ``data`` and ``energy``), a TIFF stack with a page an energy, and a folder of TIFF pictures named by their energies.
+    Parameters and errors as in `open_volumes`.
+    """
+    path = Path(path)
+    try:
+        found = _images(path)
+    except XanesTomoError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the libraries raise on damaged files
+        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise XanesTomoError(f"{path.name}: cannot be read ({why})") from None
+    if not found:
+        raise XanesTomoError(
+            f"{path.name}: expected images as HDF5 (energy, y, x) with an energy each, a TIFF stack, or TIFF pictures "
+            "named by their energies, got none of these"
+        )
+    shapes = {f.block.shape for f in found}
+    if len(shapes) > 1:
+        listed = ", ".join(sorted(f"{y} x {x}" for y, _, x in shapes))
+        raise XanesTomoError(f"{path.name}: expected registered images of one size (y x x), got {listed}")
+    found, energies = _in_order(path, found, energies_ev)
+    sizes = [f.voxel_nm for f in found if f.voxel_nm == f.voxel_nm]
+    size = float(pixel_nm) if pixel_nm is not None else (sizes[0] if sizes else NAN)
+    return RegisteredVolumes(path.name, energies, size, found[0].block.shape, tuple(f.block for f in found))
+
+
+def _images(path: Path) -> list[_Found]:
+    import tifffile
+
+    if path.is_dir():
+        out = []
+        for picture in named_images(path):
+            with tifffile.TiffFile(picture) as file:
+                y, x = file.pages[0].shape
+                block = Block("pages", str(picture), (y, 1, x), lead=0, flat=True)
+                out.append(_Found(block, _named(picture), _tiff_nm(file)))
+        return out
+    if path.suffix.lower() in _TIFF:
+        with tifffile.TiffFile(path) as file:
+            size = _tiff_nm(file)
+            shapes = [page.shape for page in file.pages]
+        return [
+            _Found(Block("pages", str(path), (s[0], 1, s[1]), lead=k, flat=True), NAN, size)
+            for k, s in enumerate(shapes)
+        ]
+    if not is_hdf5(path):
+        return []
+    with opened(path) as file:
+        known = image_stack_in(file)
+        names = [known[0]] if known else [n for n in _IMAGES if getattr(file.get(n), "ndim", 0) == 3]
+        if not names:
+            return []
+        n, y, x = file[names[0]].shape
+        energies = known[1] if known else np.full(n, NAN)
+        size = pixel_in(file)
+    return [
+        _Found(Block("h5", str(path), (y, 1, x), names[0], k, flat=True), float(energies[k]), size) for k in range(n)
+    ]
 
 
 def _in_order(
