@@ -238,11 +238,11 @@ class _Search:
     def _look(self, scene: Scene, shift: FloatArray) -> None:
         """Settle where the object is, and with it what is air."""
         scene.look(shift)
-        for _ in range(2):  # the object is seen better without the walls, the walls without the object
-            if self.straight is not None and scene.mask is not None:
-                self._straighten(scene.air(shift))
-                scene.set_data(self.work)
-                scene.look(shift)
+        if self.straight is not None and scene.mask is not None:
+            # The walls are seen better without the object, and then the object without the walls.
+            self._straighten(scene.air(shift))
+            scene.set_data(self.work)
+            scene.look(shift)
 
     def _moments(self, frames: F32) -> FloatArray:
         dy, top, bottom, self.good = _vertical(frames.sum(axis=2, dtype=np.float64), self.limit / self.bin)

@@ -65,8 +65,7 @@ class Straight:
         """Return the structures as (n, y, x) frames."""
         out = np.empty((len(self.profiles), *shape), dtype=np.float32)
         shear = _shear(self.tilt, theta_deg)
-        nothing = np.zeros((0, 0, 0), dtype=np.float32)
-        in_threads(len(out), lambda a, b: _draw(a, b, self.profiles, self.slope, shear, out, nothing, nothing))
+        in_threads(len(out), lambda a, b: _draw(a, b, self.profiles, self.slope, shear, out))
         return out
 
 
@@ -112,21 +111,11 @@ def _equations(
 
 
 @_jit
-def _draw(
-    first: int, end: int, profiles: FloatArray, slope: FloatArray, shear: FloatArray, out: F32, by_shear: F32,
-    play: F32,
-) -> None:  # fmt: skip
-    """Draw the structures of every frame; unless empty, their derivative by the shear and how far they may be off.
-
-    At an edge of a wall a profile of straight pieces is off by about its second difference.
-    """
+def _draw(first: int, end: int, profiles: FloatArray, slope: FloatArray, shear: FloatArray, out: F32) -> None:
+    """Draw the structures of every frame."""
     _, h, w = out.shape
     m = profiles.shape[1]
-    bend = np.zeros(m)
     for i in range(first, end):
-        if by_shear.size:
-            for k in range(1, m - 1):
-                bend[k] = abs(profiles[i, k + 1] - 2 * profiles[i, k] + profiles[i, k - 1])
         for y in range(h):
             height = y - (h - 1) / 2
             rise = slope[i] * height / (w / 2)
@@ -135,11 +124,55 @@ def _draw(
             g = at - k0
             for x in range(w):
                 k = min(max(x + k0, 0), m - 2)
-                step = profiles[i, k + 1] - profiles[i, k]
-                out[i, y, x] = profiles[i, k] + g * step + rise
-                if by_shear.size:
-                    by_shear[i, y, x] = -step * height
-                    play[i, y, x] = max(bend[max(k - 1, 0)], bend[k], bend[k + 1], bend[min(k + 2, m - 1)])
+                out[i, y, x] = profiles[i, k] + g * (profiles[i, k + 1] - profiles[i, k]) + rise
+
+
+@_jit
+def _settle(
+    first: int, end: int, frames: F32, air: Bool, profiles: FloatArray, slope: FloatArray, shear: FloatArray,
+    limit: float, weight: F32, push: FloatArray, hold: FloatArray, sizes: F32,
+) -> None:  # fmt: skip
+    """Weigh the air by whether it is off by more than `limit`, and say what another shear would do about it.
+
+    weight (n, y, x); push, hold (n,): products of the derivative by the shear with what is left, and with itself; sizes
+    (n, y / 2, x / 2): how far every fourth pixel is off, -1 where it is no air. At the edge of a wall a profile of
+    straight pieces is off by about its second difference.
+    """
+    _, h, w = frames.shape
+    m = profiles.shape[1]
+    bend = np.zeros(m)
+    play = np.zeros(m)
+    for i in range(first, end):
+        for k in range(1, m - 1):
+            bend[k] = abs(profiles[i, k + 1] - 2 * profiles[i, k] + profiles[i, k - 1])
+        for k in range(m - 1):
+            play[k] = limit + max(bend[max(k - 1, 0)], bend[k], bend[k + 1], bend[min(k + 2, m - 1)])
+        pushed, held = 0.0, 0.0
+        for y in range(h):
+            height = y - (h - 1) / 2
+            rise = slope[i] * height / (w / 2)
+            at = _BEYOND - shear[i] * height
+            k0 = int(np.floor(at))
+            g = at - k0
+            along, square = 0.0, 0.0
+            for x in range(w):
+                size = -1.0
+                used = 0.0
+                if air[i, y, x]:
+                    k = min(max(x + k0, 0), m - 2)
+                    step = profiles[i, k + 1] - profiles[i, k]
+                    rest = frames[i, y, x] - profiles[i, k] - g * step - rise
+                    size = abs(rest)
+                    if size <= play[k]:
+                        used = 1.0
+                        along += step * rest
+                        square += step * step
+                weight[i, y, x] = used
+                if y % 2 == 0 and x % 2 == 0:
+                    sizes[i, y // 2, x // 2] = size
+            pushed -= height * along
+            held += height * height * square
+        push[i], hold[i] = pushed, held
 
 
 def outer_rows(frames: F32) -> Bool:
@@ -180,7 +213,7 @@ def fit_straight(frames: F32, air: Bool, theta_deg: FloatArray, *, tilt: FloatAr
     Straight
         With `shared` below 0.3 a first impression only: there is nothing straight.
     """
-    n, h, _ = frames.shape
+    n, h, w = frames.shape
     air = air.copy()
     air[:, :_EDGE] = False
     air[:, h - _EDGE :] = False
@@ -188,26 +221,28 @@ def fit_straight(frames: F32, air: Bool, theta_deg: FloatArray, *, tilt: FloatAr
     t = np.deg2rad(theta_deg)
     turn = np.stack([np.cos(t), np.sin(t)], axis=1)
     weight = air.astype(np.float32)
-    drawn, by_shear, play = (np.empty_like(frames) for _ in range(3))
+    push, hold = np.zeros(n), np.zeros(n)
+    sizes = np.empty((n, (h + 1) // 2, (w + 1) // 2), dtype=np.float32)
+    spread = np.inf
     strict = 0  # rounds without pixels that are no air; before, the tilt would be wrong and what it misses left out
     for k in range(_ROUNDS):
         shear = turn @ angle
         profiles, slope = _solve(frames, weight, shear)
-        shared = _shared(frames, weight, shear) if k in (0, 3) or strict == 2 else 1.0
+        shared = _shared(frames, weight, shear) if k == 0 or strict == 2 else 1.0
         if k == _ROUNDS - 1 or strict == 2 or shared < 0.3:
             break
-        in_threads(n, lambda a, b, p=profiles, s=slope, q=shear: _draw(a, b, p, s, q, drawn, by_shear, play))  # type: ignore[misc]
-        rest = frames - drawn
-        spread = 1.4826 * float(np.median(np.abs(rest[:, ::2, ::2][air[:, ::2, ::2]]))) if air.any() else 0.0
-        inside = np.abs(rest) <= (_CLIP if strict else 5 * _CLIP) * np.float32(spread + 1e-12) + play
-        weight = (air & inside).astype(np.float32)
-        weighted = weight * by_shear
-        push = np.einsum("nyx,nyx->n", weighted, rest, dtype=np.float64)
-        hold = np.einsum("nyx,nyx->n", weighted, by_shear, dtype=np.float64)
+
+        def settle(first: int, end: int, p: FloatArray, s: FloatArray, q: FloatArray, limit: float) -> None:
+            _settle(first, end, frames, air, p, s, q, limit, weight, push, hold, sizes)
+
+        limit = (_CLIP if strict else 5 * _CLIP) * spread + 1e-12
+        in_threads(n, lambda a, b, p=profiles, s=slope, q=shear, v=limit: settle(a, b, p, s, q, v))  # type: ignore[misc]
+        seen = sizes[::2][sizes[::2] >= 0]
+        spread = 1.4826 * float(np.median(seen)) if seen.size else 0.0
         normal = turn.T @ (hold[:, None] * turn)
         step = np.linalg.solve(normal + (1e-6 * np.trace(normal) + 1e-30) * np.eye(2), turn.T @ push)
         angle = np.clip(angle + np.clip(step, -0.03, 0.03), -_STEEPEST, _STEEPEST)
-        if strict or float(np.abs(step).max()) < 5e-4 or k >= _ROUNDS - 4:
+        if k and (strict or float(np.abs(step).max()) < 5e-4 or k >= _ROUNDS - 4):
             strict += 1
     return Straight(profiles, slope, angle, shared)
 
@@ -255,6 +290,8 @@ def _shared(frames: F32, weight: F32, shear: FloatArray) -> float:
     """Correlate the profiles above and below the middle row, a plane taken out; see `Straight.shared`."""
     from .agreement import solve_normal
 
+    every = max(1, len(frames) // 60)
+    frames, weight, shear = frames[::every], weight[::every], shear[::every]
     n, h, w = frames.shape
     y = np.broadcast_to(((np.arange(h) - (h - 1) / 2) / (w / 2))[:, None], (h, w)).ravel()
     x = np.broadcast_to(((np.arange(w) - (w - 1) / 2) / (w / 2))[None, :], (h, w)).ravel()
