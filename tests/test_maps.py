@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_xanes_tomo.edges import mass_attenuation
+from napari_xanes_tomo.edges import ReferenceSpectrum, mass_attenuation
 from napari_xanes_tomo.maps import (
     AlignedEnergy,
     MapPlan,
     Slab,
     atomic_mass,
     choose_voxel,
+    combine_slab,
     common_angles,
     component_sinograms,
     coverage_slab,
@@ -25,8 +26,9 @@ from napari_xanes_tomo.maps import (
 )
 from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet, XanesTomoError
 from napari_xanes_tomo.phantom import PRESETS, ni_xanes
-from napari_xanes_tomo.recipe import MapsParameters
+from napari_xanes_tomo.recipe import EDGE_MEASURES, MapsParameters
 from napari_xanes_tomo.reconstruction import fbp
+from napari_xanes_tomo.spectra import MEASURES
 
 DEMO = np.array(PRESETS["demo"].energies_ev)
 TINY = np.array(PRESETS["tiny"].energies_ev)
@@ -515,3 +517,178 @@ def test_noise_falls_with_the_voxel_and_the_smallest_good_one_is_taken(six: list
 
 def replace_limit(p: MapsParameters, limit: float) -> MapsParameters:
     return p.model_copy(update={"noise_limit": limit})
+
+
+# ------------------------------------------------------------------------- measures that are not linear, references
+
+EDGE_SCAN = np.array(
+    [6534.0, 6558.0, 8178.0, 8298.0, 8328.0, 8334, 8338, 8341, 8344, 8347, 8350, 8356, 8366, 8400, 8570]
+)
+
+
+def reference(name: str, shift: float, valence: float | None = None, low: float = 8100.0, high: float = 8700.0):
+    e = np.arange(low, high, 0.5)
+    x = e - 8333.0
+    return ReferenceSpectrum(name, e, 0.4 - 2e-4 * x + (1.3 - 1e-4 * x) * ni_xanes(e, shift), valence)
+
+
+def nickel(energy: np.ndarray, shift: float, ni: float = 1.4) -> np.ndarray:
+    x = energy - 8333.0
+    return tabulated(energy, {"Mn": 0.8}) + ni * (40 - 0.015 * x + (280 - 0.03 * x) * ni_xanes(energy, shift))
+
+
+@pytest.fixture(scope="module")
+def scanned() -> list[AlignedEnergy]:
+    return measured(EDGE_SCAN, levels=nickel(EDGE_SCAN, 0.4))
+
+
+def test_measures_are_those_of_the_reconstructed_energies(scanned: list[AlignedEnergy]) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    p = MapsParameters(edge_measures=EDGE_MEASURES, smoothing_voxel=1.0, energy_offset_ev=1.5)
+    mean, noise = nickel(EDGE_SCAN, 0.0), np.ones(len(EDGE_SCAN))
+    found = plan_maps(EDGE_SCAN, mean, noise, len(EDGE_SCAN) - 1, p)
+    assert found.measured == EDGE_MEASURES
+    assert found.single == tuple(range(2, len(EDGE_SCAN)))  # the energies of the other edge have no part in it
+    rows = (8, 14)
+    maps = map_slab(scanned, found, Slab(*rows, halo_rows(p)), VOXEL_NM, p, threads=1)
+    everything = MapPlan(**{**vars(found), "components": {f"@{k}": w for k, w in enumerate(np.eye(len(EDGE_SCAN)))}})
+    sinograms, theta = component_sinograms(scanned, everything, (0, SHAPE[0]))
+    ones = np.ones(len(theta))
+    volumes = [gaussian_filter(fbp(s, theta, weights=ones) * np.float32(1e7 / VOXEL_NM), 1.0) for s in sinograms]
+    spectra = np.stack(volumes)[2:, rows[0] : rows[1]]
+    assert found.measures is not None
+    inside = np.isfinite(maps["edge_energy_half"])
+    assert inside.sum() > 500
+    assert not np.any(inside & ~np.isfinite(maps["edge_energy_relative"]))
+    for name, (unit, _) in MEASURES.items():
+        direct = found.measures.measure([name], spectra[:, inside])[name].value + (1.5 if unit == "eV" else 0.0)
+        np.testing.assert_allclose(maps[name][inside], direct, atol=2e-3)  # what single precision holds of 8342 eV
+    # All spectra in the ball are one; its truth is that of the curve.
+    half = maps["edge_energy_half"][inside_ball()[rows[0] : rows[1]]]
+    assert np.median(half) == pytest.approx(8333 + 9.3 + 0.4 + 1.5, abs=0.3)
+
+
+def test_errors_of_measures(scanned: list[AlignedEnergy]) -> None:
+    p = MapsParameters(edge_measures=EDGE_MEASURES)
+    moved = [replace(i, translation_sigma=(0.1, 0.1, 0.1), magnification_sigma=1e-3) for i in scanned]
+    found = plan_maps(EDGE_SCAN, nickel(EDGE_SCAN, 0.0), np.ones(len(EDGE_SCAN)), len(EDGE_SCAN) - 1, p)
+    maps = map_slab(moved, found, Slab(8, 14, halo_rows(p)), VOXEL_NM, p, threads=1)
+    for name in EDGE_MEASURES:
+        known = np.isfinite(maps[name])
+        total, aligned = maps[f"{name}_sigma"], maps[f"{name}_sigma_alignment"]
+        np.testing.assert_array_equal(np.isfinite(total), known)
+        assert np.all(aligned[known] > 0)
+        assert np.all(aligned[known] < total[known])
+    # One and the same shift, measured twice: the regression on all energies is the surer one.
+    known = np.isfinite(maps["edge_energy_half"])
+    assert np.median(maps["edge_energy_relative_sigma"][known]) < np.median(maps["edge_energy_half_sigma"][known])
+
+
+def test_the_variance_of_a_component_is_that_of_its_energies(scanned: list[AlignedEnergy]) -> None:
+    p = MapsParameters(edge_measures=("edge_energy_half",))
+    found = plan_maps(EDGE_SCAN, nickel(EDGE_SCAN, 0.0), np.ones(len(EDGE_SCAN)), len(EDGE_SCAN) - 1, p)
+    made = combine_slab(scanned, found, (6, 16), keep=(8, 14), parameters=p)
+    assert made.noise is not None
+    pair = {q: k for k, q in enumerate(found.pairs)}
+    total = sum(
+        found.components["level"][k] ** 2 * made.noise[pair[f"@{k}", f"@{k}"]].astype(float) for k in found.single
+    )
+    np.testing.assert_allclose(made.noise[pair["level", "level"]], total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1.0])
+def test_measures_do_not_depend_on_the_slabs(scanned: list[AlignedEnergy], smoothing: float) -> None:
+    p = MapsParameters(
+        edge_measures=("edge_energy_half", "white_line"), smoothing_voxel=smoothing, references=("a=x", "b=y")
+    )
+    mean = nickel(EDGE_SCAN, 0.0)
+    refs = [reference("a", -2.0, 2.0), reference("b", 2.0, 4.0)]
+    found = plan_maps(EDGE_SCAN, mean, np.ones(len(EDGE_SCAN)), len(EDGE_SCAN) - 1, p, references=refs)
+    together = map_slab(scanned, found, Slab(8, 16, halo_rows(p)), VOXEL_NM, p, threads=1)
+    for y0, y1 in ((8, 11), (11, 12), (12, 16)):
+        piece = map_slab(scanned, found, Slab(y0, y1, halo_rows(p)), VOXEL_NM, p, threads=1)
+        for name in found.names:
+            tolerance = 2e-3 if name in EDGE_MEASURES else 1e-3
+            np.testing.assert_allclose(piece[name], together[name][y0 - 8 : y1 - 8], rtol=2e-3, atol=tolerance)
+
+
+def test_fractions_of_references() -> None:
+    refs = [reference("low", -1.0, 2.0), reference("high", 2.0, 4.0)]
+    shares = np.array([0.0, 0.25, 0.7, 1.0])
+    x = EDGE_SCAN - 8333.0
+
+    def voxel(share: float, amount: float = 1.0) -> np.ndarray:
+        edge = (1 - share) * ni_xanes(EDGE_SCAN, -1.0) + share * ni_xanes(EDGE_SCAN, 2.0)
+        return tabulated(EDGE_SCAN, {"Mn": 0.8}) + amount * (56 + (390 - 0.03 * x) * edge)
+
+    found = plan_maps(
+        EDGE_SCAN, voxel(0.5), np.ones(len(EDGE_SCAN)), len(EDGE_SCAN) - 1, MapsParameters(), references=refs
+    )
+    maps = finished(found, np.stack([voxel(s, 0.8) for s in shares] + [voxel(0, 0)], axis=1))
+    # The shoulder behind the white line lies on the mean's post-edge line: within 0.02.
+    np.testing.assert_allclose(maps["lcf_high"][0, 0, :4], shares, atol=0.02)
+    np.testing.assert_allclose(maps["lcf_low"][0, 0, :4], 1 - shares, atol=0.02)
+    np.testing.assert_allclose(maps["valence"][0, 0, :4], 2 + 2 * shares, atol=0.04)
+    assert np.isnan(maps["valence"][0, 0, 4])  # no nickel
+    assert found.about("valence", MapsParameters(), 0.7)["references"] == {"low": 2.0, "high": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("refs", "why"),
+    [
+        ([reference("other", 0.0, 2.0, low=7000.0, high=7400.0)], "reaches from 7000 to 7399.5 eV"),
+        ([reference("short", 0.0, 2.0, high=8360.0)], "reaches from 8100 to 8359.5 eV"),
+        ([reference("bare", 0.0, 2.0, low=8315.0)], "cannot be normalised"),
+        ([reference("a", 0.0, 2.0), reference("b", 0.0, 3.0)], "cannot be told apart"),
+        ([reference(f"r{k}", k - 3.0, 2.0) for k in range(7)], "1 to 6 references"),
+    ],
+)
+def test_references_that_cannot_be_used_leave_only_their_maps_out(refs: list[ReferenceSpectrum], why: str) -> None:
+    one = np.ones(len(EDGE_SCAN))
+    found = plan_maps(EDGE_SCAN, nickel(EDGE_SCAN, 0.0), one, len(EDGE_SCAN) - 1, MapsParameters(), references=refs)
+    names = {*(f"lcf_{r.name}" for r in refs), "valence"}
+    assert names <= set(found.absent)
+    assert not names & set(found.names)
+    assert all(why in found.absent[name] for name in names)
+    plain = plan_maps(EDGE_SCAN, nickel(EDGE_SCAN, 0.0), one, len(EDGE_SCAN) - 1)
+    assert found.names == plain.names
+
+
+def test_no_valence_without_declared_ones() -> None:
+    refs = [reference("a", -1.0, 2.0), reference("b", 2.0)]
+    one = np.ones(len(EDGE_SCAN))
+    found = plan_maps(EDGE_SCAN, nickel(EDGE_SCAN, 0.0), one, len(EDGE_SCAN) - 1, references=refs)
+    assert "valence" not in found.names
+    assert {"lcf_a", "lcf_b"} <= set(found.names)
+
+
+@pytest.mark.parametrize(
+    ("energies", "asked", "why"),
+    [
+        (SIX, "edge_energy_half", "no edge was scanned"),
+        (DEMO[DEMO > 8320], "white_line", "levels below and above"),
+        (np.array([6534.0, 6558, 8178, 8342, 8346, 8570]), "white_line", "no maximum"),
+        (np.array([6534.0, 6558, 8178, 8342, 8346, 8570]), "edge_energy_derivative", "fewer than four"),
+    ],
+)
+def test_measures_that_the_energies_cannot_give(energies: np.ndarray, asked: str, why: str) -> None:
+    p = MapsParameters(edge_measures=(asked,))
+    found = plan_maps(energies, nickel(energies, 0.0), np.ones(len(energies)), len(energies) - 1, p)
+    assert why in found.absent[asked]
+    assert asked not in found.names
+    assert found.single == ()
+
+
+def test_no_voxel_above_the_mask_and_nan_leave_nan_not_an_error() -> None:
+    p = MapsParameters(edge_measures=EDGE_MEASURES, smoothing_voxel=0)
+    found = plan_maps(EDGE_SCAN, nickel(EDGE_SCAN, 0.0), np.ones(len(EDGE_SCAN)), len(EDGE_SCAN) - 1, p)
+    voxels = np.zeros((len(EDGE_SCAN), 3))
+    voxels[:, 1] = np.nan
+    volumes = {n: (found.components[n] @ voxels)[None, None].astype(np.float32) for n in found.linear}
+    cover = np.ones((1, 1, 3), np.float32)
+    maps = finish_slab(found, volumes, cover, cover, slice(0, 1), p, spectra=lambda k: voxels[2:, None, :])
+    assert set(maps) == set(found.names)
+    for name in (*EDGE_MEASURES, "edge_energy_relative"):
+        assert np.isnan(maps[name]).all()
+    assert not maps["mask"].any()

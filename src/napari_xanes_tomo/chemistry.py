@@ -6,17 +6,36 @@ sums over the energies - the components - have to be reconstructed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .edges import WHITE_LINE_EV, bracketed_elements, edge_energy_ev, mass_attenuation, scanned_element
+from .edges import (
+    WHITE_LINE_EV,
+    ReferenceSpectrum,
+    bracketed_elements,
+    edge_energy_ev,
+    mass_attenuation,
+    scanned_element,
+)
+from .mixtures import LEAST_LEVEL, LinearCombination, linear_combination
 from .model import FloatArray
 from .recipe import MapsParameters
-from .spectra import EdgeShift, edge_at_half, edge_shift, normalisation
+from .spectra import (
+    MEASURES,
+    POST_EV,
+    PRE_EV,
+    EdgeMeasures,
+    EdgeShift,
+    edge_at_half,
+    edge_measures,
+    edge_shift,
+    normalisation,
+)
 from .uncertainty import Covariance
 
 __all__ = ["SIGMA", "SIGMA_ALIGNMENT", "MapPlan", "atomic_mass", "finish_slab", "plan_maps"]
@@ -25,6 +44,7 @@ F32 = npt.NDArray[np.float32]
 # Relative, one standard deviation: what tables of mass attenuation differ by across an edge, and the pixel size.
 SYSTEMATIC = {"attenuation": 0.02, "pixel_size": 0.012}
 SYSTEMATIC_WHITE_LINE = {False: 0.10, True: 0.03}  # without and with a declared factor
+SINGLE = "@"  # begins the name of a component that is one energy
 SIGMA = "_sigma"  # total standard error of a map
 SIGMA_ALIGNMENT = "_sigma_alignment"  # the part of it that comes from jitter correction and registration
 
@@ -57,6 +77,18 @@ class MapPlan:
         Maps that cannot be made, with the reason.
     areal : bool
         Of images: ``spectrum`` is absorbance, the elements are mg/cm2.
+    measures : EdgeMeasures or None
+        What the measures of `measured` are taken with.
+    measured : tuple of str
+        Measures that are not linear: the energies in `single` are reconstructed one by one for them, as the components
+        ``@0, @1, ...`` (the numbers of the energies).
+    noise : (energies,) array
+        Relative noise variance of a voxel at every energy.
+    normalisation, regression : str
+        Windows of the lines of the mean spectrum, and of the edge shift, for metadata.
+    references : tuple of ReferenceSpectrum
+    mixture : LinearCombination or None
+        Its amounts are the components ``lcf_<name of the reference>``.
     """
 
     energies_ev: FloatArray
@@ -71,6 +103,49 @@ class MapPlan:
     reference_ev: float
     absent: Mapping[str, str] = field(default_factory=dict)
     areal: bool = False
+    measures: EdgeMeasures | None = None
+    measured: tuple[str, ...] = ()
+    mixture: LinearCombination | None = None
+    noise: FloatArray = field(default_factory=lambda: np.zeros(0))
+    normalisation: str = ""
+    regression: str = ""
+    references: tuple[ReferenceSpectrum, ...] = ()
+
+    def without_single(self) -> MapPlan:
+        """Return the same without the measures that need single energies."""
+        kept = {n: self.components[n] for n in self.linear}
+        return replace(self, components=kept, measured=(), measures=None)
+
+    @property
+    def reference_keys(self) -> tuple[str, ...]:
+        """Identify the reference spectra by what they hold, so that maps of others are not taken for these."""
+        return tuple(
+            hashlib.sha256(r.energy_ev.tobytes() + r.absorption.tobytes()).hexdigest()[:16] for r in self.references
+        )
+
+    @property
+    def linear(self) -> tuple[str, ...]:
+        """Names of the components that become volumes."""
+        return tuple(n for n in self.components if not n.startswith(SINGLE))
+
+    @property
+    def single(self) -> tuple[int, ...]:
+        """Numbers of the energies that are reconstructed one by one."""
+        return tuple(int(n.removeprefix(SINGLE)) for n in self.components if n.startswith(SINGLE))
+
+    @property
+    def amounts(self) -> tuple[str, ...]:
+        """Names of the components that hold the amounts of the references."""
+        return () if self.mixture is None else tuple(f"lcf_{n}" for n in self.mixture.names)
+
+    @property
+    def noise_over_jump(self) -> float:
+        """Noise of one energy over the edge jump, in units of the standard error of the edge jump over the jump."""
+        if self.edge is None:
+            return float("nan")
+        used = self.edge.denominator != 0
+        level = float(np.sum(self.edge.denominator[used] ** 2 * self.noise[used]))
+        return float(np.sqrt(np.median(self.noise[used]) / level) / self.edge_jump)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +156,9 @@ class MapPlan:
             out.append("density")
         if self.edge is not None:
             half = ["edge_energy"] if np.isfinite(self.edge_half_ev) else []
-            out += ["edge_energy_relative", *half, "edge_jump"]
+            out += ["edge_energy_relative", *half, "edge_jump", *self.measured]
+        if self.mixture is not None:
+            out += [*self.amounts, *(["valence"] if self.mixture.valences is not None else [])]
         out.append("morphology")
         errors = [f"{n}{end}" for n in out for end in (SIGMA, SIGMA_ALIGNMENT)]
         return (*out, *errors, "mask", "coverage")
@@ -90,7 +167,9 @@ class MapPlan:
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Pairs of components whose covariance the errors of the maps need."""
         total = ("density",) if self.elements else ()
-        groups = [self.elements, total, ("shift", "level") if self.edge is not None else (), ("shape",)]
+        edge = ("shift", "level") if self.edge is not None else ()
+        single = [(f"{SINGLE}{e}",) for e in self.single]
+        groups = [self.elements, total, edge, self.amounts, ("shape",), *single]
         return tuple((a, b) for group in groups for i, a in enumerate(group) for b in group[i:])
 
     def weights(self, name: str) -> FloatArray:
@@ -118,6 +197,18 @@ class MapPlan:
                 declared = all(parameters.white_line(e) != 1.0 for e in near)
                 terms["white_line"] = SYSTEMATIC_WHITE_LINE[declared]
             out["systematic_relative"] = terms
+        if name in self.measured and self.measures is not None:
+            out["normalisation"] = self.measures.description
+        elif name in ("edge_energy", "edge_jump") and self.edge is not None:
+            out["normalisation"] = "the mean spectrum's: " + self.normalisation
+        elif name == "edge_energy_relative":
+            out["normalisation"] = (
+                f"none: regression on the mean spectrum, its derivative, a constant and a slope, {self.regression}"
+            )
+        elif self.mixture is not None and name in (*self.amounts, "valence"):
+            out["normalisation"] = "references: " + self.normalisation
+            out["references"] = dict(zip(self.mixture.names, self.mixture.valences or self.mixture.names, strict=True))
+            out["misfit_of_the_mean"] = self.mixture.misfit
         return out
 
     def _white_line_seen(self, element: str) -> bool:
@@ -130,6 +221,8 @@ class MapPlan:
         name = name.removesuffix(SIGMA_ALIGNMENT).removesuffix(SIGMA)
         if name in self.elements or name == "density":
             return "mg/cm2" if self.areal else "g/cm3"
+        if name in MEASURES:
+            return MEASURES[name][0]
         per = "" if self.areal else "1/cm"
         units = {"edge_energy_relative": "eV", "edge_energy": "eV", "edge_jump": per, "morphology": per}
         return units.get(name, "")
@@ -143,6 +236,7 @@ def plan_maps(
     parameters: MapsParameters | None = None,
     *,
     areal: bool = False,
+    references: Sequence[ReferenceSpectrum] = (),
 ) -> MapPlan:
     """Decide what can be mapped, and the weights of every component.
 
@@ -158,6 +252,8 @@ def plan_maps(
     parameters : MapsParameters, optional
     areal : bool
         Of images: `spectrum` is absorbance, and the elements come as mg/cm2.
+    references : sequence of ReferenceSpectrum
+        What the scanned edge is taken apart into.
 
     Notes
     -----
@@ -205,26 +301,61 @@ def plan_maps(
         solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
         components |= {e: solve[kept.index(e)] * (1e3 if areal else 1.0) for e in good}
     edge, jump, half = None, float("nan"), float("nan")
-    edge_names = ("edge_energy_relative", "edge_energy", "edge_jump")
+    measures: EdgeMeasures | None = None
+    mixture: LinearCombination | None = None
+    measured: tuple[str, ...] = ()
+    windows = regression = ""
+    single: npt.NDArray[np.intp] = np.zeros(0, dtype=np.intp)
+    edge_names = ("edge_energy_relative", "edge_energy", "edge_jump", *p.edge_measures)
+    mixture_names = [f"lcf_{r.name}" for r in references]
+    if references and all(r.valence is not None for r in references):
+        mixture_names.append("valence")
     if scanned is None:
-        absent |= dict.fromkeys(edge_names, "no edge was scanned (two energies from 15 below to 60 eV above it)")
+        why = "no edge was scanned (two energies from 15 below to 60 eV above it)"
+        absent |= dict.fromkeys((*edge_names, *mixture_names), why)
     else:
-        norm = normalisation(energy, mean, edge_energy_ev(scanned))
-        edge = edge_shift(energy, mean, edge_energy_ev(scanned), variance=noise)
+        e0 = edge_energy_ev(scanned)
+        lines: dict[str, Any] = {"pre_ev": p.pre_edge_ev, "post_ev": p.post_edge_ev}
+        windows = "straight lines, " + ", ".join(
+            f"{w}-edge {e0 + low:g}..{e0 + high:g} eV"
+            for w, (low, high) in (("pre", p.pre_edge_ev), ("post", p.post_edge_ev))
+        )
+        regression = f"{e0 + PRE_EV[0]:g}..{e0 + POST_EV[1]:g} eV"
+        norm = normalisation(energy, mean, e0, **lines)
+        edge = edge_shift(energy, mean, e0, variance=noise)
         if norm is None or edge is None:
             edge = None
             why = f"the energies do not determine the {scanned} edge: levels below and above it and its rise are needed"
-            absent |= dict.fromkeys(edge_names, why)
+            absent |= dict.fromkeys((*edge_names, *mixture_names), why)
         else:
             jump = norm.jump
-            near = np.abs(energy - edge_energy_ev(scanned)) < 100
+            near = np.abs(energy - e0) < 100
             half = edge_at_half(energy[near], norm(energy[near], mean[near]))
             if not np.isfinite(half):
                 absent["edge_energy"] = "no two energies near the edge lie on either side of the mean spectrum's E(0.5)"
             components |= {"shift": edge.numerator, "level": edge.denominator}
+            if p.edge_measures:
+                x = energy - e0
+                single = np.flatnonzero((x >= min(p.pre_edge_ev[0], -30)) & (x <= max(p.post_edge_ev[1], 70)))
+                made = edge_measures(energy[single], mean[single], e0, free_slopes=p.free_slopes, **lines)
+                measures = None if isinstance(made, str) else made
+                no = dict.fromkeys(p.edge_measures, made) if isinstance(made, str) else made.absent
+                absent |= {name: no[name] for name in p.edge_measures if name in no}
+                measured = tuple(name for name in p.edge_measures if name not in no)
+            if references:
+                fit = linear_combination(
+                    energy, mean, e0, references, variance=noise, offset_ev=p.energy_offset_ev or 0.0, **lines
+                )
+                if isinstance(fit, str):
+                    absent |= dict.fromkeys(mixture_names, fit)
+                else:
+                    mixture = fit
+                    components |= dict(zip(mixture_names, fit.weights, strict=False))
     # All energies together show the particle's shape with the least noise.
     shape = np.maximum(mean, 0.0) / noise
     components["shape"] = shape / shape.sum()
+    if measured:
+        components |= {f"{SINGLE}{k}": np.eye(len(energy))[k] for k in single}
     return MapPlan(
         energy,
         mean,
@@ -238,6 +369,13 @@ def plan_maps(
         float(energy[reference]),
         absent,
         areal,
+        measures,
+        measured,
+        mixture,
+        noise,
+        windows,
+        regression,
+        tuple(references),
     )
 
 
@@ -249,12 +387,15 @@ def finish_slab(
     keep: slice,
     parameters: MapsParameters,
     errors: Covariance | None = None,
+    *,
+    spectra: Callable[[int], F32] | None = None,
 ) -> dict[str, F32]:
     """Turn component volumes (rows with halo, z, x) into maps of the rows `keep`.
 
-    `volumes` are in the units of the plan's components, and `errors` in those squared. Maps hold NaN where a ratio has
-    no meaning (no nickel, no density); ``mask`` is 1 inside the particle where at least half of the angles of every
-    energy needed saw the voxel. Without `errors` the standard errors are NaN.
+    `volumes` are those of ``plan.linear`` in the units of the plan's components, and `errors` in those squared. Maps
+    hold NaN where a ratio has no meaning (no nickel, no density); ``mask`` is 1 inside the particle where at least half
+    of the angles of every energy needed saw the voxel. Without `errors` the standard errors are NaN. `spectra` gives
+    the smoothed energies ``plan.single`` of a kept row, (energy, z, x), where the plan has any.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -290,6 +431,13 @@ def finish_slab(
         if np.isfinite(plan.edge_half_ev):
             maps["edge_energy"] = relative + np.float32(plan.edge_half_ev + offset)
         maps["edge_jump"] = (v["level"] * plan.edge_jump).astype(np.float32)
+    if plan.mixture is not None:
+        amounts = np.stack([v[n] for n in plan.amounts])
+        shares = np.full(amounts.shape, np.nan, np.float32)
+        shares[:, body] = plan.mixture.fractions(amounts[:, body])
+        maps |= dict(zip(plan.amounts, shares, strict=True))
+        if plan.mixture.valences is not None:
+            maps["valence"] = np.tensordot(np.array(plan.mixture.valences), shares, axes=(0, 0)).astype(np.float32)
     maps["mask"] = (body & (least >= 0.5)).astype(np.float32)
     maps["coverage"] = coverage
     for name in plan.names:
@@ -299,7 +447,15 @@ def finish_slab(
         whole = soft["shape"]
         for k in range(len(body)):
             gradient = _gradient(whole, (keep.start or 0) + k, errors.y[k])
-            _row_errors(plan, {n: x[k] for n, x in v.items()}, sharper[k], errors.row(k, gradient), maps, k)
+            linear = [pair for pair in plan.pairs if not pair[0].startswith(SINGLE)]
+            row = errors.row(k, gradient, linear)
+            _row_errors(plan, {n: x[k] for n, x in v.items()}, sharper[k], row, maps, k)
+    if plan.measured and spectra is not None:
+        for k in range(len(body)):
+            inside = body[k] & (v["level"][k] > LEAST_LEVEL)
+            if inside.any():
+                slope = None if errors is None else _gradient(soft["shape"], (keep.start or 0) + k, errors.y[k])
+                _row_measures(plan, spectra(k)[:, inside], inside, errors, slope, maps, k, parameters)
     return {name: np.ascontiguousarray(maps[name]) for name in plan.names}
 
 
@@ -365,6 +521,45 @@ def _row_errors(
             if name in maps:
                 put(name, noise, alignment)
         put("edge_jump", *combined({"level": np.full(ratio.shape, plan.edge_jump, np.float32)}))
+    if plan.mixture is not None:
+        names = plan.amounts
+        total = np.sum([v[n] for n in names], axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = {n: np.asarray(v[n] / total, np.float32) for n in names}
+            for n in names:
+                put(n, *combined({a: np.asarray((np.float32(a == n) - share[n]) / total, np.float32) for a in names}))
+            if plan.mixture.valences is not None:
+                mean = np.sum([z * share[n] for n, z in zip(names, plan.mixture.valences, strict=True)], axis=0)
+                each = zip(names, plan.mixture.valences, strict=True)
+                put("valence", *combined({n: np.asarray((z - mean) / total, np.float32) for n, z in each}))
+
+
+def _row_measures(
+    plan: MapPlan,
+    spectra: F32,
+    inside: npt.NDArray[np.bool_],
+    errors: Covariance | None,
+    gradient: tuple[F32, F32, F32, F32] | None,
+    maps: Mapping[str, F32],
+    k: int,
+    parameters: MapsParameters,
+) -> None:
+    """Fill row `k` of the maps that are not linear, from the spectra (energy, voxel) of the voxels `inside`."""
+    assert plan.measures is not None
+    noise = aligned = None
+    if errors is not None and gradient is not None:
+        noise, aligned = np.empty_like(spectra), np.empty_like(spectra)
+        for i, e in enumerate(plan.single):
+            pair = (f"{SINGLE}{e}", f"{SINGLE}{e}")
+            part = errors.row(k, gradient, [pair])[pair]
+            noise[i], aligned[i] = part[0][inside], part[1][inside]
+    found = plan.measures.measure(plan.measured, spectra, variance=noise, aligned=aligned)
+    offset = parameters.energy_offset_ev or 0.0
+    for name, measure in found.items():
+        maps[name][k][inside] = measure.value + (offset if MEASURES[name][0] == "eV" else 0.0)
+        if measure.sigma_aligned is not None:
+            maps[name + SIGMA][k][inside] = _rounded(np.hypot(measure.sigma, measure.sigma_aligned))
+            maps[name + SIGMA_ALIGNMENT][k][inside] = _rounded(measure.sigma_aligned)
 
 
 def _rounded(values: npt.NDArray[np.floating]) -> F32:

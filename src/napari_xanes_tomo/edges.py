@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -9,7 +10,14 @@ import numpy.typing as npt
 
 from .model import FloatArray, XanesTomoError
 
-__all__ = ["ELEMENT_RANGE", "bracketed_elements", "edge_energy_ev", "mass_attenuation", "scanned_element"]
+__all__ = [
+    "ELEMENT_RANGE",
+    "ReferenceSpectrum",
+    "bracketed_elements",
+    "edge_energy_ev",
+    "mass_attenuation",
+    "scanned_element",
+]
 
 # K edges from 4.0 to 20 keV.
 ELEMENT_RANGE = (
@@ -21,6 +29,28 @@ WHITE_LINE_EV = 60.0  # above an edge, where its declared white-line factor hold
 # Two neighbouring energies bracket an edge when they are no further apart than this part of its energy: the
 # wide Ni pair 8178/8570 does (4.7 %), the gap between two pairs, with Fe in it, does not (16 %).
 _WIDEST_BRACKET = 0.06
+
+
+@dataclass(frozen=True)
+class ReferenceSpectrum:
+    """A spectrum of a known compound.
+
+    Attributes
+    ----------
+    name : str
+    energy_ev, absorption : (n,) arrays
+        Increasing energies, eV; absorption in any unit.
+    valence : float or None
+        Declared valence of the scanned element in it.
+    source : str
+        Where it comes from.
+    """
+
+    name: str
+    energy_ev: FloatArray
+    absorption: FloatArray
+    valence: float | None = None
+    source: str = ""
 
 
 @cache

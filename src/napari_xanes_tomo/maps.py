@@ -7,7 +7,7 @@ reconstructing every energy and fitting each voxel, for a fraction of the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -466,12 +466,43 @@ def map_slab(
     volumes = {
         name: fbp(made.sinograms[c], theta, weights=ones, filter=parameters.filter, threads=threads) * per_cm
         for c, name in enumerate(plan.components)
+        if name in plan.linear
     }
     errors = covariance(energies, plan, made, rows, wanted, bin=bin, parameters=parameters, threads=threads)
     errors = errors.scaled(per_cm)
     coverage, least = coverage_slab(energies, plan, wanted, bin=bin)
     keep = slice(slab.y0 - rows[0], slab.y1 - rows[0])
-    return finish_slab(plan, volumes, coverage, least, keep, parameters, errors)
+    spectra = single_rows(made, plan, keep, per_cm, parameters, threads=threads) if plan.single else None
+    return finish_slab(plan, volumes, coverage, least, keep, parameters, errors, spectra=spectra)
+
+
+def single_rows(
+    made: Combined,
+    plan: MapPlan,
+    keep: slice,
+    per_cm: np.float32,
+    parameters: MapsParameters,
+    *,
+    threads: int | None = None,
+) -> Callable[[int], F32]:
+    """Return what makes the smoothed energies ``plan.single`` of a kept row, (energy, z, x), one row at a time.
+
+    Smoothing along y commutes with the reconstruction: it is done on the lines, so that a row needs no others and no
+    more than one row of all energies is ever held.
+    """
+    from scipy.ndimage import gaussian_filter, gaussian_filter1d
+
+    s = parameters.smoothing_voxel
+    lines = made.sinograms[[c for c, name in enumerate(plan.components) if name not in plan.linear]]
+    soft = (gaussian_filter1d(lines, s, axis=2) if s > 0 else lines)[:, :, keep]
+    ones = np.ones(len(made.theta_deg))
+
+    def row(k: int) -> F32:
+        stacked = np.ascontiguousarray(soft[:, :, k].transpose(1, 0, 2))
+        volume = fbp(stacked, made.theta_deg, weights=ones, filter=parameters.filter, threads=threads) * per_cm
+        return np.asarray(gaussian_filter(volume, (0, s, s)) if s > 0 else volume, dtype=np.float32)
+
+    return row
 
 
 def volume_slab(
@@ -499,16 +530,18 @@ def volume_slab(
     place_sigma : (energies, 4) array
         How far every energy may lie from its place: y, x, z in voxels, and magnification.
     """
+    from scipy.ndimage import gaussian_filter
+
     planes = np.arange(len(scans[0])).tolist()
     width = scans[0].frames.frame_shape[1]
-    volumes = {n: np.zeros((rows[1] - rows[0], len(planes), width), dtype=np.float32) for n in plan.components}
+    volumes = {n: np.zeros((rows[1] - rows[0], len(planes), width), dtype=np.float32) for n in plan.linear}
     for e, scan in enumerate(scans):
-        if not any(w[e] for w in plan.components.values()):
+        if not any(plan.components[n][e] for n in plan.linear):
             continue
         data = scan.frames.read_rows(planes, *rows).transpose(1, 0, 2)
-        for name, weights in plan.components.items():
-            if weights[e]:
-                volumes[name] += np.float32(weights[e]) * data
+        for name, volume in volumes.items():
+            if plan.components[name][e]:
+                volume += np.float32(plan.components[name][e]) * data
     strength = plan.spectrum / plan.shape_level
     noise, common = np.zeros(len(plan.pairs)), np.zeros((len(plan.pairs), 4))
     for k, (a, b) in enumerate(plan.pairs):
@@ -524,7 +557,20 @@ def volume_slab(
     )  # fmt: skip
     # Every voxel of a registered volume is taken to be seen: what the reconstruction did not see is not told.
     seen = np.ones((keep[1] - keep[0], len(planes), width), dtype=np.float32)
-    return finish_slab(plan, volumes, seen, seen, slice(keep[0] - rows[0], keep[1] - rows[0]), parameters, errors)
+    inside = slice(keep[0] - rows[0], keep[1] - rows[0])
+
+    def spectra(k: int) -> F32:
+        """Read the energies ``plan.single`` about a kept row and smooth them."""
+        s = parameters.smoothing_voxel
+        row, halo = keep[0] + k, halo_rows(parameters)
+        first, end = max(rows[0], row - halo), min(rows[1], row + halo + 1)
+        out = np.empty((len(plan.single), len(planes), width), dtype=np.float32)
+        for i, e in enumerate(plan.single):
+            data = scans[e].frames.read_rows(planes, first, end).transpose(1, 0, 2).astype(np.float32)
+            out[i] = gaussian_filter(data, s)[row - first] if s > 0 else data[row - first]
+        return out
+
+    return finish_slab(plan, volumes, seen, seen, inside, parameters, errors, spectra=spectra)
 
 
 VOXELS_PX = (1, 2, 3, 4, 6)

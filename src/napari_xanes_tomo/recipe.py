@@ -5,22 +5,25 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import reprlib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .model import XanesTomoError
 
 __all__ = [
+    "EDGE_MEASURES",
     "FLAT_CHOICES",
     "AbsorbanceParameters",
     "GivenParameters",
     "JitterParameters",
     "MapsParameters",
     "Recipe",
+    "ReferenceFile",
     "RegistrationParameters",
     "ScanParameters",
     "check_flats",
@@ -219,6 +222,37 @@ class RegistrationParameters(_Parameters):
     iterations: int = Field(12, ge=1, le=100, description="Gauss-Newton iterations at most per scale.")
 
 
+EDGE_MEASURES = (
+    "edge_energy_half",
+    "edge_energy_50",
+    "edge_energy_derivative",
+    "edge_energy_integral",
+    "white_line",
+    "white_line_height",
+)
+
+
+class ReferenceFile(NamedTuple):
+    """One entry of `MapsParameters.references`: ``name=file[#group] [valence=number]``."""
+
+    name: str
+    file: str
+    group: str | None
+    valence: float | None
+
+
+def _reference(entry: str) -> ReferenceFile:
+    found = re.fullmatch(
+        r"\s*(?P<name>[A-Za-z0-9][A-Za-z0-9_]*)\s*=\s*(?P<file>[^#=\s][^#=]*?)\s*(#\s*(?P<group>[^#=]+?)\s*)?"
+        r"(\s+valence\s*=\s*(?P<valence>[-+]?\d+(\.\d*)?))?\s*",
+        entry,
+    )
+    if found is None:
+        raise ValueError(f"expected entries such as NiO=NiO.xdi valence=2 or NiO=set.prj#NiO foil, got {entry!r}")
+    valence = found["valence"]
+    return ReferenceFile(found["name"], found["file"], found["group"], None if valence is None else float(valence))
+
+
 class MapsParameters(_Parameters):
     """How the aligned projections become volumes and maps."""
 
@@ -281,6 +315,50 @@ class MapsParameters(_Parameters):
         description="Monochromator offset added to absolute edge energies; they stay uncalibrated without it.",
         json_schema_extra=_unit("eV"),
     )
+    edge_measures: tuple[str, ...] = Field(
+        (),
+        description=f"Further measures of the edge in every voxel: {', '.join(EDGE_MEASURES)}. Every energy of the "
+        "edge is then reconstructed.",
+    )
+    pre_edge_from_ev: float = Field(
+        -200.0,
+        ge=-1000,
+        le=0,
+        description="The line below the edge is fitted from here, relative to the tabulated edge.",
+        json_schema_extra=_unit("eV"),
+    )
+    pre_edge_to_ev: float = Field(
+        -20.0,
+        ge=-1000,
+        le=0,
+        description="The line below the edge is fitted up to here, relative to the tabulated edge.",
+        json_schema_extra=_unit("eV"),
+    )
+    post_edge_from_ev: float = Field(
+        60.0,
+        ge=0,
+        le=2000,
+        description="The line above the edge is fitted from here, relative to the tabulated edge.",
+        json_schema_extra=_unit("eV"),
+    )
+    post_edge_to_ev: float = Field(
+        300.0,
+        ge=0,
+        le=2000,
+        description="The line above the edge is fitted up to here, relative to the tabulated edge.",
+        json_schema_extra=_unit("eV"),
+    )
+    free_slopes: bool = Field(
+        False,
+        description="Fit the slopes below and above the edge in every voxel instead of taking the particle's; "
+        "edge_measures only.",
+    )
+    references: tuple[str, ...] = Field(
+        (),
+        description="Reference spectra whose fractions are mapped (linear combination), such as NiO=NiO.xdi valence=2 "
+        "or LNO=set.prj#LiNiO2 valence=3: a name, a file (.xdi, Athena .prj, .csv, two columns), the spectrum in it, "
+        "and its valence where it is known.",
+    )
 
     @field_validator("white_line_factors")
     @classmethod
@@ -294,6 +372,47 @@ class MapsParameters(_Parameters):
             if not (element.strip().isalpha() and 0.2 <= factor <= 5):
                 raise ValueError(f"expected entries such as Mn=1.15 (factors from 0.2 to 5), got {item!r}")
         return value
+
+    @field_validator("edge_measures")
+    @classmethod
+    def _measures(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            if item not in EDGE_MEASURES:
+                near = difflib.get_close_matches(item, EDGE_MEASURES, n=1, cutoff=0)
+                raise ValueError(f"expected some of {', '.join(EDGE_MEASURES)}, got {item!r}; did you mean {near[0]}?")
+        return tuple(dict.fromkeys(value))
+
+    @field_validator("references")
+    @classmethod
+    def _references(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = [_reference(item).name for item in value]
+        twice = [n for n in names if names.count(n) > 1]
+        if twice:
+            raise ValueError(f"expected references of different names, got {twice[0]!r} twice")
+        return value
+
+    @model_validator(mode="after")
+    def _windows(self) -> Self:
+        for name in ("pre", "post"):
+            low, high = getattr(self, f"{name}_edge_from_ev"), getattr(self, f"{name}_edge_to_ev")
+            if not low < high:
+                raise ValueError(f"expected {name}_edge_from_ev below {name}_edge_to_ev, got {low:g} and {high:g}")
+        return self
+
+    @property
+    def pre_edge_ev(self) -> tuple[float, float]:
+        """Window of the line below the edge, eV from it."""
+        return self.pre_edge_from_ev, self.pre_edge_to_ev
+
+    @property
+    def post_edge_ev(self) -> tuple[float, float]:
+        """Window of the line above the edge, eV from it."""
+        return self.post_edge_from_ev, self.post_edge_to_ev
+
+    @property
+    def reference_files(self) -> tuple[ReferenceFile, ...]:
+        """What `references` say, taken apart."""
+        return tuple(_reference(item) for item in self.references)
 
     def white_line(self, element: str) -> float:
         """Return the declared white-line factor of an element, 1 where there is none."""
@@ -318,7 +437,7 @@ class Recipe(_Parameters):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
-        """Read a recipe.
+        """Read a recipe; files of references that stand beside it are named with their whole path.
 
         Raises
         ------
@@ -331,7 +450,14 @@ class Recipe(_Parameters):
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise XanesTomoError(f"recipe {path.name}: cannot be read ({error}); give a YAML text file") from None
-        return cls.from_text(text, path.name)
+        recipe = cls.from_text(text, path.name)
+        found = []
+        for entry, item in zip(recipe.maps.references, recipe.maps.reference_files, strict=True):
+            beside = path.absolute().parent / item.file
+            name, _, rest = entry.partition("=")
+            found.append(f"{name}={rest.replace(item.file, str(beside), 1)}" if beside.exists() else entry)
+        maps = recipe.maps.model_copy(update={"references": tuple(found)})
+        return recipe.model_copy(update={"maps": maps})
 
     @classmethod
     def from_text(cls, text: str, name: str = "recipe") -> Recipe:

@@ -34,6 +34,7 @@ from .io.store import (
     read_shifts,
 )
 from .model import XanesTomoError
+from .recipe import EDGE_MEASURES
 from .state import active_events, candidates_in, quality_of
 from .steps import STEPS
 
@@ -43,7 +44,7 @@ F64 = npt.NDArray[np.float64]
 
 _LARGEST_SLICE = 512  # pixels of a slice shown
 _LISTED = 60  # projections listed by name before the rest is only counted
-_SHOWN_MAPS = ("Mn", "Co", "Ni", "edge_energy_relative")
+_SHOWN_MAPS = ("Mn", "Co", "Ni", "edge_energy_relative", *EDGE_MEASURES, "valence")
 
 # Nine points of matplotlib's "viridis" (CC0), between which the palette is linear.
 _VIRIDIS = (
@@ -562,7 +563,7 @@ def _maps(run: _Run) -> str:
         array = maps.data[name]
         middle = array.shape[0] // 2
         values = np.asarray(array[middle], dtype=float)
-        signed = name.startswith("edge_energy")
+        signed = name.startswith("edge_energy") or name in (*EDGE_MEASURES, "valence")
         if signed and inside is not None:
             values = np.where(inside, values, np.nan)
         finite = values[np.isfinite(values)]
@@ -583,7 +584,7 @@ def _maps(run: _Run) -> str:
     rows = [
         (
             escape(name), escape(str(own.get("unit") or "")), _number(own.get("smoothing_voxel"), 3),
-            escape(str(own.get("description") or "")),
+            escape(" ".join(str(own[key]) for key in ("description", "normalisation") if own.get(key))),
         )
         for name, own in run.each.items()
     ]  # fmt: skip

@@ -61,15 +61,22 @@ class Normalisation:
         return np.asarray((np.asarray(spectrum) - low) / (high - low))
 
 
-def normalisation(energy_ev: npt.ArrayLike, spectrum: npt.ArrayLike, edge_ev: float) -> Normalisation | None:
-    """Fit the lines below (-200..-20 eV) and above (+60..+300 eV) the edge; a level where there is one energy.
+def normalisation(
+    energy_ev: npt.ArrayLike,
+    spectrum: npt.ArrayLike,
+    edge_ev: float,
+    *,
+    pre_ev: tuple[float, float] = PRE_EV,
+    post_ev: tuple[float, float] = POST_EV,
+) -> Normalisation | None:
+    """Fit the lines below and above the edge, in windows of eV from it; a level where there is one energy.
 
     None where one of the windows holds no energy or there is no jump upwards.
     """
     x = np.asarray(energy_ev, dtype=float) - edge_ev
     y = np.asarray(spectrum, dtype=float)
     lines = []
-    for low, high in (PRE_EV, POST_EV):
+    for low, high in (pre_ev, post_ev):
         use = (x >= low) & (x <= high)
         if not use.any():
             return None
@@ -238,7 +245,7 @@ INTEGRAL_EV = (-15.0, 30.0)
 WHITE_LINE_HALF_EV = 6.0  # half widths of the cubics through the white line and the rise
 STEEPEST_HALF_EV = 5.0
 _REACH_EV = 15.0  # how far from the mean spectrum's a feature is followed
-_BLOCK = 1 << 15  # spectra at once, so that the derivatives by every energy stay small
+_BLOCK = 1 << 13  # spectra at once, so that the derivatives by every energy stay small
 SMOOTH_EV = 3.0  # half width of the parabolas that a densely measured edge is smoothed with
 MEASURES: Mapping[str, tuple[str, str]] = {
     "edge_energy_half": ("eV", "E(0.5): energy at which the normalised edge rises through 0.5"),
@@ -255,13 +262,15 @@ MEASURES: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of every spectrum: `value` and its standard error `sigma`, (spectra,) arrays, NaN where there is none.
+    """One number of every spectrum and its standard errors, (spectra,) arrays, NaN where there is none.
 
-    `sigma` carries the noise of every energy to first order; it is NaN where no variance was given.
+    `sigma` carries the `variance` of every energy to first order, `sigma_aligned` the variance given as `aligned`; NaN
+    where none was given.
     """
 
     value: FloatArray
     sigma: FloatArray
+    sigma_aligned: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -311,7 +320,12 @@ class EdgeMeasures:
         return (y - self.pre_shape @ (self.pre_weights @ y)) / step, step
 
     def measure(
-        self, names: Sequence[str], spectra: npt.ArrayLike, *, variance: npt.ArrayLike | None = None
+        self,
+        names: Sequence[str],
+        spectra: npt.ArrayLike,
+        *,
+        variance: npt.ArrayLike | None = None,
+        aligned: npt.ArrayLike | None = None,
     ) -> dict[str, Measured]:
         """Measure many spectra.
 
@@ -323,6 +337,8 @@ class EdgeMeasures:
             Attenuation in any unit, in the order of the energies given to `edge_measures`.
         variance : (energies,) or (energies, spectra) array, optional
             Noise variance of every value.
+        aligned : (energies,) or (energies, spectra) array, optional
+            Another variance, carried apart: what the alignment is uncertain by.
 
         Returns
         -------
@@ -330,23 +346,27 @@ class EdgeMeasures:
             NaN where a spectrum has no such thing: a value that is not finite, no step upwards, no crossing.
         """
         data = np.asarray(spectra)
-        noise = None if variance is None else np.asarray(variance)
-        if noise is not None and noise.ndim == 1:
-            noise = noise[:, None]
+        given = [None if v is None else np.asarray(v) for v in (variance, aligned)]
+        noises = [v[:, None] if v is not None and v.ndim == 1 else v for v in given]
         count = data.shape[1]
-        out = {name: Measured(np.full(count, np.nan), np.full(count, np.nan)) for name in names}
+        out = {name: Measured(*np.full((3, count), np.nan)) for name in names}
         for first in range(0, count, _BLOCK):
             some = slice(first, first + _BLOCK)
-            square = None
-            if noise is not None:
-                square = self.average**2 @ (noise if noise.shape[1] == 1 else noise[:, some]).astype(float)
-            for name, (value, sigma) in self._measure(names, data[:, some].astype(float), square).items():
-                out[name].value[some], out[name].sigma[some] = value, sigma
+            squares = [
+                None if v is None else self.average**2 @ (v if v.shape[1] == 1 else v[:, some]).astype(float)
+                for v in noises
+            ]
+            for name, found in self._measure(names, data[:, some].astype(float), squares).items():
+                for into, values in zip(
+                    (out[name].value, out[name].sigma, out[name].sigma_aligned), found, strict=True
+                ):
+                    assert into is not None
+                    into[some] = values
         return out
 
     def _measure(
-        self, names: Sequence[str], spectra: FloatArray, square: FloatArray | None
-    ) -> dict[str, tuple[FloatArray, FloatArray]]:
+        self, names: Sequence[str], spectra: FloatArray, squares: Sequence[FloatArray | None]
+    ) -> dict[str, tuple[FloatArray, FloatArray, FloatArray]]:
         y = np.where(np.isfinite(spectra).all(axis=0), spectra, np.nan)
         out = {}
         peaks: tuple[FloatArray, FloatArray, FloatArray, FloatArray] | None = None
@@ -367,14 +387,16 @@ class EdgeMeasures:
                     weights = _trapezoid(self.energy_ev, *(self.edge_ev + v for v in INTEGRAL_EV))
                     value = self.edge_ev + INTEGRAL_EV[1] - weights @ n
                     q = np.broadcast_to(-weights[:, None], n.shape)
-                sigma = np.full(value.shape, np.nan)
-                if square is not None:
+                sigmas = np.full((2, len(value)), np.nan)
+                if any(v is not None for v in squares):
                     # d n_i = (d y_i - d pre_i - n_i d step_i) / step_i, summed with the weights q_i of the measure.
                     each = q / step
                     part = each - self.pre_weights.T @ (self.pre_shape.T @ each)
                     part -= self.step_weights.T @ (self.step_shape.T @ (each * n))
-                    sigma = np.where(np.isfinite(value), np.sqrt(np.sum(part**2 * square, axis=0)), np.nan)
-                out[name] = (value, sigma)
+                    for k, square in enumerate(squares):
+                        if square is not None:
+                            sigmas[k] = np.where(np.isfinite(value), np.sqrt(np.sum(part**2 * square, axis=0)), np.nan)
+                out[name] = (value, sigmas[0], sigmas[1])
         return out
 
     def _crossing(self, n: FloatArray, level: FloatArray, q_level: FloatArray | None) -> tuple[FloatArray, FloatArray]:

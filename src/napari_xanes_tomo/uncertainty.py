@@ -208,14 +208,18 @@ class Covariance:
         square = np.float32(unit**2)
         return replace(self, noise=self.noise * square, jitter=self.jitter * square)
 
-    def row(self, k: int, gradient: tuple[F32, F32, F32, F32]) -> dict[tuple[str, str], tuple[F32, F32]]:
-        """Return {pair: (noise part, alignment part)} of kept row `k`, each (z, x).
+    def row(
+        self, k: int, gradient: tuple[F32, F32, F32, F32], pairs: Sequence[tuple[str, str]] | None = None
+    ) -> dict[tuple[str, str], tuple[F32, F32]]:
+        """Return {pair: (noise part, alignment part)} of kept row `k`, each (z, x); of some `pairs` only if given.
 
         `gradient` holds the shape's derivatives along y, z, x and with the magnification, each (z, x).
         """
         out = {}
         square = [g * g for g in gradient]
         for p, pair in enumerate(self.pairs):
+            if pairs is not None and pair not in pairs:
+                continue
             noise = self.across @ np.tensordot(self.rows[k], self.noise[p], axes=(0, 0)) @ self.across.T
             moved = self.across @ self.jitter[p, k] @ self.across.T
             for weight, g in zip(self.common[p], square, strict=True):
@@ -230,10 +234,14 @@ class Covariance:
 class EvenCovariance(Covariance):
     """Covariances whose noise is the same everywhere: `noise` is (pair,), in the units of the components squared."""
 
-    def row(self, k: int, gradient: tuple[F32, F32, F32, F32]) -> dict[tuple[str, str], tuple[F32, F32]]:
-        """Return {pair: (noise part, alignment part)} of kept row `k`, each (z, x)."""
+    def row(
+        self, k: int, gradient: tuple[F32, F32, F32, F32], pairs: Sequence[tuple[str, str]] | None = None
+    ) -> dict[tuple[str, str], tuple[F32, F32]]:
+        """Return {pair: (noise part, alignment part)} of kept row `k`, each (z, x); of some `pairs` only if given."""
         out = {}
         for p, pair in enumerate(self.pairs):
+            if pairs is not None and pair not in pairs:
+                continue
             noise = np.full(gradient[0].shape, self.noise[p], dtype=np.float32)
             moved = np.zeros_like(noise)
             for weight, g in zip(self.common[p], gradient, strict=True):

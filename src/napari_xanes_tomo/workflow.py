@@ -22,10 +22,11 @@ from psygnal import Signal
 
 from .absorbance import Normalised
 from .agreement import center_of_rotation
-from .edges import bracketed_elements, edge_energy_ev
+from .edges import ReferenceSpectrum, bracketed_elements, edge_energy_ev
 from .execution import WAITING, Execution, Threads
 from .given import given_flats, given_jitter, given_registration, look_at
 from .io.journal import plain_json
+from .io.references import read_reference
 from .io.store import (
     EnergyRow,
     Journal,
@@ -59,6 +60,7 @@ from .recipe import MapsParameters, Recipe, check_flats, parameter_key
 from .registration import Template, make_template, reference_energy
 from .registration_qc import ErrorMap, error_map
 from .scale import ScaleReport, magnification_laws, scale_report
+from .spectra import MEASURES, NOISE_WARNING
 from .state import (
     THRESHOLDS,
     Box,
@@ -883,9 +885,12 @@ class Workflow:
         spectrum = np.array(mass) / mass[k] * level * 1e7 / voxel_nm
         energies = self.series.energies_ev[numbers]
         areal = items[k].scan.given == "images"
-        plan = plan_maps(energies, spectrum, np.array(noise) / noise[k], k, self.recipe.maps, areal=areal)
+        references, unread = read_recipe_references(self.recipe.maps)
+        plan = plan_maps(
+            energies, spectrum, np.array(noise) / noise[k], k, self.recipe.maps, areal=areal, references=references
+        )
         lost = [f"{v:g}" for e, v in enumerate(self.series.energies_ev) if e not in numbers]
-        absent = dict(plan.absent)
+        absent = dict(plan.absent) | unread
         for element in bracketed_elements(self.series.energies_ev) if lost else ():
             if self.recipe.maps.elements is None and element not in (*plan.elements, *absent):
                 absent[element] = f"without {', '.join(lost)} eV, which could not be used, nothing brackets its K edge"
@@ -894,7 +899,7 @@ class Workflow:
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
         plan, items, pixel_nm = self.map_plan(state)
         p = self.recipe.maps
-        choices = voxel_choices(items, plan, pixel_nm, p, rows=_TABLE_ROWS)
+        choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS)
         volumes = items[0].variance is not None
         px = 1 if volumes else choose_voxel(choices, p)
         voxel_nm = px * pixel_nm
@@ -921,7 +926,7 @@ class Workflow:
             voxel_nm,
             specs,
             slab_rows=SLAB_ROWS,
-            key=parameter_key(unit.parameter_key, unit.input_key),
+            key=parameter_key(unit.parameter_key, unit.input_key, *plan.reference_keys),
         )
         store.create()
         pending = store.pending()
@@ -930,9 +935,8 @@ class Workflow:
         progress("maps", done, len(store.slabs))
         # Volumes of all components at once, the sinograms they come from, and the work space of the projector.
         rows = px * (SLAB_ROWS + 2 * halo)
-        per_slab = (
-            4 * rows * width * (width * (len(plan.components) + 4) + len(items[0].scan) * (len(plan.components) + 6))
-        )
+        per_slab = 4 * rows * width * (width * (len(plan.linear) + 4) + len(items[0].scan) * (len(plan.components) + 6))
+        per_slab += 4 * len(plan.single) * width * width * (4 + SLAB_ROWS // 8)
         workers = self.execution.workers(len(pending), per_slab, self.memory_bytes)
         shared = SlabWork(tuple(items), plan, voxel_nm, p, store, halo, (y0, c0, c1), px)
         with closing(self.execution.run(make_slab, shared, pending, workers)) as finished:
@@ -952,6 +956,8 @@ class Workflow:
             "edge_half_ev": plan.edge_half_ev,
             "edge_jump_per_cm": plan.edge_jump,
             "energy_calibrated": p.energy_offset_ev is not None,
+            "edge_measures": list(plan.measured),
+            "references": {} if plan.mixture is None else {r.name: r.source for r in plan.references},
             "handedness": "not verified",
             "origin_voxel": [y0, c0, c0],
         }
@@ -962,6 +968,13 @@ class Workflow:
         numbers = {"absent": dict(plan.absent), "elements": list(plan.elements), "store_key": store.key, **metadata}
         made_with = next((c for c in choices if c.px == px), None)
         noise = float("nan") if made_with is None else made_with.noise_over_jump
+        one = noise * plan.noise_over_jump
+        if plan.measured and not one <= NOISE_WARNING:
+            notes.append(
+                f"noise / edge jump of one energy is {one:.2g}, above {NOISE_WARNING:g}: {', '.join(plan.measured)} "
+                "are biased and err more than their sigma; edge_energy_relative is not, or take larger voxels"
+            )
+        numbers["noise_over_jump_of_one_energy"] = one
         scores = (Score("noise / edge jump", noise, "", p.noise_limit),) if made_with is not None else ()
         return StepResult({}, numbers, Quality(scores, tuple(notes)))
 
@@ -1126,6 +1139,8 @@ _DESCRIPTIONS = {
     "edge_energy_relative": "shift of the spectrum against the particle's mean, linear regression",
     "edge_energy": "edge_energy_relative + E(0.5) of the mean spectrum",
     "edge_jump": "step of the scanned edge",
+    **{name: text for name, (_, text) in MEASURES.items()},
+    "valence": "mean valence of the references, by their fractions",
     "mask": "1 inside the particle where every energy saw the voxel",
     "coverage": "part of all (energy, angle) pairs that saw the voxel",
 }
@@ -1146,6 +1161,8 @@ def _describe(name: str, areal: bool = False) -> str:
                       ("_sigma", "standard error: noise of the counts and alignment")):  # fmt: skip
         if name.endswith(end):
             return f"{name.removesuffix(end)}: {what}"
+    if name.startswith("lcf_"):
+        return f"fraction of the reference {name.removeprefix('lcf_')}: linear combination, none negative, of sum 1"
     what = "amount per area" if areal else "density"
     return _DESCRIPTIONS.get(name.split("_")[-1] if "fraction" in name else name, f"{what} of {name}")
 
@@ -1183,6 +1200,20 @@ def _map_window(boxes: Sequence[Box], height: int, width: int) -> tuple[int, int
     # A particle beside the axis is seen at any column up to its distance from it.
     c0 = max(0, int(np.floor(width / 2 - half)))
     return y0, y1, c0, width - c0
+
+
+def read_recipe_references(p: MapsParameters) -> tuple[tuple[ReferenceSpectrum, ...], dict[str, str]]:
+    """Read the reference spectra of a recipe; where one cannot be read, none count: {map: reason}."""
+    found = []
+    for item in p.reference_files:
+        try:
+            spectrum = read_reference(item.file, item.group)
+        except XanesTomoError as error:
+            names = [f"lcf_{r.name}" for r in p.reference_files]
+            valence = ["valence"] if all(r.valence is not None for r in p.reference_files) else []
+            return (), dict.fromkeys((*names, *valence), str(error))
+        found.append(replace(spectrum, name=item.name, valence=item.valence))
+    return tuple(found), {}
 
 
 def _check_recipe(recipe: Recipe | None, series: Series) -> None:

@@ -31,6 +31,8 @@ class MapsDock(StepDock):
     def _build_plots(self, box: QVBoxLayout) -> None:
         self.before_label = wrapped()
         box.addWidget(self.before_label)
+        self.made = table(["map", "unit", "what it is"])
+        box.addWidget(self.made)
         self.absent = table(["not made", "reason"])
         box.addWidget(self.absent)
         self.facts = wrapped()
@@ -55,6 +57,14 @@ class MapsDock(StepDock):
 
     def _show_result(self, candidate: Candidate | None) -> None:
         numbers: dict[str, Any] = {} if candidate is None else dict(candidate.payload["numbers"])
+        made = self._made(str(numbers.get("store_key", "")))
+        self.made.setVisible(bool(made))
+        self.made.setRowCount(len(made))
+        for row, (name, own) in enumerate(made.items()):
+            what = " ".join(str(own[key]) for key in ("description", "normalisation") if own.get(key))
+            for column, text in enumerate((name, str(own.get("unit") or ""), what)):
+                self.made.setItem(row, column, cell(text))
+        fit(self.made)
         absent = dict(numbers.get("absent", {}))
         self.absent.setVisible(bool(absent))
         self.absent.setRowCount(len(absent))
@@ -79,6 +89,14 @@ class MapsDock(StepDock):
         if candidate is not None and stored and numbers.get("store_key") not in (None, stored):
             lines.append("The maps on disk are those of another result; Run makes these again.")
         self.facts.setText("\n".join(lines))
+
+    def _made(self, key: str) -> dict[str, Any]:
+        """Return what is known of every map of the result `key`, without its errors."""
+        workflow = self.session.workflow
+        if not key or workflow is None or self._stored_key() != key:
+            return {}
+        each = read_map_attributes(workflow.output.maps)[1]
+        return {name: own for name, own in each.items() if "_sigma" not in name}
 
     def _stored_key(self) -> str:
         """Return the key of the maps on disk, empty where there are none."""
