@@ -196,6 +196,28 @@ def test_volumes_and_maps_come_back(run, series, tmp_path):
         np.testing.assert_array_equal(tifffile.imread(tmp_path / "maps" / f"{name}.ome.tif"), maps.data[name])
 
 
+def test_exported_projections_and_volumes_give_the_maps_of_the_run_again(run, series, tmp_path):
+    from napari_xanes_tomo.io.given import open_given
+
+    one = read_maps(run / "maps.ome.zarr")
+    assert one.voxel_nm == pytest.approx(series.scans[3].pixel_size_nm)
+    with Workflow(series, run) as workflow:
+        for format in ("aligned-data-exchange", "aligned-tiff", "volumes-tiff"):
+            export_workflow(workflow, tmp_path / format, format)
+    for format in ("aligned-data-exchange", "aligned-tiff", "volumes-tiff"):
+        with Workflow(open_given(tmp_path / format), tmp_path / f"again-{format}", FAST) as again:
+            again.run()
+        other = read_maps(tmp_path / f"again-{format}" / "maps.ome.zarr")
+        inside = (np.asarray(one.data["mask"]) > 0) & (np.asarray(other.data["mask"]) > 0)
+        for name in ("Co", "Ni", "density"):
+            if name not in one.data:
+                continue
+            # The weights of the energies follow their noise, which is known differently.
+            a, b = np.asarray(one.data[name])[inside], np.asarray(other.data[name])[inside]
+            assert np.corrcoef(a, b)[0, 1] > 0.98, (format, name)
+            assert b.mean() == pytest.approx(a.mean(), rel=0.02), (format, name)
+
+
 def test_what_was_decided_by_hand_is_honoured(run, series, tmp_path):
     with Workflow(series, run) as workflow:
         workflow.exclude(0, reason="drift")
@@ -308,6 +330,47 @@ def test_nothing_is_written_over(series, tmp_path):
         export_scan(series, tmp_path / "full", "nxtomo")
     assert made.files[0].read_bytes() == bytes_before
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes.txt"]
+
+
+class Frames:
+    """Frames that are made when they are read, and counted."""
+
+    def __init__(self, n: int, side: int) -> None:
+        self.n, self.side = n, side
+        self.frame_shape, self.dtype = (side, side), np.dtype("<u2")
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, index: int) -> np.ndarray:
+        return np.full((self.side, self.side), index, dtype="u2")
+
+    def read_rows(self, indices, y0, y1):
+        return np.stack([self.read(i)[y0:y1] for i in indices])
+
+    def fingerprint(self) -> str:
+        return f"{self.n} {self.side}"
+
+
+@pytest.mark.parametrize("format", ["nxtomo", "data-exchange"])
+def test_memory_is_that_of_a_frame(series, tmp_path, format):
+    import tracemalloc
+
+    def peak(n: int) -> int:
+        scan = replace(
+            series.scans[0], frames=Frames(n, 256), theta_deg=np.arange(n) * 1.0, exposure_s=np.ones(n),
+            status=("ok",) * n, half=np.zeros(n, int), time_s=np.full(n, np.nan), names=(),
+            flats=(replace(series.scans[0].flats[0], frames=Frames(3, 256)),),
+        )  # fmt: skip
+        tracemalloc.start()
+        export_scan(replace(series, scans=(scan,)), tmp_path / f"{n}", format)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(2)  # what is imported and made once
+    few, many = peak(4), peak(64)
+    assert many < few + 2 * 256 * 256 * 2  # 62 frames more, and less than two more in memory
 
 
 # --------------------------------------------------------------------------------------------------- command line

@@ -812,7 +812,7 @@ def view(
                 f"view: expected napari and a Qt binding ({error}); pip install 'napari-xanes-tomo[all]'"
             ) from None
         if out is None and (path / "journal.jsonl").is_file():
-            source = _source_of(path)
+            source = None if _made_elsewhere(path) else _source_of(path)
             if source is not None:
                 show(source, out=path)
                 return
@@ -820,6 +820,17 @@ def view(
             show(path, out=out)
             return
         show(path)
+
+
+def _made_elsewhere(out: Path) -> bool:
+    """Whether the run in `out` began with what was aligned elsewhere, which has no frames to look at; says so."""
+    from .io.journal import Journal
+
+    noted = [e.payload.get("problems", ()) for e in Journal(out).events if e.kind == "scan"]
+    given = bool(noted) and any(p.get("code") == "given" for p in noted[-1])
+    if given:
+        typer.echo(f"{out.name}: {noted[-1][0].get('message', '')}; its maps are shown", err=True)
+    return given
 
 
 def _source_of(out: Path) -> Path | None:
