@@ -427,6 +427,30 @@ def interrupted(command: list[str], out: Path, events: int, by: signal.Signals) 
     return process.returncode, err
 
 
+STOP_IN_THE_SEARCH = """
+import os, signal
+from napari_xanes_tomo import cli
+shown = cli._Show.__call__
+def call(self, what, done, total):
+    shown(self, what, done, total)
+    if what == "jitter" and 0 < done % 1000 > 600:
+        os.kill(os.getpid(), signal.SIGINT)
+cli._Show.__call__ = call
+cli.main()
+"""
+
+
+def test_ctrl_c_during_a_search_keeps_its_best_estimate(tmp_path: Path, twin: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", STOP_IN_THE_SEARCH, "run", str(twin), "--out", str(out), "--until", "jitter"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 130, found.stderr
+    assert found.stderr.strip().splitlines()[-1].startswith("xanes-tomo: stopped; what is finished is kept")
+    made = [e.payload for e in Journal(out).events if e.kind == "candidate" and e.payload["step"] == "jitter"]
+    assert [p["numbers"].get("partial", False) for p in made] == [True]
+    assert not [e for e in Journal(out).events if e.kind == "decision" and e.payload["step"] == "jitter"]
+
+
 def test_killed_stopped_and_the_same_command_again(tmp_path: Path, twin: Path, finished: tuple[Path, Result]) -> None:
     out = tmp_path / "out"
     command = [*COMMAND, "run", str(twin), "--out", str(out)]

@@ -85,7 +85,9 @@ def run(qtbot: Any, dock: JitterDock) -> None:
 
 
 def kinds(out: Path) -> list[str]:
-    return [e.kind for e in Journal(out).events]
+    """Kinds of the events; a search that was cancelled is no candidate yet."""
+    events = Journal(out).events
+    return [e.kind for e in events if not (e.kind == "candidate" and e.payload["numbers"].get("partial"))]
 
 
 def test_without_a_scan_every_button_says_so(make_dock: Any) -> None:

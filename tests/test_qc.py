@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.model import Alignment, XanesTomoError
 from napari_xanes_tomo.projector import Projector
 from napari_xanes_tomo.qc import (
+    Check,
     check_projections,
+    check_scores,
     edge_traces,
     half_bit,
     residual_stack,
@@ -65,7 +68,7 @@ def test_the_residual_shows_the_projection_that_is_misplaced() -> None:
     data = place(clean, still)  # the content moved by `shift`
     seen: list[int] = []
     good = residual_stack(data, THETA, Alignment(shift, np.zeros_like(shift)), progress=lambda w, d, t: seen.append(d))
-    assert seen == [0, 1, 2, 3]
+    assert seen == [0, 1, 2, 3, 4, 5]
     assert good.shape == data.shape
     wrong = shift.copy()
     wrong[20] += (0.0, 2.0)
@@ -126,15 +129,26 @@ def test_the_checks_name_the_projection_that_is_not_like_the_others() -> None:
     data = clean + rng.normal(0, 0.004, clean.shape)
     shift = np.zeros((len(THETA), 2))
     variance = np.full(len(THETA), 0.004**2)
-    for check in check_projections(data, THETA, Alignment(shift, shift), variance=variance).values():
-        assert (np.abs(check.values[np.isfinite(check.values)]) <= check.limit).all()
+    for name, check in check_projections(data, THETA, Alignment(shift, shift), variance=variance).items():
+        assert not len(check.beyond), name
     data[7] *= 1.1
     shift[20, 1] = 1.0  # stated, not so
     found = check_projections(data, THETA, Alignment(shift, np.zeros_like(shift)), variance=variance)
-    stands_out = {
-        name: set(np.flatnonzero(np.abs(c.values) > c.limit).tolist()) for name, c in found.items() if name != "frc_px"
-    }
-    assert stands_out == {"mass_deviation": {7}, "moment_deviation_px": {20}}
+    stands_out = {name: set(c.beyond.tolist()) for name, c in found.items() if name != "frc_px"}
+    for name, truth, neighbours in (
+        ("mass_deviation", {7}, set()),
+        ("profile_shift_px", set(), set()),
+        ("moment_deviation_px", {20}, set()),
+        ("residual_shift_y_px", set(), set()),
+        ("residual_shift_x_px", {20}, {19, 21}),  # they were predicted with it
+        ("gain_deviation", {7}, {6, 8, 20}),
+        ("background_od", set(), set()),
+    ):
+        assert truth <= stands_out[name] <= truth | neighbours, name
+        if truth:
+            assert np.abs(found[name].values).argmax() in truth
+    assert found["residual_shift_x_px"].values[20] == pytest.approx(-1.0, abs=0.3)
+    assert found["gain_deviation"].values[7] == pytest.approx(0.1, abs=0.03)
     assert found["moment_deviation_px"].values[20] == pytest.approx(-1.0, abs=0.1)
     assert found["mass_deviation"].values[7] == pytest.approx(0.1, abs=0.02)
 
@@ -150,3 +164,64 @@ def test_the_ring_correlation_is_one_for_equal_frames_and_chance_for_noise() -> 
     assert (chance[:, 4:] < half_bit(count)[None, 4:]).mean() > 0.97
     assert np.all(np.diff(half_bit([1, 10, 100, 1000])) < 0)
     assert half_bit(1e12) == pytest.approx(0.2071 / 1.2071, abs=1e-4)
+
+
+def quiet_checks(n: int = 120, seed: int = 0) -> dict[str, Check]:
+    """Checks of a scan in which nothing happened: white noise of a known size."""
+    rng = np.random.default_rng(seed)
+
+    def check(size: float, unit: str) -> Check:
+        return Check(size * rng.standard_normal(n), 5 * size, unit, size)
+
+    return {
+        "mass_deviation": check(1e-3, ""),
+        "profile_shift_px": check(0.02, "px"),
+        "moment_deviation_px": check(0.02, "px"),
+        "residual_shift_y_px": check(0.01, "px"),
+        "residual_shift_x_px": check(0.01, "px"),
+        "gain_deviation": check(1e-3, ""),
+        "background_od": check(1e-4, "OD"),
+        "frc_px": Check(2.0 + 0.05 * rng.standard_normal(n), 2.5, "px", one_sided=True),
+    }
+
+
+def changed(checks: dict[str, Check], name: str, by: np.ndarray) -> dict[str, Check]:
+    return {**checks, name: replace(checks[name], values=checks[name].values + by)}
+
+
+def test_scores_pass_where_nothing_happened_and_name_what_did() -> None:
+    n, seam = 120, 60
+    number = np.arange(n)
+    for seed in range(5):
+        scores = check_scores(quiet_checks(n, seed), number, seams=[seam])
+        assert all(s.passed for s in scores), [s for s in scores if not s.passed]
+    calm = quiet_checks(n)
+    late = (number >= seam).astype(float)
+    for name, by, caught in (
+        ("profile_shift_px", 0.2 * late, {"seam step y"}),
+        ("moment_deviation_px", 0.2 * late, {"seam step x"}),
+        ("mass_deviation", 0.05 * number / n, {"gain trend", "mass consistency"}),
+        ("background_od", 0.02 * number / n, {"background trend"}),
+        ("residual_shift_x_px", 0.2 * np.random.default_rng(1).standard_normal(n), {"residual shift x"}),
+        ("gain_deviation", 0.1 * (number % 10 == 0), {"projections beyond a limit"}),
+    ):
+        failed = {s.name for s in check_scores(changed(calm, name, by), number, seams=[seam]) if not s.passed}
+        assert caught <= failed | {"mass consistency"}, (name, failed)
+        assert failed <= caught | {"projections beyond a limit", "moment consistency x", "moment consistency y"}, name
+
+
+def test_the_thresholds_follow_the_noise_of_the_scan() -> None:
+    number = np.arange(120)
+    by_name = [
+        {s.name: s for s in check_scores({k: replace(c, values=f * c.values, noise=f * c.noise)
+                                          for k, c in quiet_checks().items()}, number, seams=[60])}
+        for f in (1.0, 20.0)
+    ]  # fmt: skip
+    for name in ("residual shift x", "moment consistency y", "seam step x"):
+        calm, noisy = (scores[name] for scores in by_name)
+        assert noisy.value == pytest.approx(20 * calm.value)
+        assert noisy.threshold > 5 * calm.threshold
+        assert noisy.passed
+    # Frames four times as wide are judged in their own pixels.
+    wide = {s.name: s for s in check_scores(quiet_checks(), number, seams=[60], width=1024)}
+    assert wide["residual shift x"].threshold > 3 * by_name[0]["residual shift x"].threshold

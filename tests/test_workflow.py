@@ -71,7 +71,7 @@ def status(state: State, name: str) -> list[str]:
 
 
 def candidates(w: Workflow) -> int:
-    return sum(e.kind == "candidate" for e in w.journal.events)
+    return sum(e.kind == "candidate" and not e.payload["numbers"].get("partial") for e in w.journal.events)
 
 
 # ------------------------------------------------------------------------------------------------ resolve: the laws
@@ -412,6 +412,58 @@ def test_cancelled_and_resumed_gives_the_same(
         assert candidates(w) == 13
     assert finished < 13
     assert_same(outputs(out), direct)
+
+
+def test_a_cancelled_search_leaves_its_best_estimate_marked_partial(series: Series, tmp_path: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "jitter" and done >= 0.5 * total:
+            raise Cancelled
+
+    with Workflow(series, tmp_path / "out", FAST) as w:
+        w.run_unit("flats", 0)
+        with pytest.raises(Cancelled):
+            w.run_unit("jitter", 0, progress=stop)
+        (part,) = w.candidates("jitter", 0)
+        assert part.partial
+        assert part.quality.verdict == "check"
+        assert np.isfinite(w.result(part).arrays["shift"]).all()
+        # It counts for nothing until somebody says so.
+        assert w.state[("jitter", 0)].status == "idle"
+        assert w.alignment(0) is None
+        w.accept("jitter", 0, part.id)
+        assert w.state[("jitter", 0)].status == "accepted"
+        w.undo()
+        assert w.state[("jitter", 0)].status == "idle"
+
+        unit = w.run_unit("jitter", 0, initial=part.id)
+        assert unit.status == "candidate"
+        assert unit.candidate is not None
+        whole = w.result(unit.candidate).arrays
+        w.run_unit("flats", 1)
+        with pytest.raises(XanesTomoError, match="a result of the jitter correction"):
+            w.run_unit("jitter", 1, initial=part.id)
+        # From the beginning: the same within its error.
+        fresh = Workflow(series, tmp_path / "fresh", FAST)
+        fresh.run_unit("flats", 0)
+        found = fresh.run_unit("jitter", 0).candidate
+        assert found is not None
+        other = fresh.result(found).arrays
+        fresh.close()
+    difference = whole["shift"] - other["shift"]
+    difference -= difference.mean(axis=0)
+    assert np.abs(difference).max() < 3 * np.median(other["sigma"])
+
+
+def test_the_thresholds_do_not_accept_a_partial_result(series: Series, tmp_path: Path) -> None:
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "jitter" and done % 1000 >= 400:  # within the first energy
+            raise Cancelled
+
+    with Workflow(series, tmp_path / "out", FAST) as w:
+        with pytest.raises(Cancelled):
+            w.run(until="jitter", progress=stop, accept="thresholds")
+        assert any(c.partial for e in range(4) for c in w.candidates("jitter", e))
+        assert not any(e.kind == "decision" and e.payload["step"] == "jitter" for e in w.journal.events)
 
 
 @pytest.mark.parametrize("kind", ["candidate", "run", "scan"])

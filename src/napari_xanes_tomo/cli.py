@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ from . import __version__
 from .model import Cancelled, EnergyScan, Problem, Series, XanesTomoError, no_progress
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from rich.progress import TaskID
 
@@ -138,6 +139,14 @@ class _Show:
         self._bars: Any = None
         self._begun: dict[str, tuple[float, float]] = {}
         self._last = time.monotonic()
+        self._at = ""
+        self._stopping = False
+
+    def stop(self) -> bool:
+        """Ask what runs to stop at its next safe point; False where it has none soon, or was asked before."""
+        soon = self._at == "jitter" and not self._stopping
+        self._stopping = self._stopping or soon
+        return soon
 
     def __enter__(self) -> _Show:
         if self.console.is_terminal:
@@ -171,6 +180,9 @@ class _Show:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """See `model.Progress`."""
+        self._at = what
+        if self._stopping:
+            raise Cancelled
         name = _DOING.get(what, what)
         with self._lock:
             if self._bars is not None:
@@ -189,6 +201,24 @@ class _Show:
             if first < part < 1 and (part - first >= 0.05 or now - since > 120):
                 text += f", about {_duration((now - since) * (1 - part) / (part - first))} left"
             typer.echo(text, err=True)
+
+
+@contextlib.contextmanager
+def _keeping_partial(show: _Show) -> Iterator[None]:
+    """Let Ctrl-C during a search keep its best estimate so far; a second one, or at other times, stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not show.stop():
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Notes(logging.Handler):
@@ -607,7 +637,8 @@ def _run_one(path: Path, out: Path, names: set[str] | None, asked: _Asked) -> No
         ) as workflow,
     ):
         try:
-            state = workflow.run(until=asked.until, progress=show, accept="thresholds")
+            with _keeping_partial(show):
+                state = workflow.run(until=asked.until, progress=show, accept="thresholds")
         except XanesTomoError:
             with contextlib.suppress(XanesTomoError):
                 _report(out)  # what was found so far, and why it went no further

@@ -5,16 +5,18 @@ Pure functions; frames are ``[y, x]``, angles degrees, shifts ``[dy, dx]`` of th
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .absorbance import read_absorbance
-from .agreement import object_support
+from .agreement import displacement_equations, object_support, smooth
 from .counts import own_beam
 from .flats import Beam
-from .model import Alignment, EnergyScan, FloatArray, Progress, XanesTomoError, no_progress
+from .model import Alignment, EnergyScan, FloatArray, Progress, Score, XanesTomoError, no_progress
 from .projector import Projector
 from .reconstruction import angular_weights
 from .resample import place
@@ -22,6 +24,7 @@ from .resample import place
 __all__ = [
     "Check",
     "check_projections",
+    "check_scores",
     "edge_traces",
     "half_bit",
     "residual_stack",
@@ -33,6 +36,9 @@ __all__ = [
 F32 = npt.NDArray[np.float32]
 
 _HARMONICS = 6
+_BLOCKS = 60  # of neighbouring angles, in half a turn
+_FOLDS = 4
+_FINE_PX = 0.7  # blur before two frames are compared
 
 
 def suggest_box(frames: npt.ArrayLike, *, margin: float = 0.03) -> tuple[int, int, int, int] | None:
@@ -85,7 +91,7 @@ def residual_stack(
 ) -> F32:
     """Return ``(n, y, x)``: aligned projections minus their reprojection.
 
-    Every projection is predicted by the volume of every other angle, in which it has no part.
+    Every projection is predicted by a volume in which its block of angles (about 3 degrees) has no part.
 
     Parameters
     ----------
@@ -104,22 +110,33 @@ def residual_stack(
         raise ValueError(f"data: expected (n, y, x) with one angle each, got {stack.shape} and {theta.shape} angles")
     if len(theta) < 8:
         raise XanesTomoError(f"residual: expected at least 8 projections, got {len(theta)}")
-    progress("residual", 0, 3)
+    progress("residual", 0, _FOLDS + 1)
     placed = place(stack, alignment)
     return np.asarray(placed - _held_out(placed, theta, progress))
 
 
 def _held_out(placed: F32, theta: FloatArray, progress: Progress) -> F32:
-    """Predict every aligned projection by the volume of every other angle."""
-    width = placed.shape[2]
-    order = np.argsort(theta)
-    progress("residual", 1, 3)
+    """Predict every aligned projection by a volume without its block of neighbouring angles.
+
+    Blocks of about 3 degrees; the volumes lack every fourth block.
+    """
+    width, n = placed.shape[2], len(theta)
+    order = np.argsort(theta, kind="stable")
+    fold = np.empty(n, dtype=np.intp)
+    fold[order] = (np.arange(n) // max(1, round(n / _BLOCKS))) % _FOLDS
     out = np.empty_like(placed)
-    for k, (known, asked) in enumerate(((order[0::2], order[1::2]), (order[1::2], order[0::2]))):
-        volume = Projector(width, theta[known]).filtered(placed[known], angular_weight=angular_weights(theta[known]))
-        volume *= object_support(volume)
+    support: F32 | None = None
+    for k in range(_FOLDS):
+        asked = np.flatnonzero(fold == k)
+        known = np.flatnonzero(fold != k)
+        share = angular_weights(theta[known], max_gap=8.0)
+        volume = Projector(width, theta[known]).filtered(placed[known], angular_weight=share)
+        # Where the object may be, the projections left out do not tell: the first volume serves for all.
+        support = object_support(volume) if support is None else support
+        volume *= support
         out[asked] = Projector(width, theta[asked]).forward(volume)
-        progress("residual", k + 2, 3)
+        progress("residual", k + 1, _FOLDS + 1)
+    progress("residual", _FOLDS + 1, _FOLDS + 1)
     return out
 
 
@@ -134,11 +151,24 @@ class Check:
         Follows the scatter of this scan: five robust standard deviations from the median, or what the noise allows
         where that is more.
     unit : str
+    noise : float
+        Standard deviation of a value that the noise of the pixels alone would give; NaN where it is not known.
+    one_sided : bool
+        Whether the limit is a largest value; else it is a distance from the median.
     """
 
     values: FloatArray
     limit: float
     unit: str
+    noise: float = float("nan")
+    one_sided: bool = False
+
+    @property
+    def beyond(self) -> npt.NDArray[np.intp]:
+        """Numbers of the projections beyond the limit."""
+        known = np.isfinite(self.values)
+        middle = 0.0 if self.one_sided or not known.any() else float(np.median(self.values[known]))
+        return np.flatnonzero(known & (np.abs(np.nan_to_num(self.values) - middle) > self.limit))
 
 
 def check_projections(
@@ -168,46 +198,129 @@ def check_projections(
     -------
     dict of str to Check
         ``mass_deviation``: mass of the rows that every projection shows over its median, minus one (Helgason-Ludwig
-        condition of order 0, doi 10.1002/cpa.3160190207). ``moment_deviation_px``: centre of mass minus the best
-        ``c + a cos(theta) + b sin(theta)`` (order 1). ``frc_px``: half the period at which the Fourier ring
-        correlation with the held-out reprojection falls below the 1/2-bit curve (doi 10.1016/j.jsb.2005.05.009); no
-        resolution of the maps: the reprojection has half of the angles. NaN where there is no crossing.
+        condition of order 0, doi 10.1002/cpa.3160190207). ``profile_shift_px``: displacement in y of the profile of
+        mass against the median profile. ``moment_deviation_px``: centre of mass minus the best
+        ``c + a cos(theta) + b sin(theta)`` (order 1). ``residual_shift_y_px``, ``residual_shift_x_px``,
+        ``gain_deviation``: displacement and contrast against the held-out reprojection, whose volume lacks the block of
+        angles the projection is in. ``background_od``: median next to the object. ``frc_px``: half the period at which
+        the Fourier ring correlation with that reprojection falls below the 1/2-bit curve (doi
+        10.1016/j.jsb.2005.05.009); no resolution of the maps. NaN where there is no crossing.
+
+    Notes
+    -----
+    The first three see slow drifts, the reprojection does not: it drifts with its neighbours.
     """
     stack = np.ascontiguousarray(data, dtype=np.float32)
     theta = np.asarray(theta_deg, dtype=float)
     if stack.ndim != 3 or theta.shape != stack.shape[:1]:
         raise ValueError(f"data: expected (n, y, x) with one angle each, got {stack.shape} and {theta.shape} angles")
-    n, height, width = stack.shape
+    n, _, width = stack.shape
     placed = place(stack, alignment)
-    low = max(0, int(np.ceil(-np.nanmin(alignment.shift[:, 0]))) + 2)
-    high = min(height, height - int(np.ceil(np.nanmax(alignment.shift[:, 0]))) - 2)
-    rows = slice(low, high) if high - low > height // 4 else slice(0, height)
-    profile = placed[:, rows].sum(axis=1, dtype=np.float64)
+    rows = _rows_of(placed, alignment)
+    placed = placed[:, rows]
+    profile = placed.sum(axis=1, dtype=np.float64)
     mass = profile.sum(axis=1)
     typical = float(np.median(mass))
     x = np.arange(width) - (width - 1) / 2
     center = (profile @ x) / np.where(mass > 0, mass, np.nan)
     t = np.deg2rad(theta)
-    basis = np.stack([np.ones(n), np.cos(t), np.sin(t)], axis=1)
-    good = np.isfinite(center)
-    rest = np.full(n, np.nan)
-    for _ in range(3):  # twice more without what stands out
-        if good.sum() < 4:
-            break
-        fit = np.linalg.lstsq(basis[good], center[good], rcond=None)[0]
-        rest = center - basis @ fit
-        spread = 1.4826 * float(np.nanmedian(np.abs(rest[good] - np.nanmedian(rest[good])))) + 1e-12
-        good = np.abs(rest) < 5 * spread
-    noise = 0.0 if variance is None else float(np.median(np.asarray(variance, dtype=float)))
+    rest = _beside(center, np.stack([np.ones(n), np.cos(t), np.sin(t)], axis=1))
+    noise = float("nan") if variance is None else float(np.median(np.asarray(variance, dtype=float)))
     pixels = (rows.stop - rows.start) * width
     sigma_mass = np.sqrt(noise * pixels) / max(abs(typical), 1e-12)
     sigma_center = np.sqrt(noise * pixels * float(np.mean(x**2))) / max(abs(typical), 1e-12)
     deviation = mass / typical - 1 if typical > 0 else np.full(n, np.nan)
+    down, sigma_down = _profile_shift(placed.sum(axis=2, dtype=np.float64), noise * width)
+    model = _held_out(placed, theta, progress)
+    step, gain, sigma_step = _against(placed, model, noise)
     return {
-        "mass_deviation": Check(deviation, max(_scatter(deviation), 5 * sigma_mass), ""),
-        "moment_deviation_px": Check(rest, max(_scatter(rest), 5 * sigma_center), "px"),
-        "frc_px": _rings(placed[:, rows], _held_out(placed, theta, progress)[:, rows]),
+        "mass_deviation": _check(deviation, sigma_mass, ""),
+        "profile_shift_px": _check(down, sigma_down, "px"),
+        "moment_deviation_px": _check(rest, sigma_center, "px"),
+        "residual_shift_y_px": _check(step[:, 0], sigma_step[0], "px"),
+        "residual_shift_x_px": _check(step[:, 1], sigma_step[1], "px"),
+        "gain_deviation": _check(gain, float("nan"), ""),
+        "background_od": _check(_background(placed, model), float("nan"), "OD"),
+        "frc_px": _rings(placed, model),
     }
+
+
+def _check(values: FloatArray, noise: float, unit: str) -> Check:
+    """Judge values by their own scatter, or by what the noise allows where that is more."""
+    return Check(values, max(_scatter(values), 5 * float(np.nan_to_num(noise))), unit, float(noise))
+
+
+def _rows_of(placed: F32, alignment: Alignment) -> slice:
+    """Rows of the object that every projection shows; all rows that are shown where that leaves too few."""
+    height = placed.shape[1]
+    low = max(0, int(np.ceil(-np.nanmin(alignment.shift[:, 0]))) + 2)
+    high = min(height, height - int(np.ceil(np.nanmax(alignment.shift[:, 0]))) - 2)
+    if high - low <= height // 4:
+        low, high = 0, height
+    mass = np.median(placed[:, low:high].sum(axis=2), axis=0)
+    filled = np.flatnonzero(mass > 0.02 * max(float(mass.max()), 1e-30))
+    margin = max(2, height // 64)
+    if len(filled) >= 8:
+        low, high = max(low, low + int(filled[0]) - margin), min(high, low + int(filled[-1]) + 1 + margin)
+    return slice(low, high)
+
+
+def _beside(values: FloatArray, basis: FloatArray) -> FloatArray:
+    """Values (n,) minus their fit by `basis` (n, k), robust; NaN stays."""
+    good = np.isfinite(values)
+    rest = np.full(len(values), np.nan)
+    for _ in range(3):  # twice more without what stands out
+        if good.sum() <= basis.shape[1]:
+            break
+        rest = values - basis @ np.linalg.lstsq(basis[good], values[good], rcond=None)[0]
+        spread = 1.4826 * float(np.nanmedian(np.abs(rest[good] - np.nanmedian(rest[good])))) + 1e-12
+        good = np.abs(rest) < 5 * spread
+    return rest
+
+
+def _profile_shift(profile: FloatArray, variance: float) -> tuple[FloatArray, float]:
+    """Displacement in y of every profile (n, rows) against the median one, px, and what the noise makes of it."""
+    typical = np.median(profile, axis=0)
+    design = np.stack([-np.gradient(typical), typical, np.ones_like(typical)], axis=1)
+    if len(typical) < 4 or not np.abs(design[:, 0]).max() > 0:
+        return np.full(len(profile), np.nan), float("nan")
+    inverse = np.linalg.pinv(design.T @ design)
+    shift = ((profile - typical) @ design @ inverse)[:, 0]
+    return np.asarray(shift), float(np.sqrt(max(inverse[0, 0], 0) * variance))
+
+
+def _against(placed: F32, model: F32, noise: float) -> tuple[FloatArray, FloatArray, tuple[float, float]]:
+    """Displacement (n, 2) and gain - 1 (n,) of projections against what is expected; what the noise makes of y, x."""
+    a, b = smooth(placed, _FINE_PX), smooth(model, _FINE_PX)
+    fit = displacement_equations(a, b, _near_object(model)[None] * np.ones_like(a))
+    solution, inverse = fit.solve()
+    gain = np.clip(1 + solution[:, 2], 0.2, 5.0)
+    # The blur of the fit lets less noise pass, and correlates it: for a blur of s px they make up for each other
+    # where the gradient varies over much more than s.
+    variance = np.median(inverse[:, (0, 1), (0, 1)], axis=0) * noise
+    sigma = np.sqrt(np.where(np.isfinite(variance), variance, np.nan))
+    step = np.asarray(solution[:, :2] / gain[:, None])
+    return step, np.asarray(solution[:, 2]), (float(sigma[0]), float(sigma[1]))
+
+
+def _near_object(model: F32) -> F32:
+    """(rows, x) 1 where the object is seen at any angle and a little beside it."""
+    from scipy.ndimage import binary_dilation
+
+    body = model.max(axis=0)
+    return np.asarray(binary_dilation(body > 0.03 * max(float(body.max()), 1e-30), iterations=3), dtype=np.float32)
+
+
+def _background(placed: F32, model: F32) -> FloatArray:
+    """Median of every projection (n,) beside the object, away from where it is at any angle; NaN where that is none."""
+    from scipy.ndimage import binary_dilation
+
+    air = ~binary_dilation(_near_object(model) > 0, iterations=3)
+    seen = placed[:, air]
+    if seen.shape[1] < 100:
+        return np.full(len(placed), np.nan)
+    # What was not recorded is 0.
+    return np.array([np.median(v[v != 0]) if np.count_nonzero(v) > 50 else np.nan for v in seen])
 
 
 def _scatter(values: FloatArray) -> float:
@@ -256,12 +369,108 @@ def _rings(placed: F32, model: F32) -> Check:
     frequency, curve, count = ring_correlation(placed, model)
     below = curve < half_bit(count)[None, :]
     below[:, :2] = False
+    below[:, :-1] &= below[:, 1:]  # one ring alone may be chance
     values = np.full(len(placed), np.nan)
     for i in np.flatnonzero(below.any(axis=1)):
         k = int(below[i].argmax())
         values[i] = 0.5 / frequency[k]
     typical = float(np.nanmedian(values)) if np.isfinite(values).any() else 0.0
-    return Check(values, typical + max(_scatter(values), 0.25 * typical), "px")
+    return Check(values, typical + max(_scatter(values), 0.25 * typical), "px", one_sided=True)
+
+
+def check_scores(
+    checks: Mapping[str, Check], order: npt.ArrayLike, *, seams: Sequence[int] = (), width: int = 256
+) -> tuple[Score, ...]:
+    """Turn the checks of one tomogram into scores with thresholds that follow its own noise.
+
+    Parameters
+    ----------
+    checks : mapping
+        Of `check_projections`.
+    order : (n,) array of int
+        Numbers of the projections in the order of acquisition, ascending.
+    seams : sequence of int
+        Numbers of the first projections after flats were taken.
+    width : int
+        Columns of the frames, for the least thresholds: they are those of 256 columns, scaled.
+
+    Notes
+    -----
+    None of them is the error of the displacements, which nobody knows on measured data: they say what the projections
+    contradict each other by, beyond what the noise explains. A step or trend is judged by the scatter of the same
+    number where nothing happened.
+    """
+    scale = width / 256
+    number = np.asarray(order)
+    n = len(number)
+
+    def spread(check: Check) -> float:
+        known = check.values[np.isfinite(check.values)]
+        return float(1.4826 * np.median(np.abs(known - np.median(known)))) if len(known) else float("nan")
+
+    def allowed(check: Check, least: float) -> float:
+        return float(np.hypot(3 * np.nan_to_num(check.noise), least))
+
+    out = [
+        Score("mass consistency", spread(checks["mass_deviation"]), "", allowed(checks["mass_deviation"], 0.01)),
+        Score("moment consistency y", spread(checks["profile_shift_px"]), "px",
+              allowed(checks["profile_shift_px"], 0.1 * scale)),
+        Score("moment consistency x", spread(checks["moment_deviation_px"]), "px",
+              allowed(checks["moment_deviation_px"], 0.1 * scale)),
+        Score("residual shift y", spread(checks["residual_shift_y_px"]), "px",
+              allowed(checks["residual_shift_y_px"], 0.05 * scale)),
+        Score("residual shift x", spread(checks["residual_shift_x_px"]), "px",
+              allowed(checks["residual_shift_x_px"], 0.05 * scale)),
+    ]  # fmt: skip
+    for name, what in (("profile_shift_px", "y"), ("moment_deviation_px", "x")):
+        steps = [_step_at(checks[name].values, number, seam) for seam in seams]
+        known = [s for s in steps if np.isfinite(s[0])]
+        if known:
+            size, usual = max(known, key=lambda s: s[0] / s[1])
+            out.append(Score(f"seam step {what}", size, "px", float(np.hypot(4 * usual, 0.05 * scale))))
+    for name, what, unit, least in (
+        ("mass_deviation", "gain trend", "", 0.01),
+        ("background_od", "background trend", "OD", 0.005),
+    ):
+        trend, usual = _trend(checks[name].values, number)
+        if np.isfinite(trend):
+            out.append(Score(what, trend, unit, float(np.hypot(4 * usual, least))))
+    frc = checks["frc_px"]
+    if np.isfinite(frc.values).any():
+        out.append(Score("half period at which ring correlation ends", float(np.nanmedian(frc.values)), "px"))
+    odd = set().union(*(c.beyond.tolist() for c in checks.values())) if checks else set()
+    out.append(Score("projections beyond a limit", len(odd), "", max(2.0, 0.05 * n)))
+    return tuple(out)
+
+
+def _step_at(values: FloatArray, number: npt.NDArray[Any], seam: int) -> tuple[float, float]:
+    """Size of the step of `values` before projection `seam`, medians of ten on either side; and what is usual."""
+    known = np.isfinite(values)
+    v, at = values[known], int(np.searchsorted(number[known], seam))
+    reach = min(10, len(v) // 6)
+    if reach < 3 or not reach <= at <= len(v) - reach:
+        return float("nan"), float("nan")
+    steps = {
+        k: float(np.median(v[k : k + reach]) - np.median(v[k - reach : k])) for k in range(reach, len(v) - reach + 1)
+    }
+    elsewhere = [s for k, s in steps.items() if abs(k - at) >= reach]
+    usual = 1.4826 * float(np.median(np.abs(elsewhere))) if elsewhere else abs(steps[at])
+    return abs(steps[at]), max(usual, 1e-12)
+
+
+def _trend(values: FloatArray, number: npt.NDArray[Any]) -> tuple[float, float]:
+    """Change of `values` over the acquisition by a straight line, its size; and its standard error."""
+    known = np.isfinite(values)
+    if known.sum() < 8:
+        return float("nan"), float("nan")
+    at = number[known] / max(1.0, float(np.ptp(number[known])))
+    design = np.stack([np.ones(len(at)), at - at.mean()], axis=1)
+    slope = float(np.linalg.lstsq(design, values[known], rcond=None)[0][1])
+    rest = _beside(values[known], design)
+    # Neighbours are alike where something drifts: the error follows groups of ten, not single projections.
+    groups = np.array_split(rest, max(4, len(rest) // 10))
+    usual = float(np.std([g.mean() for g in groups]) / np.sqrt(len(groups)) / max(np.std(at), 1e-9))
+    return abs(slope), usual
 
 
 def sinogram(

@@ -296,7 +296,8 @@ def _read_run(out: Path) -> _Run:
             if event.kind == "candidate":
                 p = whole[event.seq]
                 made[event.seq] = (unit, p)
-                run.candidates[unit] = p
+                if not p["numbers"].get("partial"):  # else it counts once it is accepted
+                    run.candidates[unit] = p
                 run.failures.pop(unit, None)
             elif event.kind == "failure":
                 run.failures[unit] = str(p["reason"])

@@ -73,6 +73,11 @@ class Candidate:
         """The scores, with the verdict that follows from them."""
         return quality_of(self.payload)
 
+    @property
+    def partial(self) -> bool:
+        """Whether the search was cancelled: the best estimate until then, which counts only once it is accepted."""
+        return bool(self.payload.get("numbers", {}).get("partial", False))
+
 
 def quality_of(payload: Mapping[str, Any]) -> Quality:
     """Return the scores and notes of a candidate's event."""
@@ -400,6 +405,7 @@ def resolve(
         accepted = next((c for c in candidates if c.id == number), None)
         if accepted is not None and not by_hand and accepted.parameter_key != parameters:
             accepted = None  # nobody wanted these parameters instead of the recipe's
+        candidates = [c for c in candidates if not c.partial]
         best = accepted or (candidates[-1] if candidates else None)
         reason = ""
         if e is not None and e in manual.energies:

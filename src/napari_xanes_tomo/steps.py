@@ -18,8 +18,8 @@ from .detector import Detector, stray_law
 from .flats import Beam, exposures
 from .jitter import FEWEST_ANGLES, find_jitter
 from .joint import Joint, Measured
-from .model import Alignment, Cancelled, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
-from .qc import check_projections
+from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
+from .qc import check_projections, check_scores
 from .recipe import Recipe
 from .registration import Template, object_mass, register
 from .resample import place
@@ -43,7 +43,11 @@ __all__ = [
 ]
 
 
-CHECKED = ("mass_deviation", "moment_deviation_px", "frc_px")  # of aligned projections; see `qc.check_projections`
+# Of aligned projections; see `qc.check_projections`.
+CHECKED = (
+    "mass_deviation", "profile_shift_px", "moment_deviation_px", "residual_shift_y_px", "residual_shift_x_px",
+    "gain_deviation", "background_od", "frc_px",
+)  # fmt: skip
 # What the first look at every projection says; see `screening.Screening`.
 SCREENED = ("doubt", "relative_counts", "relative_mass", "distance", "sharpness")
 
@@ -364,9 +368,22 @@ def run_jitter(
     data: Normalised,
     *,
     change_points: Sequence[int] = (),
+    initial: npt.ArrayLike | None = None,
     progress: Progress = no_progress,
 ) -> StepResult:
-    """Find the jitter of one energy: arrays ``shift, sigma, moments, bound`` (n, 2) raw px, ``residual`` (n,)."""
+    """Find the jitter of one energy: arrays ``shift, sigma, moments, bound`` (n, 2) raw px, ``residual`` (n,).
+
+    Parameters
+    ----------
+    scan, recipe, flats, data
+    change_points : sequence of int
+        Projections before which the sample was moved.
+    initial : (all projections, 2) array, optional
+        Where to begin, raw px; NaN where it is not known.
+    progress : callable
+        See `Progress`. When it raises `Cancelled` the best estimate so far comes back, its number ``partial`` true;
+        `Cancelled` is passed on when there is none yet.
+    """
     n = len(scan)
     dropped = {int(i): str(why) for i, why in flats.numbers.get("bad", ())} if recipe.jitter.screen else {}
     present = set(data.index.tolist())
@@ -383,13 +400,12 @@ def run_jitter(
             data.data,
             theta,
             variance=flats.arrays["variance"][index],
+            initial=_start(initial, index, data),
             parameters=recipe.jitter,
             progress=progress,
         )
     except XanesTomoError as error:
         raise XanesTomoError(f"{scan.energy_ev:g} eV: {error}") from None
-    if found.partial:  # a run keeps what is finished and begins the rest again
-        raise Cancelled
     raw = found.alignment.unbinned(data.bin, data.frame_shape)
     moments = Alignment(found.moments, np.zeros_like(found.moments)).unbinned(data.bin, data.frame_shape)
     center = found.center * data.bin + (raw.shift[0, 1] - found.shift[0, 1] * data.bin)
@@ -400,7 +416,12 @@ def run_jitter(
         "residual": _spread(found.residual, index, n),
         "bound": _spread(found.bound * data.bin, index, n),
     }
-    checks = check_projections(data.data, theta, found.alignment, variance=flats.arrays["variance"][index])
+    # Once it is cancelled nothing more is computed than what the best estimate needs.
+    checks = (
+        {}
+        if found.partial
+        else check_projections(data.data, theta, found.alignment, variance=flats.arrays["variance"][index])
+    )
     scale = {name: data.bin if check.unit == "px" else 1 for name, check in checks.items()}
     arrays.update({name: _spread(check.values * scale[name], index, n) for name, check in checks.items()})
     numbers = {
@@ -413,7 +434,35 @@ def run_jitter(
         "dropped": [[frame, why] for frame, why in sorted(dropped.items())],
         "jumps": _jumps(raw.shift, theta, index, scan, change_points),
     }
-    return StepResult(arrays, numbers, found.quality)
+    scores = found.quality.scores
+    if found.partial:
+        numbers["partial"] = True
+        scores = (*scores, Score("finished", 0.0, "", 1.0, "higher"))
+    else:
+        seams = [int(v) for v in np.flatnonzero(np.diff(scan.half) != 0) + 1]
+        scores = (*scores, *check_scores(checks, index, seams=seams, width=data.data.shape[2]))
+    return StepResult(arrays, numbers, Quality(tuple(_raw(s, data.bin) for s in scores), found.quality.notes))
+
+
+def _start(initial: npt.ArrayLike | None, index: npt.NDArray[np.intp], data: Normalised) -> FloatArray | None:
+    """Return where the search begins, binned px; what is not known lies where its neighbours do."""
+    if initial is None:
+        return None
+    shift = np.asarray(initial, dtype=float)[index]
+    known = np.isfinite(shift).all(axis=1)
+    if known.sum() < FEWEST_ANGLES:
+        return None
+    at = np.arange(len(shift))
+    shift = np.stack([np.interp(at, at[known], column[known]) for column in shift.T], axis=1)
+    return Alignment(shift, np.zeros_like(shift)).binned(data.bin, data.frame_shape).shift
+
+
+def _raw(score: Score, bin: int) -> Score:
+    """Return a score in recorded pixels of one in binned pixels."""
+    if score.unit != "px" or bin == 1:
+        return score
+    threshold = None if score.threshold is None else score.threshold * bin
+    return replace(score, value=score.value * bin, threshold=threshold)
 
 
 def quick_look(

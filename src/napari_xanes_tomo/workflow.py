@@ -616,25 +616,39 @@ class Workflow:
                 f"{flags[0]}{more}; look at it and accept it or redo the step in napari, or set on_fail: continue"
             )
 
-    def run_unit(self, name: str, energy: int | None = None, *, progress: Progress = no_progress) -> UnitState:
+    def run_unit(
+        self, name: str, energy: int | None = None, *, initial: int | None = None, progress: Progress = no_progress
+    ) -> UnitState:
         """Do one step (of one energy) unless a result with these parameters and inputs exists; return its state.
 
         A step that cannot be done is recorded as failed, with its reason.
+
+        Parameters
+        ----------
+        name : str
+        energy : int or None
+        initial : int, optional
+            Jitter correction only: begin at the displacements of this candidate, such as a partial one; computed even
+            where there is a result. The answer is that of any other beginning within its error, not to the last digit.
+        progress : callable
+            See `Progress`. A jitter correction that is cancelled leaves its best estimate as a candidate that is marked
+            partial; `Cancelled` is passed on all the same.
         """
         state = self.state
         unit = state[(name, energy)]
         if not unit.input_key:
             return unit
-        if unit.status in ("candidate", "accepted"):
+        start = None if initial is None else self._beginning(name, energy, initial)
+        if start is None and unit.status in ("candidate", "accepted"):
             assert unit.candidate is not None
             # Maps lie outside the journal: those that count may be the former ones, or have been removed by hand.
             if name != "maps" or bring_back(self.output.maps, str(unit.candidate.payload["numbers"]["store_key"])):
                 return unit
-        if unit.status == "failed" and self._failed_now(name, energy):
+        if start is None and unit.status == "failed" and self._failed_now(name, energy):
             return unit
         started = time.monotonic()
         try:
-            result = self._compute(name, energy, state, progress)
+            result = self._compute(name, energy, state, progress, start)
         except XanesTomoError as error:
             key = parameter_key(name, unit.parameter_key, unit.input_key)
             payload = {"step": name, "energy": energy, "key": key, "reason": str(error)}
@@ -645,7 +659,15 @@ class Workflow:
             self.changed.emit(name, energy)
             return self.state[(name, energy)]
         self._record(name, energy, unit, result, time.monotonic() - started)
+        if result.numbers.get("partial"):
+            raise Cancelled
         return self.state[(name, energy)]
+
+    def _beginning(self, name: str, energy: int | None, candidate: int) -> npt.NDArray[Any]:
+        found = {c.id: c for c in self.candidates("jitter", energy)}
+        if name != "jitter" or candidate not in found:
+            raise XanesTomoError(f"initial: expected a result of the jitter correction out of {[*found]}")
+        return self.result(found[candidate]).arrays["shift"]
 
     def _failed_now(self, name: str, energy: int | None) -> bool:
         """Whether a failure happened since this workflow was opened: one of an earlier session is worth another try."""
@@ -663,7 +685,9 @@ class Workflow:
         self.journal.append("candidate", candidate_payload(self.journal, name, energy, unit, result, seconds))
         self.changed.emit(name, energy)
 
-    def _compute(self, name: str, energy: int | None, state: State, progress: Progress) -> StepResult:
+    def _compute(
+        self, name: str, energy: int | None, state: State, progress: Progress, start: npt.NDArray[Any] | None = None
+    ) -> StepResult:
         if name == "maps":
             return self._make_maps(state, progress)
         assert energy is not None
@@ -687,7 +711,9 @@ class Workflow:
         data = self._normalised(energy, state, flats)
         if name == "jitter":
             points = state.manual.change_points.get(energy, ())
-            return run_jitter(scan, self.recipe, flats, data, change_points=points, progress=progress)
+            return run_jitter(
+                scan, self.recipe, flats, data, change_points=points, initial=start, progress=progress
+            )  # fmt: skip
         reference = state.reference
         assert reference is not None  # registration has an input key only with a reference
         template = self._reference_template(reference, state)
@@ -1083,6 +1109,7 @@ _KEPT_AS = {
     "shift": np.float32, "moments": np.float32, "variance": np.float32, "residual_shift": np.float32,
     "residual_sigma": np.float16, "block_shift": np.float32, "block_sigma": np.float16,
     "sigma": np.float16, "residual": np.float16, "air_residual": np.float16,
+    **dict.fromkeys(CHECKED, np.float32),
 }  # fmt: skip
 
 
