@@ -386,13 +386,90 @@ def some(n: int = 12, shape: tuple[int, int] = (24, 24)) -> npt.NDArray[np.float
         (np.where(np.arange(12)[:, None, None] == 5, np.inf, some()), np.linspace(-90, 75, 12), "infinity"),
         (np.zeros((12, 24, 24)), np.linspace(-90, 75, 12), "contrast|absorbing"),
         (np.full((12, 24, 24), 0.25), np.linspace(-90, 75, 12), "contrast|absorbing"),
+        (np.where(np.arange(12)[:, None, None] > 6, 0.3, some()), np.linspace(-90, 75, 12), "5 of 12 frames are const"),
+        (np.where(np.arange(36)[:, None, None] > 6, 0.0, some(36)), np.linspace(-90, 85, 36), "29 of 36 frames"),
+        (some(), np.zeros(12), "at least 8 different angles, got 1"),
+        (some(), np.arange(12) % 7 * 20.0, "at least 8 different angles, got 7"),
+        (some(), np.where(np.arange(12) < 6, 0, 180) + np.arange(12) % 6 * 20.0, "different angles, got 6"),
+        (some()[:, :0], np.linspace(-90, 75, 12), "at least 8 x 8 pixels, got 0 x 24; is the box empty"),
+        (some()[:, :3, :3], np.linspace(-90, 75, 12), "at least 8 x 8 pixels, got 3 x 3"),
+        (1e30 * some(), np.linspace(-90, 75, 12), r"values as of absorbance or counts, got \S*e\+"),
     ],
-    ids=["2-D", "angles", "angles 2-D", "few", "NaN", "inf", "zero", "constant"],
-)
+    ids=[
+        "2-D", "angles", "angles 2-D", "few", "NaN", "inf", "zero", "constant", "mostly constant", "7 left",
+        "one angle", "7 angles", "half a turn apart", "empty box", "tiny box", "huge",
+    ],
+)  # fmt: skip
 def test_bad_input_is_one_clear_error(stack: npt.NDArray, theta: npt.NDArray, message: str) -> None:
     with pytest.raises(XanesTomoError, match=message) as error:
         find_jitter(stack, theta)
     assert "\n" not in str(error.value)
+
+
+def noisy(stack: npt.NDArray, noise: float = 0.02) -> npt.NDArray:
+    return stack + noise * np.random.default_rng(0).standard_normal(stack.shape)
+
+
+MOVED = motion(len(THETA), 1)
+
+
+@pytest.mark.parametrize(
+    ("stack", "theta", "why"),
+    [
+        (noisy(np.zeros((36, *SHAPE))), THETA, "part of the contrast not explained"),
+        (noisy(np.linspace(0, 1, SHAPE[1]) * np.ones((36, *SHAPE))), THETA, "part of the contrast not explained"),
+        (noisy(balls(THETA, (96, 112), 2 * MOVED)[:, 36:60, 44:68]), THETA, "sigma_x"),
+        (noisy(balls(THETA, (96, 112), MOVED)[:, 24:72, 56:98]), THETA, "moved from the moments"),
+        (np.repeat(noisy(balls(THETA, SHAPE, MOVED))[:1], 36, axis=0), THETA, "moved from the moments"),
+        (noisy(balls(THETA, SHAPE, MOVED)), np.random.default_rng(0).permutation(THETA), "held-out residual / noise"),
+    ],
+    ids=["nothing", "a slope", "beyond every side", "beyond one side", "one frame again and again", "wrong angles"],
+)
+def test_what_cannot_be_found_is_not_called_good(stack: npt.NDArray, theta: npt.NDArray, why: str) -> None:
+    found = find_jitter(stack, theta, parameters=PARAMETERS)
+    assert found.quality.verdict == "check"
+    assert why in {s.name for s in found.quality.scores if not s.passed}
+    assert np.isfinite(found.shift).all()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5])
+def test_a_few_constant_frames_are_left_out(level: float) -> None:
+    stack = noisy(balls(THETA, SHAPE, MOVED))
+    stack[[3, 10]] = level
+    found = find_jitter(stack, THETA, variance=4e-4, parameters=PARAMETERS)
+    assert np.flatnonzero(~found.used).tolist() == [3, 10]
+    good = np.setdiff1d(np.arange(len(THETA)), [3, 10])
+    assert max(errors(found.shift[good], MOVED[good], THETA[good])[:2]) < 0.04
+
+
+def test_repeated_angles_are_measurements_of_their_own() -> None:
+    theta = np.repeat(THETA[::2], 2)
+    true = motion(len(theta), 3)
+    found = find_jitter(noisy(balls(theta, SHAPE, true)), theta, variance=4e-4, parameters=PARAMETERS)
+    assert max(errors(found.shift, true, theta)[:2]) < 0.04
+
+
+@pytest.mark.parametrize("unknown", [np.nan, np.inf])
+def test_a_variance_that_is_not_known_is_that_of_the_others_or_of_the_frames(unknown: float) -> None:
+    stack = noisy(balls(THETA, SHAPE, MOVED))
+    variance = np.full(len(THETA), 4e-4)
+    known = find_jitter(stack, THETA, variance=variance, parameters=PARAMETERS)
+    variance[4] = unknown
+    np.testing.assert_array_equal(
+        find_jitter(stack, THETA, variance=variance, parameters=PARAMETERS).sigma, known.sigma
+    )
+    found = find_jitter(stack, THETA, variance=unknown, parameters=PARAMETERS)
+    assert np.median(found.sigma) == pytest.approx(np.median(known.sigma), rel=0.3)
+
+
+def test_the_example_in_the_docstring() -> None:
+    import doctest
+
+    from napari_xanes_tomo import jitter
+
+    found = doctest.testmod(jitter, raise_on_error=False)
+    assert found.attempted >= 5
+    assert not found.failed
 
 
 def test_eight_angles_are_enough() -> None:

@@ -28,6 +28,7 @@ __all__ = ["FEWEST_ANGLES", "JitterResult", "find_jitter"]
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 FEWEST_ANGLES = 8
+FEWEST_PIXELS = 8  # rows and columns of a frame
 _COLUMNS = 128  # at most, of the frames the fit works on
 _RESAMPLING_PX = 0.0015  # what halving and resampling leave without any noise, pixels of those frames
 _CENTER_PX = 0.002  # the same for the rotation axis, where it does not average out
@@ -711,9 +712,25 @@ def _check(data: F32, theta: FloatArray) -> None:
         raise XanesTomoError("theta: expected finite angles in degrees, got NaN or infinity")
     if not np.isfinite(data).all():
         raise XanesTomoError("stack: expected finite values, got NaN or infinity; exclude those projections")
+    if min(data.shape[1:]) < FEWEST_PIXELS:
+        raise XanesTomoError(
+            f"stack: expected frames of at least {FEWEST_PIXELS} x {FEWEST_PIXELS} pixels, got {data.shape[1]} x "
+            f"{data.shape[2]}; is the box empty?"
+        )
+    different = len(np.unique(np.round(np.mod(theta, 180.0), 3) % 180.0))
+    if different < FEWEST_ANGLES:
+        raise XanesTomoError(f"theta: expected at least {FEWEST_ANGLES} different angles, got {different}")
     level = np.abs(data).max(axis=(1, 2))
-    if not np.any(np.ptp(data, axis=(1, 2)) > 1e-5 * np.maximum(level, 1e-12)):
+    if level.max() > 1e15:
+        raise XanesTomoError(f"stack: expected values as of absorbance or counts, got {level.max():.3g}")
+    flat = ~(np.ptp(data, axis=(1, 2)) > 1e-5 * np.maximum(level, 1e-12))
+    if flat.all():
         raise XanesTomoError("stack: expected images with contrast, got constant frames")
+    # Some are left out as projections that stand out; many would be taken for what is usual.
+    if flat.mean() > 1 / 3 or len(data) - flat.sum() < FEWEST_ANGLES:
+        raise XanesTomoError(
+            f"stack: expected images with contrast, but {flat.sum()} of {len(data)} frames are constant; exclude those"
+        )
 
 
 def _variance(variance: npt.ArrayLike | float | None, n: int, data: F32) -> FloatArray:
@@ -721,7 +738,9 @@ def _variance(variance: npt.ArrayLike | float | None, n: int, data: F32) -> Floa
         given = np.asarray(variance, dtype=float)
         if given.shape not in ((), (n,)):
             raise XanesTomoError(f"variance: expected one number or one for each of {n} projections, got {given.shape}")
-        return np.asarray(np.maximum(np.broadcast_to(given, (n,)), 1e-12))
+        known = np.broadcast_to(given, (n,))[np.isfinite(np.broadcast_to(given, (n,)))]
+        if len(known):
+            return np.asarray(np.maximum(np.where(np.isfinite(given), given, np.median(known)) * np.ones(n), 1e-12))
     # The difference of diagonal neighbours (second differences) is noise for a smooth object.
     d = data[:, 1:-1:2, 1:-1:2] - 0.25 * (
         data[:, :-2:2, 1:-1:2] + data[:, 2::2, 1:-1:2] + data[:, 1:-1:2, :-2:2] + data[:, 1:-1:2, 2::2]
