@@ -213,7 +213,7 @@ def _athena(text: str, path: Path) -> tuple[ReferenceSpectrum, ...]:
             x = _numbers(match[2])
         elif match and match[1] == "y":
             y = _numbers(match[2])
-        elif line.strip() == "[record]" and x is not None and y is not None:
+        elif line.startswith("[record]") and x is not None and y is not None:
             _keep(found, args, x, y, path)
             args, x, y = {}, None, None
     if x is not None and y is not None:
