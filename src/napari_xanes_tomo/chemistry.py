@@ -44,6 +44,8 @@ F32 = npt.NDArray[np.float32]
 # Relative, one standard deviation: what tables of mass attenuation differ by across an edge, and the pixel size.
 SYSTEMATIC = {"attenuation": 0.02, "pixel_size": 0.012}
 SYSTEMATIC_WHITE_LINE = {False: 0.10, True: 0.03}  # without and with a declared factor
+# Relative error of the mean spectrum from energy to energy (masses, air), as registered twins show it.
+MEAN_ERROR = 0.007
 SINGLE = "@"  # begins the name of a component that is one energy
 SIGMA = "_sigma"  # total standard error of a map
 SIGMA_ALIGNMENT = "_sigma_alignment"  # the part of it that comes from jitter correction and registration
@@ -87,6 +89,8 @@ class MapPlan:
     normalisation, regression : str
         Windows of the lines of the mean spectrum, and of the edge shift, for metadata.
     references : tuple of ReferenceSpectrum
+    white_lines : dict of str to (float, float)
+        White-line factors that were taken from the mean spectrum, and their standard errors.
     mixture : LinearCombination or None
         Its amounts are the components ``lcf_<name of the reference>``.
     """
@@ -110,6 +114,7 @@ class MapPlan:
     normalisation: str = ""
     regression: str = ""
     references: tuple[ReferenceSpectrum, ...] = ()
+    white_lines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def without_single(self) -> MapPlan:
         """Return the same without the measures that need single energies."""
@@ -194,8 +199,12 @@ class MapPlan:
             # The step a few eV above an edge is the white line's, not the table's; a declared factor is known better.
             near = [e for e in self.elements if self._white_line_seen(e)]
             if near and (name == "density" or name.split("_")[0] in near or name.endswith("_fraction")):
-                declared = all(parameters.white_line(e) != 1.0 for e in near)
-                terms["white_line"] = SYSTEMATIC_WHITE_LINE[declared]
+                terms["white_line"] = max(
+                    max(self.white_lines[e][1], SYSTEMATIC_WHITE_LINE[True])
+                    if e in self.white_lines
+                    else SYSTEMATIC_WHITE_LINE[parameters.declared_white_line(e) is not None]
+                    for e in near
+                )
             out["systematic_relative"] = terms
         if name in self.measured and self.measures is not None:
             out["normalisation"] = self.measures.description
@@ -292,8 +301,12 @@ def plan_maps(
         for e in good:
             absent[e] = f"{int(use.sum())} energies cannot tell {len(kept)} elements and a remainder apart"
         good = ()
+    found_white_lines: dict[str, tuple[float, float]] = {}
     if good:
-        columns = [mass_attenuation(e, energy, table=p.attenuation, white_line=p.white_line(e)) for e in kept]
+        if p.white_line_from_spectrum:
+            found_white_lines = white_lines_of(energy, mean, use, kept, p)
+        factors = {e: found_white_lines.get(e, (p.white_line(e),))[0] for e in kept}
+        columns = [mass_attenuation(e, energy, table=p.attenuation, white_line=factors[e]) for e in kept]
         table = np.stack([*columns, (energy / energy.mean()) ** -3.0], axis=1)
         weight = np.where(use, 1.0 / noise, 0.0)
         size = np.sqrt(np.sum(weight[:, None] * table**2, axis=0))
@@ -376,7 +389,60 @@ def plan_maps(
         windows,
         regression,
         tuple(references),
+        found_white_lines,
     )
+
+
+def white_lines_of(
+    energy_ev: FloatArray, mean: FloatArray, use: npt.NDArray[np.bool_], elements: Sequence[str], p: MapsParameters
+) -> dict[str, tuple[float, float]]:
+    """Find the white-line factors that the mean spectrum demands: {element: (factor, standard error)}.
+
+    Elements and remainder are fitted to the energies outside every white line, where the table holds; what the energies
+    on the white line have beyond that is the factor. Only those that part from 1 by more than three standard errors
+    and 5 % are returned: an error of the white line is one number for the whole particle, but in a fit of all energies
+    it spreads over all elements.
+
+    Parameters
+    ----------
+    energy_ev, mean : (energies,) arrays
+    use : (energies,) array
+        Energies that count for the elements.
+    elements : sequence of str
+        All in the fit; those with a declared factor keep it.
+    p : MapsParameters
+    """
+    x = {e: energy_ev - edge_energy_ev(e) for e in elements}
+    on = {e: use & (x[e] > 0) & (x[e] <= WHITE_LINE_EV) for e in elements if p.declared_white_line(e) is None}
+    on = {e: line for e, line in on.items() if line.any()}
+    if not on:
+        return {}
+    outside = use & ~np.any(list(on.values()), axis=0)
+    if len(np.unique(energy_ev[outside])) < len(elements) + 1 or not np.all(mean[use] > 0):
+        return {}
+    table = [mass_attenuation(e, energy_ev, table=p.attenuation, white_line=p.white_line(e)) for e in elements]
+    design = np.stack([*table, (energy_ev / energy_ev.mean()) ** -3.0], axis=1)
+    weighted = np.where(outside[:, None], design / mean[:, None], 0)  # errors of the mean spectrum are relative
+    size = np.sqrt(np.sum(weighted**2, axis=0))
+    if not np.all(size > 0) or np.linalg.cond(weighted / size) > 1e4:
+        return {}
+    solve = np.linalg.pinv(weighted / size) / size[:, None] / mean
+    amounts = solve @ mean
+    found = {}
+    for e, line in on.items():
+        k = list(elements).index(e)
+        higher = mass_attenuation(e, energy_ev, table=p.attenuation, white_line=2.0)
+        step = amounts[k] * (higher - table[k])[line].mean()
+        if amounts[k] <= 0 or step <= 0:
+            continue
+        weights = np.where(line, 1 / line.sum(), 0) - design[line].mean(axis=0) @ solve
+        factor = float(1 + weights @ mean / step)
+        # The amount in the denominator is uncertain as well; both are linear in the mean spectrum.
+        part = (weights - (factor - 1) * step / amounts[k] * solve[k]) / step
+        sigma = MEAN_ERROR * float(np.sqrt(np.sum((part * mean) ** 2)))
+        if 0.5 <= factor <= 3 and abs(factor - 1) > max(3 * sigma, 0.05):
+            found[e] = (factor, sigma)
+    return found
 
 
 def finish_slab(

@@ -280,7 +280,12 @@ class MapsParameters(_Parameters):
     white_line_factors: tuple[str, ...] = Field(
         (),
         description="Declared height of an edge's step from the edge to 60 eV above it, relative to the table, such as "
-        "Mn=1.15; 1 unless given. It is never fitted.",
+        "Mn=1.15. Without one it is 1, unless white_line_from_spectrum finds another.",
+    )
+    white_line_from_spectrum: bool = Field(
+        True,
+        description="Where no factor is declared and the particle's mean spectrum contradicts 1, take the factor that "
+        "agrees with its energies outside the white lines. What is taken is always said.",
     )
     voxel_px: int = Field(
         0,
@@ -416,8 +421,13 @@ class MapsParameters(_Parameters):
 
     def white_line(self, element: str) -> float:
         """Return the declared white-line factor of an element, 1 where there is none."""
+        declared = self.declared_white_line(element)
+        return 1.0 if declared is None else declared
+
+    def declared_white_line(self, element: str) -> float | None:
+        """Return the declared white-line factor of an element, None where there is none."""
         named = [item.partition("=") for item in self.white_line_factors]
-        return next((float(f) for e, _, f in reversed(named) if e.strip() == element), 1.0)
+        return next((float(f) for e, _, f in reversed(named) if e.strip() == element), None)
 
 
 class Recipe(_Parameters):

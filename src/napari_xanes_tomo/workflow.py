@@ -973,7 +973,8 @@ class Workflow:
             "reference_ev": plan.reference_ev,
             "energies_left_out_ev": list(plan.left_out_ev),
             "attenuation": _TABLES[p.attenuation],
-            "white_line_factors": {e: p.white_line(e) for e in plan.elements},
+            "white_line_factors": {e: plan.white_lines.get(e, (p.white_line(e),))[0] for e in plan.elements},
+            "white_line_factors_from_spectrum": {e: sigma for e, (_, sigma) in plan.white_lines.items()},
             "voxel_px": px,
             "voxel_choices": [asdict(c) for c in choices],
             "angular_limit_nm": None
@@ -1001,6 +1002,11 @@ class Workflow:
                 "are biased and err more than their sigma; edge_energy_relative is not, or take larger voxels"
             )
         numbers["noise_over_jump_of_one_energy"] = one
+        notes += [
+            f"{e}: the mean spectrum shows a white-line factor of {factor:.2f} +- {sigma:.2f}, which was taken; "
+            f"declare one (white_line_factors: [{e}=...]) if it is known"
+            for e, (factor, sigma) in plan.white_lines.items()
+        ]
         scores = (Score("noise / edge jump", noise, "", p.noise_limit),) if made_with is not None else ()
         return StepResult({}, numbers, Quality(scores, tuple(notes)))
 
