@@ -149,7 +149,7 @@ def test_sniffing(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"sete 1\ncollect a\n\0")
     (tmp_path / "u16.txt").write_text("setexp 0.5\nsete 8250\n", encoding="utf-16")
     assert [is_scan_script(tmp_path / f"{n}.txt") for n in ("s", "scaninfo", "prose", "binary", "u16", "gone")] == [
-        *(True, False, False, False, True, False)
+        *(True, True, False, False, True, False)
     ]
     assert not is_scan_script(tmp_path)
     assert is_scan_folder(tmp_path)

@@ -113,6 +113,8 @@ class FlatSet:
         File names.
     time_s : (n,) array
         Start of every exposure, seconds since 1970 (local clock); NaN where unknown, empty when never asked for.
+    written_s : (n,) array
+        When every file was written, seconds since 1970 (UTC, to the millisecond); NaN where unknown.
     """
 
     frames: FrameSource
@@ -120,6 +122,7 @@ class FlatSet:
     status: tuple[str, ...]
     names: tuple[str, ...] = ()
     time_s: FloatArray = field(default_factory=lambda: np.empty(0))
+    written_s: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,9 @@ class EnergyScan:
         What was aligned elsewhere and needs no alignment. Projections are then carried as the counts of an even beam;
         of a volume ``(y, z, x)`` the frames are its planes ``(y, x)``, linear attenuation in 1/cm; an image of 2-D
         XANES is one plane, absorbance.
+    written_s : (n,) array
+        When every file was written, seconds since 1970 (UTC, to the millisecond): the finer clock of the two, where the
+        files have it; NaN elsewhere, empty when never asked for.
     """
 
     energy_ev: float
@@ -176,6 +182,7 @@ class EnergyScan:
     header_pixel_size_nm: float = float("nan")
     zone_plate_um: float = float("nan")
     given: str = ""
+    written_s: FloatArray = field(default_factory=lambda: np.empty(0))
 
     def __len__(self) -> int:
         return len(self.theta_deg)

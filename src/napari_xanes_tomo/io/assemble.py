@@ -14,13 +14,15 @@ from napari_xanes_tomo.model import EnergyScan, FlatSet, Series
 from napari_xanes_tomo.recipe import ScanParameters
 
 from .planned import WHY, Block, Folder, Frame, Problems, distinct, nan_none, take
-from .script import NAN, short
-from .xrm import XrmError, XrmFrames, XrmHeader
+from .repeats import flag_copies, flag_same_angle
+from .script import NAN, energy_in, short
+from .xrm import XrmError, XrmFrames, XrmHeader, shown
 
 __all__ = ["FEW_ANGLES", "finish"]
 
 FEW_ANGLES = 8  # fewer usable angles make no tomogram
 _ANGLE_TOLERANCE = 0.05  # degrees between the script and the stage that go unreported
+_MOST_CARRIERS = 8  # files of an energy whose own references are used, where they carry some
 _NAMED_SINGLY = 5  # bad files of one energy that are named one by one; more are counted
 
 
@@ -34,11 +36,6 @@ def finish(
     script: str,
 ) -> Series:
     """Read the headers, judge every frame and build the series."""
-    expected = (
-        len({b.energy for b in blocks}) if script == "" else len(blocks),
-        sum(f.kind == "projection" for b in blocks for f in b.frames),
-        sum(f.kind == "flat" for b in blocks for f in b.frames),
-    )
     frames = [f for b in blocks for f in b.frames]
     present = [f for f in frames if f.path]
     if verify:
@@ -52,11 +49,20 @@ def finish(
             if isinstance(known, XrmError) and known.reason == "link-out" and frame.status == "ok":
                 frame.status = "unreadable:link-out"
     _judge_sizes(present)
-
+    if verify:
+        flag_copies(present, folder)
+    blocks = [part for block in blocks for part in _by_header_energy(block)]
     for block in blocks:
-        if block.energy != block.energy:
-            measured = [f.header_energy for f in block.frames if f.header_energy == f.header_energy]
-            block.energy = float(np.median(measured)) if measured else NAN
+        flag_same_angle(block, FEW_ANGLES)
+        _judge_energy(block, problems)
+        _add_references(block, folder)
+    frames = [f for b in blocks for f in b.frames]
+    _tell_times(frames)
+    expected = (
+        len({b.energy for b in blocks}) if script == "" else len(blocks),
+        sum(f.kind == "projection" for f in frames),
+        sum(f.kind == "flat" for f in frames),
+    )
     darks = sum(f.kind == "dark" for f in frames)
     if darks:
         problems.add("info", "darks", f"{darks} dark frames are left out: dark fields are not used yet")
@@ -69,7 +75,7 @@ def finish(
     kept = with_projections if (script and tomography) or not readable else readable
 
     if not present:
-        where = folder.path.resolve().name
+        where = shown(folder.path.resolve().name)
         problems.add(
             "error",
             "missing",
@@ -98,7 +104,76 @@ def finish(
     )
     if not scans:
         problems.add("error", "no-projections", f"{name} has flats but no projection")
-    return Series(name, scans, tuple(problems.all), expected)
+    return Series(shown(name), scans, tuple(problems.all), expected)
+
+
+def _by_header_energy(block: Block) -> list[Block]:
+    """Give a block without an energy those of its headers; apart where they differ by more than 0.5 eV."""
+    if block.energy == block.energy:
+        return [block]
+    known = [f.header_energy for f in block.frames]
+    # What has no energy belongs to what follows when the scan began with flats, else to what came before.
+    ahead = block.frames[0].kind == "flat"
+    for order in (reversed, iter) if ahead else (iter, reversed):
+        last = NAN
+        for i in order(range(len(known))):
+            known[i] = last = known[i] if known[i] == known[i] else last
+    parts: list[Block] = []
+    begun = NAN
+    for frame, energy in zip(block.frames, known, strict=True):
+        if not parts or abs(energy - begun) > 0.5:
+            parts.append(Block(NAN, [], block.zone_plate))
+            begun = energy
+        parts[-1].frames.append(frame)
+    for part in parts:
+        measured = [f.header_energy for f in part.frames if f.header_energy == f.header_energy]
+        part.energy = float(np.median(measured)) if measured else NAN
+    return parts
+
+
+def _judge_energy(block: Block, problems: Problems) -> None:
+    """Report names and headers that tell another energy than the one in use."""
+    for whose, most, values in (
+        ("names", 0.5, [energy_in(f.name) for f in block.frames]),
+        ("headers", 2.0, [f.header_energy for f in block.frames]),
+    ):
+        other = [(f, v) for f, v in zip(block.frames, values, strict=True) if abs(v - block.energy) > most]
+        if other:
+            said = ", ".join(f"{v:g}" for v in sorted({round(v, 2) for _, v in other})[:3])
+            text = f"the {whose} of {len(other)} frames say {said} eV, {block.energy:g} eV is used"
+            file = other[0][0].name if len(other) == 1 else ""
+            problems.add("warning", "energy", text, file, nan_none(block.energy))
+
+
+def _add_references(block: Block, folder: Folder) -> None:
+    """Where an energy has no usable flat, take the references that its projections carry in their files."""
+    if any(f.kind == "flat" and f.status == "ok" for f in block.frames):
+        return
+    carriers: dict[str, int] = {}
+    for place, frame in enumerate(block.frames):
+        header = folder.headers.get(frame.path)
+        if frame.status == "ok" and frame.kind == "projection" and isinstance(header, XrmHeader) and header.references:
+            carriers.setdefault(frame.path, place)
+    paths = list(carriers)
+    few = sorted({int(i) for i in np.linspace(0, len(paths) - 1, _MOST_CARRIERS)}) if paths else []
+    for path in reversed([paths[i] for i in few]):
+        header, place = folder.headers[path], carriers[path]
+        assert isinstance(header, XrmHeader)
+        own = [Frame(block.frames[place].name, "flat", NAN, NAN, 0, path, -k) for k in range(len(header.references))]
+        for frame in own:
+            take(frame, header)
+        block.frames[place:place] = own
+
+
+def _tell_times(frames: Sequence[Frame]) -> None:
+    """Where a header lacks the date, take the clock of its container, set to the others' local time."""
+    lacking = [f for f in frames if f.time != f.time and f.written == f.written]
+    if not lacking:
+        return
+    both = [f.time - f.written for f in frames if f.time == f.time and f.written == f.written]
+    offset = 900 * round(float(np.median(both)) / 900) if both else 0  # zones differ by quarters of an hour
+    for frame in lacking:
+        frame.time = frame.written + offset
 
 
 def _take_one(present: Sequence[Frame], folder: Folder) -> None:
@@ -137,15 +212,16 @@ def _report_bad(blocks: Sequence[Block], problems: Problems) -> None:
                 bad.setdefault((frame.status.partition(":")[2], frame.kind), []).append((own, frame))
         for (reason, kind), members in bad.items():
             why = WHY.get(reason, reason)
+            severity = "warning" if reason in ("duplicate", "same-angle") else "error"
             if len(members) <= _NAMED_SINGLY:
                 for own, frame in members:
-                    shown = Path(frame.path).name if frame.path else frame.name
-                    problems.add("error", reason, f"{kind} {why}", shown, energy, own)
+                    file = shown(Path(frame.path).name) if frame.path else frame.name
+                    problems.add(severity, reason, f"{kind} {frame.note or why}", file, energy, own)
             else:
                 total = sum(f.kind == kind for f in block.frames)
                 first, last = short(members[0][1].name), short(members[-1][1].name)
                 text = f"{len(members)} of {total} {kind}s at {block.energy:g} eV: {why} ({first} .. {last})"
-                problems.add("error", reason, text, "", energy)
+                problems.add(severity, reason, text, "", energy)
 
 
 def _source(frames: Sequence[Frame], folder: Path, params: ScanParameters, like: Frame | None) -> XrmFrames:
@@ -261,6 +337,7 @@ def _scan(
             tuple(f.status for f in group),
             tuple(f.name for f in group),
             np.array([f.time for f in group]),
+            np.array([f.written for f in group]),
         )
         for group in groups
     )
@@ -278,4 +355,5 @@ def _scan(
         tuple(f.name for f in projections),
         1000 * float(np.median(stored)) * params.bin if stored else NAN,
         block.zone_plate,
+        written_s=np.array([f.written for f in projections]),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from napari_xanes_tomo.model import Problem, Progress, XanesTomoError
 
 from .script import NAN, SUFFIXES, is_text
-from .xrm import XrmError, XrmHeader, read_header
+from .xrm import XrmError, XrmHeader, read_header, shown
 
 __all__ = ["WHY", "Block", "Folder", "Frame", "Problems", "acquired_as", "distinct", "nan_none", "take"]
 
@@ -31,8 +32,12 @@ WHY = {
     "mosaic": "holds unstitched mosaic tiles",
     "link-out": "is a link that leads out of the folder and is not followed; put the file itself there",
     "overwritten": "was overwritten by a later frame of the same name",
+    "duplicate": "is a copy of another frame",
+    "same-angle": "is a second file for an angle that has one",
     "no-energy": "tells no energy",
 }
+
+_YEAR_1990 = 631_152_000.0
 
 
 @dataclass(slots=True)
@@ -50,9 +55,11 @@ class Frame:
     shape: tuple[int, int] = (0, 0)
     dtype: np.dtype[Any] | None = None
     time: float = NAN
+    written: float = NAN
     header_theta: float = NAN
     header_energy: float = NAN
     header_pixel_um: float = NAN
+    note: str = ""  # why it is left out, where that needs more than one word
 
 
 @dataclass(slots=True)
@@ -80,25 +87,25 @@ class Folder:
                         self.files[entry.name] = entry.path
                         if entry.is_symlink() and _leads_out(entry.path, path):
                             self.headers[entry.path] = XrmError(
-                                f"{entry.name}: {WHY['link-out']}", "link-out", entry.name
+                                f"{shown(entry.name)}: {WHY['link-out']}", "link-out", shown(entry.name)
                             )
                     elif is_text(entry.name):
                         self.texts.append(entry.path)
         except OSError as error:
             raise XanesTomoError(
-                f"{path.name or path}: expected a folder that can be read, got {error.strerror}"
+                f"{shown(path.name or str(path))}: expected a folder that can be read, got {error.strerror}"
             ) from None
         self._folded: dict[str, str] | None = None
 
     def find(self, name: str) -> str:
-        """Path of a file by its name, whatever its case; "" when it is not there."""
+        """Path of a file by its name, whatever its case and spelling of accents; "" when it is not there."""
         if name in self.files:
             return self.files[name]
         if not self.files:
             return ""
         if self._folded is None:
-            self._folded = {n.lower(): p for n, p in self.files.items()}
-        return self._folded.get(name.lower(), "")
+            self._folded = {_folded(n): p for n, p in self.files.items()}
+        return self._folded.get(_folded(name), "")
 
     def header(self, path: str) -> XrmHeader | XrmError:
         """Return the header of a file, or why it has none; read once."""
@@ -112,6 +119,10 @@ class Folder:
             if len(self.headers) % 500 == 0:
                 self.progress("reading headers", len(self.headers), max(len(self.files), len(self.headers)))
         return found
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", shown(name)).lower()
 
 
 def _leads_out(link: str, folder: Path) -> bool:
@@ -144,6 +155,8 @@ def take(frame: Frame, found: XrmHeader | XrmError) -> None:
     elif header.exposures_s[i] > 0:
         frame.exposure = header.exposures_s[i]
     frame.header_theta, frame.time = header.angles_deg[i], header.times_s[i]
+    if header.n_images == 1 and frame.number == 1:  # of a stack it is the end of the last image
+        frame.written = header.modified_s if header.modified_s > _YEAR_1990 else NAN  # earlier: a clock never set
     frame.header_pixel_um = header.pixel_size_um if header.pixel_size_um > 0 else NAN
     frame.header_energy = header.energies_ev[i] if header.energies_ev[i] > 0 else NAN
     if header.binning is not None:

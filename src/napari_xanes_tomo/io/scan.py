@@ -31,11 +31,13 @@ from .script import (
     facts_of,
     is_scan_script,
     is_text,
+    parse_scan_info,
     parse_script,
     short,
+    text_kind,
 )
 from .unscripted import open_names
-from .xrm import XrmError, read_header
+from .xrm import XrmError, read_header, shown
 
 __all__ = ["ScriptBlock", "ScriptFrame", "is_scan_folder", "is_scan_script", "open_series", "parse_script"]
 
@@ -111,7 +113,9 @@ def open_series(
             return _open_file(path, params, progress)
         return _open_script(path, Folder(path.parent, progress), params, verify)
     folder = Folder(path, progress)
-    scripts = sorted(text for text in folder.texts if is_scan_script(text))
+    kinds = {text: text_kind(text) for text in folder.texts}
+    # A script says more than the ScanInfo file beside it.
+    scripts = sorted(t for t, kind in kinds.items() if kind == "script") or sorted(t for t in kinds if kinds[t])
     if len(scripts) > 1:
         listed = ", ".join(Path(s).name for s in scripts[:6]) + (" ..." if len(scripts) > 6 else "")
         raise XanesTomoError(
@@ -136,23 +140,30 @@ def _starts_like_xrm(path: Path) -> bool:
 
 
 def _open_script(script: Path, folder: Folder, params: ScanParameters, verify: bool, by_folder: bool = False) -> Series:
+    label = shown(script.name)
     try:
         with script.open("rb") as file:
             raw = file.read(_LARGEST_SCRIPT + 1)
     except (OSError, ValueError) as error:
-        text = getattr(error, "strerror", None) or str(error)
-        raise XanesTomoError(
-            f"{script.name}: expected a scan script, got a file that cannot be read ({text})"
-        ) from None
+        why = getattr(error, "strerror", None) or str(error)
+        raise XanesTomoError(f"{label}: expected a scan script, got a file that cannot be read ({why})") from None
     if len(raw) > _LARGEST_SCRIPT:
-        raise XanesTomoError(f"{script.name}: expected a scan script, got more than {_LARGEST_SCRIPT >> 20} MB")
+        raise XanesTomoError(f"{label}: expected a scan script, got more than {_LARGEST_SCRIPT >> 20} MB")
+    text = decode(raw)
+    listed = text_kind(script) == "scaninfo"
+    planned: Sequence[ScriptBlock]
     try:
-        planned = parse_script(decode(raw))
+        planned = parse_scan_info(text).blocks if listed else parse_script(text)
     except XanesTomoError as error:
-        raise XanesTomoError(f"{script.name}: {error}") from None
+        raise XanesTomoError(f"{label}: {error}") from None
+    if not planned and listed:
+        raise XanesTomoError(
+            f"{label}: expected a ScanInfo file with names below its line FILES, got none; open the folder or "
+            "the scan script"
+        )
     if not planned:
         raise XanesTomoError(
-            f"{script.name}: expected a scan script with `collect` lines, got none; open the script the instrument ran"
+            f"{label}: expected a scan script with `collect` lines, got none; open the script the instrument ran"
         )
     blocks = [Block(b.energy_ev, [Frame(*f) for f in b.frames], b.zone_plate_um) for b in planned]
     for block in blocks:
@@ -161,16 +172,17 @@ def _open_script(script: Path, folder: Folder, params: ScanParameters, verify: b
                 frame.theta = facts_of(frame.name).theta if frame.kind == "projection" else NAN
     blocks = _by_energy(blocks)
     problems = Problems()
-    _locate(blocks, folder, problems, script.name, verify)
+    _locate(blocks, folder, problems, label, verify)
+    _open_stacks(blocks, folder, verify)
     if by_folder and folder.files and not any(f.path for b in blocks for f in b.frames):
         try:
             series = open_names(folder, params, verify)
         except XanesTomoError:
             pass  # then the script is all there is
         else:
-            text = f"{script.name} names none of the {len(folder.files)} files here: they are opened by their own names"
-            return replace(series, problems=(Problem("warning", "other-script", text), *series.problems))
-    return finish(script.stem, blocks, folder, params, verify, problems, script.name)
+            said = f"{label} names none of the {len(folder.files)} files here: they are opened by their own names"
+            return replace(series, problems=(Problem("warning", "other-script", said), *series.problems))
+    return finish(script.stem, blocks, folder, params, verify, problems, label)
 
 
 def _by_energy(blocks: list[Block]) -> list[Block]:
@@ -189,6 +201,22 @@ def _by_energy(blocks: list[Block]) -> list[Block]:
             return blocks
         joined.append(Block(energy, [f for b in own for f in b.frames], own[0].zone_plate))
     return joined
+
+
+def _open_stacks(blocks: Sequence[Block], folder: Folder, verify: bool) -> None:
+    """Put every image of a file that holds several in the place of the one planned frame."""
+    for block in blocks:
+        frames: list[Frame] = []
+        for frame in block.frames:
+            stack = frame.path.lower().endswith(".txrm") or (verify and frame.status == "ok")
+            found = folder.header(frame.path) if frame.path and stack else None
+            header = found.header if isinstance(found, XrmError) else found
+            n = 1 if header is None else header.n_images
+            frames.append(frame)
+            if n > 1:
+                frame.theta = NAN  # the script's is that of the first at most
+                frames += [replace(frame, number=k) for k in range(2, n + 1)]
+        block.frames = frames
 
 
 def _locate(blocks: Sequence[Block], folder: Folder, problems: Problems, script: str, verify: bool) -> None:
@@ -239,10 +267,11 @@ def _open_file(path: Path, params: ScanParameters, progress: Progress) -> Series
     folder = Folder(path.parent, progress)
     folder.headers[str(path)] = header
     blocks: list[Block] = []
-    named = energy_in(path.name)
+    name = shown(path.name)
+    named = energy_in(name)
     if named != named:
         named = energy_in(acquired_as(header))
-    name_theta = facts_of(path.name).theta
+    name_theta = facts_of(name).theta
     for i in range(header.n_images):
         stored = header.energies_ev[i]
         # One energy in the name speaks for all images, unless the file itself scans the energy.
@@ -251,11 +280,8 @@ def _open_file(path: Path, params: ScanParameters, progress: Progress) -> Series
         if not blocks or abs(blocks[-1].energy - energy) > 0.5:
             blocks.append(Block(energy, []))
         blocks[-1].frames.append(
-            Frame(path.name, "projection", name_theta if header.n_images == 1 else NAN, NAN, 0, header.path, i + 1)
+            Frame(name, "projection", name_theta if header.n_images == 1 else NAN, NAN, 0, header.path, i + 1)
         )
-    for block in blocks:
-        own = [Frame(path.name, "flat", NAN, NAN, 0, header.path, -k) for k in range(len(header.references))]
-        block.frames[:0] = own
     for block in blocks:
         for frame in block.frames:
             frame.status = "ok"

@@ -33,7 +33,7 @@ from .cfb import Damage, Runs
 from .layout import CODES, Layout
 from .xrm_write import EPOCH_1601, write_xrm
 
-__all__ = ["XrmError", "XrmFrames", "XrmHeader", "read_header", "write_xrm"]
+__all__ = ["XrmError", "XrmFrames", "XrmHeader", "read_header", "shown", "write_xrm"]
 
 _LFS = b"version https://git-lfs"
 
@@ -134,6 +134,15 @@ class XrmHeader:
 
 
 # ---------------------------------------------------------------------------------------------- the header
+
+
+def shown(name: str) -> str:
+    """Return a file name that can be printed: bytes that are no UTF-8 are taken as cp1252, control characters out."""
+    if name.isprintable():
+        return name
+    escaped = range(0xDC80, 0xDD00)  # how Python keeps such bytes
+    out = (bytes([ord(c) - 0xDC00]).decode("cp1252", errors="replace") if ord(c) in escaped else c for c in name)
+    return "".join(c if c.isprintable() else "?" for c in out)
 
 
 def _text(raw: bytes) -> str:
@@ -314,7 +323,7 @@ def _header(layout: Layout, buffers: Sequence[bytes], path: str) -> XrmHeader:
         same.reference_exposure_s,
     )
     if same.defect[0]:
-        name = Path(path).name
+        name = shown(Path(path).name)
         raise XrmError(f"{name}: {same.defect[1]}", same.defect[0], name, header)
     return header
 
@@ -332,7 +341,7 @@ def _open(path: str) -> int:
         reason, text = "missing", "the file is not there"
     except (OSError, ValueError) as error:
         reason, text = "unreadable", f"cannot be opened ({getattr(error, 'strerror', None) or error})"
-    name = Path(path).name[:120]
+    name = shown(Path(path).name)[:120]
     raise XrmError(f"{name}: {text}", reason, name)
 
 
@@ -342,7 +351,7 @@ def _header_of(fd: int, path: str, size: int) -> XrmHeader:
         buffers = layouts.match(layout, fd)
         if buffers is not None:
             return _header(layout, buffers, path)
-    name = Path(path).name
+    name = shown(Path(path).name)
     first = cfb.pread(fd, 64, 0)
     if not first:
         raise XrmError(f"{name}: expected an XRM file, got an empty one; copy it again", "empty", name)
@@ -381,7 +390,7 @@ def read_header(path: str | os.PathLike[str]) -> XrmHeader:
     try:
         return _learn(fd, path, os.fstat(fd))
     except OSError as error:
-        name = Path(path).name
+        name = shown(Path(path).name)
         raise XrmError(f"{name}: cannot be read ({error.strerror or error})", "unreadable", name) from None
     finally:
         os.close(fd)
@@ -562,7 +571,7 @@ class XrmFrames:
         fd = _open(path)
         try:
             header = _placed(fd, path)
-            name = Path(path).name
+            name = shown(Path(path).name)
             places, at = (header.images, number - 1) if number > 0 else (header.references, -number)
             dtype = header.dtype if number > 0 else header.reference_dtype
             runs = places[at] if at < len(places) else ()
@@ -573,7 +582,7 @@ class XrmFrames:
                 raise XrmError(text, "other-size", name)
             _fill(fd, out, runs, start, name)
         except OSError as error:
-            name = Path(path).name
+            name = shown(Path(path).name)
             raise XrmError(f"{name}: cannot be read ({error.strerror or error})", "unreadable", name) from None
         finally:
             os.close(fd)
