@@ -694,9 +694,11 @@ def _conclude(workflow: Workflow, state: State, report: Path, until: str, second
     for s in STEPS:
         units = [(e, u) for (name, e), u in state.units.items() if name == s.name]
         done = sum(u.status in ("candidate", "accepted") for _, u in units)
-        given = any(u.candidate is not None and "given" in u.candidate.payload["numbers"] for _, u in units)
+        numbers = [u.candidate.payload["numbers"] for _, u in units if u.candidate is not None]
+        extra = " (given)" if any("given" in n for n in numbers) else ""
+        extra = " (not needed)" if s.name == "jitter" and any("single" in n for n in numbers) else extra
         part = f"{s.name} {done}/{len(units)}" if s.per_energy else f"{s.name} {'done' if done else 'not done'}"
-        counts.append(f"{part} (given)" if given and s.per_energy else part)
+        counts.append(part + extra if s.per_energy else part)
         for e, u in units:
             if u.status == "failed" and e is not None:
                 out.append((float(energies[e]), u.reason))

@@ -277,6 +277,10 @@ def export_workflow(
         return export_shifts(workflow.output.folder, folder, only=only, progress=progress)
     state = workflow.state
     if format in RAW:
+        if workflow.series.scans[0].given:
+            raise XanesTomoError(
+                f"export: expected raw frames for {format}, this run began with what was made elsewhere"
+            )
         n = len(workflow.series.scans)
         scans = tuple(workflow.scan(e) for e in range(n))
         series = Series(workflow.series.name, scans, workflow.series.problems, workflow.series.n_expected)
@@ -285,6 +289,9 @@ def export_workflow(
             series, folder, format, only=only, one_file=one_file, excluded=state.manual.energies,
             flats={**asked, **state.manual.flats}, progress=progress,
         )  # fmt: skip
+    given = workflow.series.scans[0].given
+    if workflow.series.scans[0].gridded or (workflow.single and format == "volumes-tiff"):
+        raise XanesTomoError(f"export: expected projections for {format}, got {given or 'images'} in this run")
     items, numbers = workflow.aligned()
     if not items:
         raise XanesTomoError("export: expected registered energies, got none; run the registration first")
@@ -348,7 +355,10 @@ def _write_placed(
         for y0 in range(0, grid[0], SLAB_ROWS):
             progress("export", y0, grid[0])
             rows = (y0, min(grid[0], y0 + SLAB_ROWS))
-            placed = placed_rows(item, rows, grid, threads=threads)
+            gridded = item.scan.gridded
+            placed = (
+                item.scan.frames.read_rows([0], *rows) if gridded else placed_rows(item, rows, grid, threads=threads)
+            )
             if volume:
                 placed = fbp(placed, theta, weights=weights, threads=threads) * np.float32(1e7 / pixel_nm)
             yield y0, placed

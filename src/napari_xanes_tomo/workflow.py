@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,6 +60,7 @@ from .recipe import MapsParameters, Recipe, check_flats, parameter_key
 from .registration import Template, make_template, reference_energy
 from .registration_qc import ErrorMap, error_map
 from .scale import ScaleReport, magnification_laws, scale_report
+from .single import is_single, mean_image, placed_item, single_jitter, single_registrations
 from .spectra import MEASURES, NOISE_WARNING
 from .state import (
     THRESHOLDS,
@@ -156,6 +157,7 @@ class Workflow:
             raise XanesTomoError(f"{series.name}: expected projections that can be read, got none; see `inspect`")
         _check_recipe(recipe, series)
         self.series = series
+        self.single = is_single(series)
         self.memory_bytes = memory_bytes
         self.execution: Execution = Threads() if execution is None else execution
         self._source = None if source is None else str(Path(source).resolve())
@@ -193,6 +195,7 @@ class Workflow:
         self._hub: tuple[str, Template | None, list[float] | None] | None = None
         self._joint: tuple[tuple[int, Recipe], Joint] | None = None
         self._looked: tuple[str, Survey] | None = None
+        self._images: tuple[str, dict[int, StepResult]] | None = None
 
     def _note_scan(self, names: Sequence[str], stamps: npt.NDArray[np.int64]) -> None:
         """Write down what was odd about the measurement and which files it had: for the report, and for later."""
@@ -694,6 +697,8 @@ class Workflow:
         scan = self.scan(energy)
         if scan.given:
             return self._given(name, energy, state, progress)
+        if self.single and name != "flats":
+            return single_jitter(scan) if name == "jitter" else self._registered_image(energy, state, progress)
         if name == "flats":
             result, data = run_flats(
                 scan,
@@ -739,14 +744,35 @@ class Workflow:
             progress=progress,
         )
 
-    def _look(self, state: State, progress: Progress, smoothings: tuple[float, ...] = (1.0,)) -> Survey:
-        """Return the look at all energies that were aligned elsewhere; the last one is kept."""
-        scans = [self.scan(e) for e in range(len(self.series.scans))]
-        key = parameter_key(smoothings, [_fingerprint(s) for s in scans], sorted(state.manual.energies),
+    def _registered_image(self, energy: int, state: State, progress: Progress) -> StepResult:
+        """Register the images of all energies of 2-D XANES together, once, and return that of one."""
+        ready = [e for e in range(len(self.series.scans)) if state[("jitter", e)].candidate is not None]
+        assert state.reference is not None
+        key = parameter_key([[e, self._data_key(e, state)] for e in ready], state.reference, self.recipe.registration)
+        if self._images is None or self._images[0] != key:
+            found = {e: mean_image(self._normalised(e, state, self._chosen(state, "flats", e))) for e in ready}
+            made = single_registrations(found, self.series, state.reference, self.recipe, progress=progress)
+            self._images = (key, made)
+        result = self._images[1][energy]
+        if "failed" in result.numbers:
+            raise XanesTomoError(str(result.numbers["failed"]))
+        return result
+
+    def _look(
+        self,
+        state: State,
+        progress: Progress,
+        smoothings: tuple[float, ...] = (1.0,),
+        placed: Mapping[int, EnergyScan] | None = None,
+    ) -> Survey:
+        """Return the look at all energies on the common grid, aligned elsewhere or `placed`; the last one is kept."""
+        scans = [(placed or {}).get(e, self.scan(e)) for e in range(len(self.series.scans))]
+        left = {*state.manual.energies, *(e for e in range(len(scans)) if placed is not None and e not in placed)}
+        key = parameter_key(smoothings, [_fingerprint(s) for s in scans], sorted(left),
                             self.recipe.registration.reference_ev)  # fmt: skip
         if self._looked is None or self._looked[0] != key:
             wanted = self.recipe.registration.reference_ev
-            found = look_at(scans, wanted, smoothings, leave_out=state.manual.energies, progress=progress)
+            found = look_at(scans, wanted, smoothings, leave_out=left, progress=progress)
             self._looked = (key, found)
         return self._looked[1]
 
@@ -877,14 +903,21 @@ class Workflow:
                 )
             )  # fmt: skip
             numbers.append(e)
+        if self.single and items and state.reference is not None:
+            items = [placed_item(i, self.series.scans[state.reference].pixel_size_nm) for i in items]
         if items and items[0].scan.gridded:
-            s = self.recipe.maps.smoothing_voxel
-            look = self._look(state, no_progress, (s, s * self.recipe.maps.shape_smoothing))
+            look = self._placed_look(state, items, numbers)
             items = [
                 replace(i, variance=(float(look.variance[e, 0]), float(look.variance[e, 1])))
                 for i, e in zip(items, numbers, strict=True)
             ]
         return items, numbers
+
+    def _placed_look(self, state: State, items: Sequence[AlignedEnergy], numbers: Sequence[int]) -> Survey:
+        """Return the look at energies on the common grid, with the smoothings of the maps."""
+        s = self.recipe.maps.smoothing_voxel
+        placed = {e: i.scan for e, i in zip(numbers, items, strict=True)} if self.single else None
+        return self._look(state, no_progress, (s, s * self.recipe.maps.shape_smoothing), placed)
 
     def map_plan(self, state: State | None = None) -> tuple[MapPlan, list[AlignedEnergy], float]:
         """Return the plan of the maps, the energies that take part, and the voxel size in nm."""
@@ -903,6 +936,11 @@ class Workflow:
             noise.append(float(found.numbers["variance"]) / float(found.numbers["magnification"]) ** 2)
             if e == state.reference:
                 level = float(found.numbers["template_level"])
+        if self.single and items and state.reference in numbers:
+            look = self._placed_look(state, items, numbers)
+            mass, noise = look.mass[numbers].tolist(), look.variance[numbers, 0].tolist()
+            assert state.reference is not None
+            level = float(look.mass[state.reference]) * self.series.scans[state.reference].pixel_size_nm * 1e-7
         require_energies(items)
         if state.reference is None or state.reference not in numbers:
             raise XanesTomoError("maps: expected the reference energy to be registered; see its status")
@@ -1318,8 +1356,9 @@ def _energy_row(
     ok = np.array([s == "ok" for s in alignment.status]) | (status != "ok")
     use = ok & np.isfinite(alignment.shift[:, 1])
     center, sigma = float("nan"), float("nan")
-    if not scan.gridded:
-        center, sigma = center_of_rotation(alignment.shift[use, 1], scan.theta_deg[use], alignment.sigma[use, 1])
+    angles = np.asarray(scan.theta_deg, dtype=float)[use]
+    if not scan.gridded and use.any() and np.ptp(angles) > 0.05:  # one angle tells nothing about an axis
+        center, sigma = center_of_rotation(alignment.shift[use, 1], angles, alignment.sigma[use, 1])
     if found is None:
         return EnergyRow(
             scan.energy_ev, center_px=center, center_sigma_px=sigma, pixel_size_nm=pixel, reference=reference,
