@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_xanes_tomo.drawing import png, ticks
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.store import read_energies
 from napari_xanes_tomo.model import Problem, XanesTomoError
 from napari_xanes_tomo.phantom import TwinParameters, write_twin
-from napari_xanes_tomo.report import _ticks, png, write_report
+from napari_xanes_tomo.report import write_report
 from napari_xanes_tomo.workflow import Workflow
 
 SMALL = TwinParameters(n=64, n_angles=18, energies_ev=(6534.0, 6558.0, 8178.0, 8344.0, 8351.0, 8570.0))
@@ -95,9 +96,9 @@ def test_png_of_an_empty_range_is_still_a_picture(low: float, high: float) -> No
 
 
 def test_ticks_are_round_and_inside() -> None:
-    assert _ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert _ticks(-90, 85) == pytest.approx([-50, 0, 50])
-    assert _ticks(3.0, 3.0) == [3.0]
+    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(-90, 85) == pytest.approx([-50, 0, 50])
+    assert ticks(3.0, 3.0) == [3.0]
 
 
 def test_report_of_a_finished_run_says_what_a_reader_needs(finished: Path) -> None:
@@ -172,3 +173,34 @@ def test_no_run_is_an_error(tmp_path: Path) -> None:
         write_report(tmp_path)
     with pytest.raises(XanesTomoError, match="expected the output folder of a run"):
         write_report(tmp_path / "nothing")
+
+
+def test_the_jitter_section_shows_verdicts_curves_and_views(out: Path) -> None:
+    text = write_report(out).read_text(encoding="utf-8")
+    section = text[text.index("<h2>Jitter correction</h2>") : text.index("<h2>Shifts</h2>")]
+    rows = re.findall(r"<tr>(.*?)</tr>", section)[1:]
+    assert len(rows) == len(SMALL.energies_ev)
+    for row, energy in zip(rows, SMALL.energies_ev, strict=True):
+        assert f"{energy:.2f}" in row
+        assert re.search(r'class="(good|check)"', row)
+        assert re.search(r"<td>[^<]*\d \(\d", row)  # px (nm)
+    assert section.count("<h3>") == 3
+    assert section.count("Slice before the correction") == 3
+    assert section.count("stroke-dasharray") >= 3  # the limits, beside the curves
+    # Views that are missing, damaged or of another result are left out.
+    kept = sorted((out / "qc").iterdir())
+    assert len(kept) == len(SMALL.energies_ev)
+    kept[0].write_bytes(b"PK damaged")
+    kept[-1].write_bytes(kept[1].read_bytes())
+    again = write_report(out).read_text(encoding="utf-8")
+    assert again.count("Slice before the correction") < 3
+
+
+def test_text_from_the_journal_is_escaped_in_the_jitter_section(out: Path) -> None:
+    journal = (out / "journal.jsonl").read_text(encoding="utf-8")
+    evil = journal.replace('"method":"', '"method":"<script>x</script>')
+    assert evil != journal
+    (out / "journal.jsonl").write_text(evil, encoding="utf-8")
+    text = write_report(out).read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text

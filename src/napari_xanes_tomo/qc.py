@@ -31,6 +31,7 @@ __all__ = [
     "ring_correlation",
     "sinogram",
     "suggest_box",
+    "tomogram_views",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -138,6 +139,63 @@ def _held_out(placed: F32, theta: FloatArray, progress: Progress) -> F32:
         progress("residual", k + 1, _FOLDS + 1)
     progress("residual", _FOLDS + 1, _FOLDS + 1)
     return out
+
+
+def tomogram_views(data: npt.ArrayLike, theta_deg: npt.ArrayLike, alignment: Alignment) -> dict[str, F32]:
+    """Return what shows at a glance how a tomogram is aligned, all of the row of the object that has most mass.
+
+    Parameters
+    ----------
+    data : (n, y, x) array
+        Absorbance.
+    theta_deg : (n,) array
+    alignment : Alignment
+        Of these projections, in pixels of `data`.
+
+    Returns
+    -------
+    dict of str to array
+        ``before``, ``after``: (z, x) the slice with the object standing still as a whole (its mean place and orbit
+        alone taken out) and as aligned. ``sinogram``: (n, x) the row, sideways as it was recorded; ``traces``: (n, 3)
+        see `edge_traces`. ``residual``: (n, x) aligned minus held-out reprojection. ``row``: (1,) its number.
+    """
+    stack = np.ascontiguousarray(data, dtype=np.float32)
+    theta = np.asarray(theta_deg, dtype=float)
+    grid = (stack.shape[1], stack.shape[2])
+    shift = np.asarray(alignment.shift, dtype=float)
+    middle = int(
+        np.argmax(
+            np.median(
+                place(
+                    stack[:: max(1, len(stack) // 12)],
+                    Alignment(shift[:: max(1, len(stack) // 12)], alignment.sigma[:: max(1, len(stack) // 12)]),
+                ).sum(axis=2),
+                axis=0,
+            )
+        )
+    )
+
+    def row(by: FloatArray) -> F32:
+        return place(stack, Alignment(by, np.zeros_like(by)), rows=(middle, middle + 1), grid_shape=grid)
+
+    t = np.deg2rad(theta)
+    basis = np.stack([np.ones_like(t), np.cos(t), np.sin(t)], axis=1)
+    still = np.stack(
+        [np.full(len(t), shift[:, 0].mean()), basis @ np.linalg.lstsq(basis, shift[:, 1], rcond=None)[0]], axis=1
+    )
+    sideways = row(shift * [1.0, 0.0])
+    after = row(shift)
+    weight = angular_weights(theta)
+    projector = Projector(stack.shape[2], theta)
+    sinogram = sideways[:, 0]
+    return {
+        "before": projector.filtered(row(still), angular_weight=weight)[0],
+        "after": projector.filtered(after, angular_weight=weight)[0],
+        "sinogram": sinogram,
+        "traces": edge_traces(sinogram, theta, shift[:, 1]).astype(np.float32),
+        "residual": (after - _held_out(after, theta, no_progress))[:, 0],
+        "row": np.array([middle], dtype=np.float32),
+    }
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,8 @@ Pictures are part of the file (SVG, and PNG as data URIs); every text that comes
 
 from __future__ import annotations
 
-import base64
 import math
-import struct
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
@@ -20,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import __version__
+from .drawing import Plot, data_uri, mark, number_text, png, slice_picture, table, value_range
 from .io.atomic import atomic_write
 from .io.store import (
     EnergyRow,
@@ -33,12 +31,13 @@ from .io.store import (
     read_quality,
     read_shifts,
 )
+from .jitter_report import JitterRow, jitter_section, views_path, views_read
 from .model import XanesTomoError
 from .recipe import EDGE_MEASURES
 from .state import active_events, candidates_in, quality_of
 from .steps import STEPS
 
-__all__ = ["png", "write_report"]
+__all__ = ["write_report"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -46,17 +45,11 @@ _LARGEST_SLICE = 512  # pixels of a slice shown
 _LISTED = 60  # projections listed by name before the rest is only counted
 _SHOWN_MAPS = ("Mn", "Co", "Ni", "edge_energy_relative", *EDGE_MEASURES, "valence")
 
-# Nine points of matplotlib's "viridis" (CC0), between which the palette is linear.
-_VIRIDIS = (
-    (68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141),
-    (39, 173, 129), (92, 200, 99), (170, 220, 50), (253, 231, 37),
-)  # fmt: skip
-_NOTHING = (215, 215, 215)  # where there is no value
-
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1c1c1c; background: #fff; max-width: 68rem; margin: 2rem auto;
        padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; }
 p.sub { color: #555; margin: .2rem 0 1rem; } p.note { color: #555; font-size: .88rem; margin: .3rem 0 .8rem; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .18rem .65rem; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap; }
@@ -93,168 +86,6 @@ left over is a residual, not an error.</p>
 """
 
 
-# ----------------------------------------------------------------------------------------------------- pictures
-
-
-def _palette() -> npt.NDArray[np.uint8]:
-    """(256, 3): entry 0 for no value, 1 .. 255 from low to high."""
-    points = np.array(_VIRIDIS, dtype=float)
-    at = np.linspace(0, len(points) - 1, 255)
-    colours = np.stack([np.interp(at, np.arange(len(points)), points[:, c]) for c in range(3)], axis=1)
-    return np.concatenate([[_NOTHING], np.round(colours)]).astype(np.uint8)
-
-
-def png(values: npt.ArrayLike, low: float, high: float) -> bytes:
-    """Return `values` (rows, columns) as a PNG with 255 colours from `low` to `high`; NaN is light grey."""
-    a = np.atleast_2d(np.asarray(values, dtype=float))
-    with np.errstate(invalid="ignore", over="ignore"):
-        part = np.clip((a - low) / (high - low if high > low else 1.0), 0, 1)
-    index = np.where(np.isfinite(a), 1 + np.round(254 * np.nan_to_num(part)), 0).astype(np.uint8)
-    rows, columns = index.shape
-    lines = np.concatenate([np.zeros((rows, 1), dtype=np.uint8), index], axis=1)  # filter 0 before each row
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"PLTE", _palette().tobytes())
-        + chunk(b"IDAT", zlib.compress(lines.tobytes(), 9))
-        + chunk(b"IEND", b"")
-    )
-
-
-def _data_uri(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-
-
-def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers between `low` and `high`."""
-    span = high - low
-    if not math.isfinite(span) or span <= 0:
-        return [low]
-    raw = span / about
-    scale = 10.0 ** math.floor(math.log10(raw))
-    step = min((scale * m for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / raw)))
-    first = math.ceil(low / step - 1e-9)
-    return [(first + i) * step for i in range(int(math.floor(high / step + 1e-9)) - first + 1)]
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    if value is None or not math.isfinite(value):
-        return ""
-    return "0" if abs(value) < 1e-12 else f"{value:.{digits}g}"
-
-
-class _Plot:
-    """Axes of one plot in pixels; y grows upward."""
-
-    def __init__(
-        self, x: tuple[float, float], y: tuple[float, float], width: int, height: int, left: int = 46, below: int = 32
-    ) -> None:
-        self.x, self.y = _padded(*x, 0.02), _padded(*y, 0.06)
-        self.width, self.height = width, height
-        self.left, self.top, self.right, self.below = left, 20, 8, below
-        self.parts: list[str] = []
-
-    def px(self, x: float) -> float:
-        return self.left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.width - self.left - self.right)
-
-    def py(self, y: float) -> float:
-        return (
-            self.height - self.below - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.height - self.below - self.top)
-        )
-
-    def axes(self, title: str, x_label: str = "", y_label: str = "", n_x: int = 5, n_y: int = 4) -> None:
-        base, right = self.height - self.below, self.width - self.right
-        out = [f'<text class="title" x="{self.left}" y="13">{escape(title)}</text>']
-        for t in _ticks(*self.y, n_y):
-            y = self.py(t)
-            out.append(f'<path d="M{self.left} {y:.1f}H{right}" stroke="#e3e3e3"/>')
-            out.append(f'<text x="{self.left - 5}" y="{y + 4:.1f}" text-anchor="end">{_number(t)}</text>')
-        for t in _ticks(*self.x, n_x):
-            x = self.px(t)
-            out.append(f'<path d="M{x:.1f} {base}v4" stroke="#777"/>')
-            out.append(f'<text x="{x:.1f}" y="{base + 15}" text-anchor="middle">{_number(t, 5)}</text>')
-        out.append(f'<path d="M{self.left} {self.top}V{base}H{right}" fill="none" stroke="#777"/>')
-        if x_label:
-            at = f'x="{(self.left + right) / 2:.0f}" y="{self.height - 2}"'
-            out.append(f'<text {at} text-anchor="middle">{escape(x_label)}</text>')
-        if y_label:
-            at = f'transform="translate(11 {(self.top + base) / 2:.0f}) rotate(-90)"'
-            out.append(f'<text {at} text-anchor="middle">{escape(y_label)}</text>')
-        self.parts = out + self.parts
-
-    def line(self, x: F64, y: F64, colour: str) -> None:
-        """Draw a line that is broken where a value is missing."""
-        path, pen = [], "M"
-        for a, b in zip(x.tolist(), y.tolist(), strict=True):
-            if math.isfinite(a) and math.isfinite(b):
-                path.append(f"{pen}{self.px(a):.1f} {self.py(b):.1f}")
-                pen = "L"
-            else:
-                pen = "M"
-        if path:
-            self.parts.append(f'<path d="{"".join(path)}" fill="none" stroke="{colour}" stroke-width="1.3"/>')
-
-    def points(self, x: F64, y: F64, colour: str, error: F64 | None = None, radius: float = 2.6) -> None:
-        for i, (a, b) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
-            if not (math.isfinite(a) and math.isfinite(b)):
-                continue
-            if error is not None and math.isfinite(float(error[i])):
-                e = float(error[i])
-                self.parts.append(
-                    f'<path d="M{self.px(a):.1f} {self.py(b - e):.1f}V{self.py(b + e):.1f}" stroke="{colour}"/>'
-                )
-            self.parts.append(f'<circle cx="{self.px(a):.1f}" cy="{self.py(b):.1f}" r="{radius}" fill="{colour}"/>')
-
-    def svg(self) -> str:
-        body = "".join(self.parts)
-        return f'<svg width="{self.width}" height="{self.height}" viewBox="0 0 {self.width} {self.height}">{body}</svg>'
-
-
-def _padded(low: float, high: float, part: float) -> tuple[float, float]:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return 0.0, 1.0
-    if high - low < 1e-12 * max(abs(low), abs(high), 1e-30):
-        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
-    room = part * (high - low)
-    return low - room, high + room
-
-
-def _range(*arrays: npt.ArrayLike) -> tuple[float, float]:
-    values = np.concatenate([np.ravel(np.asarray(a, dtype=float)) for a in arrays])
-    values = values[np.isfinite(values)]
-    return (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-
-
-def _image(values: F64, low: float, high: float, unit: str, voxel_nm: float) -> str:
-    """Return a slice with scale bar and colour bar, as SVG."""
-    rows, columns = values.shape
-    size = 250
-    height = round(size * rows / columns)
-    field = voxel_nm * columns
-    length = next(v for v in (m * 10.0**k for k in range(9, -3, -1) for m in (5, 2, 1)) if v <= 0.3 * field)
-    bar = size * length / field
-    name = f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
-    y = height - 12
-    ramp = _data_uri(png(np.arange(255.0)[None, :], 0, 254))
-    return (
-        f'<svg width="{size}" height="{height + 34}" viewBox="0 0 {size} {height + 34}">'
-        f'<image href="{_data_uri(png(values, low, high))}" width="{size}" height="{height}"/>'
-        f'<path d="M10 {y}h{bar:.1f}" stroke="#000" stroke-width="7"/>'
-        f'<path d="M11 {y}h{bar - 2:.1f}" stroke="#fff" stroke-width="5"/>'
-        f'<text x="{10 + bar / 2:.1f}" y="{y - 8}" text-anchor="middle" style="fill:#fff;stroke:#000;stroke-width:2px;'
-        f'paint-order:stroke">{name}</text>'
-        f'<image href="{ramp}" y="{height + 6}" width="{size}" height="9" preserveAspectRatio="none"/>'
-        f'<text x="0" y="{height + 29}">{_number(low, 3)}</text>'
-        f'<text x="{size / 2}" y="{height + 29}" text-anchor="middle">{escape(unit)}</text>'
-        f'<text x="{size}" y="{height + 29}" text-anchor="end">{_number(high, 3)}</text></svg>'
-    )
-
-
 # ------------------------------------------------------------------------------------------------- what there is
 
 
@@ -267,6 +98,7 @@ class _Run:
     name: str
     recipe: str
     candidates: dict[tuple[str, int | None], Mapping[str, Any]] = field(default_factory=dict)
+    ids: dict[tuple[str, int | None], int] = field(default_factory=dict)
     failures: dict[tuple[str, int | None], str] = field(default_factory=dict)
     accepted: set[tuple[str, int | None]] = field(default_factory=set)
     problems: list[Mapping[str, Any]] = field(default_factory=list)
@@ -298,6 +130,7 @@ def _read_run(out: Path) -> _Run:
                 made[event.seq] = (unit, p)
                 if not p["numbers"].get("partial"):  # else it counts once it is accepted
                     run.candidates[unit] = p
+                    run.ids[unit] = event.seq
                 run.failures.pop(unit, None)
             elif event.kind == "failure":
                 run.failures[unit] = str(p["reason"])
@@ -310,6 +143,7 @@ def _read_run(out: Path) -> _Run:
     for unit, number in chosen.items():
         if number in made:
             run.candidates[unit] = made[number][1]
+            run.ids[unit] = number
             run.accepted.add(unit)
     tables = out / "tables"
     if (tables / "energies.csv").is_file():
@@ -330,19 +164,6 @@ def _read_run(out: Path) -> _Run:
 # ----------------------------------------------------------------------------------------------------- sections
 
 
-def _table(header: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; `header` names each column and says whether it is text. Cells are HTML."""
-    kinds = [' class="t"' if text else "" for _, text in header]
-    head = "".join(f"<th{kind}>{name}</th>" for kind, (name, _) in zip(kinds, header, strict=True))
-    lines = ("".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _mark(text: str, kind: str) -> str:
-    return f'<span class="{kind}">{escape(text)}</span>'
-
-
 def _law(run: _Run) -> dict[int, tuple[float, float]]:
     """Return M * pixel(E) / pixel(reference) - 1 and its sigma for every registered energy."""
     reference = next((r for r in run.energies if r.reference), None)
@@ -361,7 +182,7 @@ def _failed_scores(p: Mapping[str, Any]) -> list[str]:
     for s in quality_of(p).scores:
         if not s.passed:
             most = "most" if s.better == "lower" else "least"
-            shown = "undefined" if math.isnan(s.value) else _number(s.value, 3)
+            shown = "undefined" if math.isnan(s.value) else number_text(s.value, 3)
             bad.append(f"{s.name} {shown} {s.unit}".rstrip() + f" (expected at {most} {s.threshold:g})")
     return bad
 
@@ -397,8 +218,8 @@ def _steps(run: _Run) -> str:
         accepted = sum(u in run.accepted for u in units)
         rows.append(
             (
-                escape(s.title), str(len(units)), str(accepted), _mark(str(len(check)), "check") if check else "0",
-                _mark(str(len(failed)), "bad") if failed else "0", f"{seconds:.1f}" if units else "",
+                escape(s.title), str(len(units)), str(accepted), mark(str(len(check)), "check") if check else "0",
+                mark(str(len(failed)), "bad") if failed else "0", f"{seconds:.1f}" if units else "",
             )
         )  # fmt: skip
     header = [
@@ -409,7 +230,7 @@ def _steps(run: _Run) -> str:
         ("failed", False),
         ("seconds", False),
     ]
-    return "<h2>Steps</h2>" + _table(header, rows)
+    return "<h2>Steps</h2>" + table(header, rows)
 
 
 def _energies(run: _Run) -> str:
@@ -420,11 +241,11 @@ def _energies(run: _Run) -> str:
     for i, r in enumerate(run.energies):
         bad = [x for s in STEPS for x in _failed_scores(run.candidates.get((s.name, i), {}))]
         if r.status != "ok":
-            verdict = _mark(r.status, "bad")
+            verdict = mark(r.status, "bad")
         elif bad:
-            verdict = _mark("check: " + "; ".join(bad), "check")
+            verdict = mark("check: " + "; ".join(bad), "check")
         else:
-            verdict = _mark("good", "good")
+            verdict = mark("good", "good")
         rows_of = run.shifts[i] if i < len(run.shifts) else []
         used = [s for s in rows_of if s.status == "ok"]
         sigma = [_median([getattr(s, name) for s in used]) for name in ("sigma_y_px", "sigma_x_px")]
@@ -452,7 +273,7 @@ def _energies(run: _Run) -> str:
         "pixel size, used only for comparison. Centre: the rotation axis from the middle of the detector. sigma y, x: "
         "median standard error of a projection's shift. px: recorded detector pixels.</p>"
     )
-    return "<h2>Energies</h2>" + _table(header, rows) + note
+    return "<h2>Energies</h2>" + table(header, rows) + note
 
 
 def _median(values: Sequence[float]) -> float:
@@ -468,11 +289,39 @@ def _law_plot(run: _Run) -> str:
     energy = np.array([run.energies[i].energy_ev for i in at])
     value, sigma = (1e4 * np.array([law[i][k] for i in at]) for k in (0, 1))
     spread = np.nan_to_num(sigma)
-    plot = _Plot(_range(energy), _range(value - spread, value + spread, [0.0]), 760, 240)
+    plot = Plot(value_range(energy), value_range(value - spread, value + spread, [0.0]), 760, 240)
     plot.line(np.array(plot.x), np.zeros(2), "#999")
     plot.points(energy, value, "#1b5e9b", sigma)
     plot.axes("Magnification against the pixel-size law", "energy / eV", "M / law - 1, 1e-4", n_x=8)
     return f"<figure>{plot.svg()}</figure>"
+
+
+def _jitter(run: _Run) -> str:
+    """Return the section about the jitter correction."""
+    maps = run.candidates.get(("maps", None), {})
+    effect = {float(e): float(v) for e, v in maps.get("numbers", {}).get("edge_ev_per_px", ())}
+    journal = Journal(run.out)
+    rows = []
+    for (name, e), p in sorted(run.candidates.items(), key=lambda item: item[0][1] or 0):
+        if name != "jitter" or e is None or e >= len(run.energies):
+            continue
+
+        def array(which: str, p: Mapping[str, Any] = p) -> F64 | None:
+            try:
+                return None if which not in p["arrays"] else journal.get_array(p["arrays"][which]).astype(np.float64)
+            except XanesTomoError:
+                return None
+
+        energy = run.energies[e]
+        theta = np.array([r.theta_deg for r in run.shifts[e]]) if e < len(run.shifts) else np.zeros(0)
+        rows.append(
+            JitterRow(
+                energy.energy_ev, energy.pixel_size_nm, p["numbers"], quality_of(p).scores, (name, e) in run.accepted,
+                energy.reference, theta, array, views_read(views_path(run.out, e), run.ids.get((name, e), -1)),
+                effect.get(energy.energy_ev, math.nan),
+            )
+        )  # fmt: skip
+    return jitter_section(rows)
 
 
 def _shift_plots(run: _Run) -> str:
@@ -484,7 +333,7 @@ def _shift_plots(run: _Run) -> str:
         theta = np.array([r.theta_deg for r in rows])
         usable = np.array([r.status == "ok" for r in rows])
         y, x = (np.array([getattr(r, n) for r in rows]) for n in ("shift_y_px", "shift_x_px"))
-        plot = _Plot(_range(theta), _range(y, x), 250, 150, left=34, below=20)
+        plot = Plot(value_range(theta), value_range(y, x), 250, 150, left=34, below=20)
         for values, colour in ((y, "#b3541e"), (x, "#1b5e9b")):
             plot.line(theta, np.where(usable, values, np.nan), colour)
             plot.points(theta, np.where(usable, np.nan, values), "#a3200d", radius=2)
@@ -528,7 +377,7 @@ def _heat_map(run: _Run) -> str:
     full = (left + width + 8, height + top + 34)
     svg = (
         f'<svg width="{full[0]}" height="{full[1]:.0f}" viewBox="0 0 {full[0]} {full[1]:.0f}">'
-        f'<image href="{_data_uri(png(grid, 0.5, 3.0))}" x="{left}" y="{top}" width="{width}" height="{height:.1f}" '
+        f'<image href="{data_uri(png(grid, 0.5, 3.0))}" x="{left}" y="{top}" width="{width}" height="{height:.1f}" '
         f'preserveAspectRatio="none"/>{"".join(labels)}'
         f'<text x="{left + width / 2}" y="{full[1] - 3:.0f}" text-anchor="middle">angle / deg</text></svg>'
     )
@@ -574,7 +423,7 @@ def _maps(run: _Run) -> str:
         if not signed:
             low = min(0.0, low)
         shown, block = _reduced(values)
-        picture = _image(shown, low, high, maps.units[name], maps.voxel_nm * block)
+        picture = slice_picture(shown, low, high, maps.units[name], maps.voxel_nm * block)
         own = run.each[name]
         text = f"{name}, slice y = {middle} of {array.shape[0]} across the rotation axis (z down, x right)"
         if signed:
@@ -584,7 +433,7 @@ def _maps(run: _Run) -> str:
         figures.append(f"<figure>{picture}<figcaption>{escape(text)}.</figcaption></figure>")
     rows = [
         (
-            escape(name), escape(str(own.get("unit") or "")), _number(own.get("smoothing_voxel"), 3),
+            escape(name), escape(str(own.get("unit") or "")), number_text(own.get("smoothing_voxel"), 3),
             escape(" ".join(str(own[key]) for key in ("description", "normalisation") if own.get(key))),
         )
         for name, own in run.each.items()
@@ -595,7 +444,7 @@ def _maps(run: _Run) -> str:
         text += f"; reference energy {run.maps['reference_ev']:g} eV"
     return (
         f'<h2>Maps</h2><p>{escape(text)}.</p><div class="row">{"".join(figures)}</div>'
-        f"<p></p>{_table(header, rows)}{_absent(run)}"
+        f"<p></p>{table(header, rows)}{_absent(run)}"
     )
 
 
@@ -611,19 +460,19 @@ def _flags(run: _Run) -> str:
     out = []
     failed = [(s.title, unit, why) for s in STEPS for unit, why in run.failures.items() if unit[0] == s.name]
     if failed:
-        items = "".join(f"<li>{_mark(title, 'bad')}: {escape(why)}</li>" for title, _, why in failed)
+        items = "".join(f"<li>{mark(title, 'bad')}: {escape(why)}</li>" for title, _, why in failed)
         out.append(f"<p>Energies left out:</p><ul>{items}</ul>")
     if run.problems:
         rows = [
             (
-                _mark(str(p.get("severity")), "bad" if p.get("severity") == "error" else "check"),
+                mark(str(p.get("severity")), "bad" if p.get("severity") == "error" else "check"),
                 "" if p.get("energy_ev") is None else f"{p['energy_ev']:g}",
                 escape(str(p.get("file") or "")),
                 escape(str(p.get("message"))),
             )
             for p in run.problems[:_LISTED]
         ]
-        out.append(_table([("", True), ("eV", False), ("file", True), ("what", True)], rows))
+        out.append(table([("", True), ("eV", False), ("file", True), ("what", True)], rows))
         if len(run.problems) > _LISTED:
             out.append(f"<p>and {len(run.problems) - _LISTED} more (xanes-tomo inspect lists all).</p>")
     q = run.quality
@@ -634,10 +483,10 @@ def _flags(run: _Run) -> str:
         if check:
             name, score = next(iter(q.scores.items()))
             rows = [
-                (f"{q.energy_ev[i]:g}", f"{q.theta_deg[i]:.2f}", str(int(q.frame[i])), _number(float(score[i]), 3))
+                (f"{q.energy_ev[i]:g}", f"{q.theta_deg[i]:.2f}", str(int(q.frame[i])), number_text(float(score[i]), 3))
                 for i in check[:_LISTED]
             ]
-            out.append(_table([("eV", False), ("theta / deg", False), ("frame", False), (escape(name), False)], rows))
+            out.append(table([("eV", False), ("theta / deg", False), ("frame", False), (escape(name), False)], rows))
             if len(check) > _LISTED:
                 out.append(f"<p>and {len(check) - _LISTED} more in tables/quality.csv.</p>")
     return "<h2>Problems and flags</h2>" + ("".join(out) or "<p>None.</p>")
@@ -650,13 +499,14 @@ _FILES = (
     ("tables/shifts.csv", "one row a projection: shift, sigma, magnification, roll, status"),
     ("tables/energies.csv", "one row an energy"),
     ("tables/quality.csv", "one row a projection: scores and verdict"),
+    ("qc", "views of every tomogram: slice before and after, sinogram, residual"),
     ("maps.ome.zarr", "the maps (y, z, x), OME-Zarr 0.5"),
 )
 
 
 def _files(run: _Run) -> str:
     rows = [(f"<code>{escape(n)}</code>", escape(what)) for n, what in _FILES if (run.out / n).exists()]
-    return "<h2>Files</h2>" + _table([("in the output folder", True), ("what", True)], rows)
+    return "<h2>Files</h2>" + table([("in the output folder", True), ("what", True)], rows)
 
 
 def _methods() -> str:
@@ -701,6 +551,7 @@ def write_report(out: str | Path) -> Path:
             _steps(run),
             _energies(run),
             law,
+            _jitter(run),
             _shift_plots(run),
             _heat_map(run),
             _flags(run),

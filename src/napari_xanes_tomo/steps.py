@@ -19,7 +19,7 @@ from .flats import Beam, exposures
 from .jitter import FEWEST_ANGLES, find_jitter
 from .joint import Joint, Measured
 from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
-from .qc import check_projections, check_scores
+from .qc import check_projections, check_scores, tomogram_views
 from .recipe import Recipe
 from .registration import Template, object_mass, register
 from .resample import place
@@ -96,11 +96,15 @@ def step(name: str) -> Step:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step found: arrays over all planned projections (NaN where there is nothing), numbers and scores."""
+    """What a step found: arrays over all planned projections (NaN where there is nothing), numbers and scores.
+
+    `views` are pictures to look at, kept beside the journal for the last result of an energy only.
+    """
 
     arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)
     quality: Quality = field(default_factory=Quality)
+    views: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
 def estimation_bin(columns: int) -> int:
@@ -435,13 +439,16 @@ def run_jitter(
         "jumps": _jumps(raw.shift, theta, index, scan, change_points),
     }
     scores = found.quality.scores
+    views: dict[str, npt.NDArray[Any]] = {}
     if found.partial:
         numbers["partial"] = True
         scores = (*scores, Score("finished", 0.0, "", 1.0, "higher"))
     else:
         seams = [int(v) for v in np.flatnonzero(np.diff(scan.half) != 0) + 1]
         scores = (*scores, *check_scores(checks, index, seams=seams, width=data.data.shape[2]))
-    return StepResult(arrays, numbers, Quality(tuple(_raw(s, data.bin) for s in scores), found.quality.notes))
+        views = {**tomogram_views(data.data, theta, found.alignment), "bin": np.array([data.bin], dtype=np.float32)}
+    quality = Quality(tuple(_raw(s, data.bin) for s in scores), found.quality.notes)
+    return StepResult(arrays, numbers, quality, views)
 
 
 def _start(initial: npt.ArrayLike | None, index: npt.NDArray[np.intp], data: Normalised) -> FloatArray | None:

@@ -25,6 +25,7 @@ from .agreement import center_of_rotation
 from .edges import ReferenceSpectrum, bracketed_elements, edge_energy_ev
 from .execution import WAITING, Execution, Threads
 from .given import given_flats, given_jitter, given_registration, look_at
+from .io.atomic import atomic_write
 from .io.journal import plain_json
 from .io.references import read_reference
 from .io.store import (
@@ -41,6 +42,7 @@ from .io.store import (
     write_quality,
     write_shifts,
 )
+from .jitter_report import views_bytes, views_path
 from .joint import Joint, join
 from .maps import (
     AlignedEnergy,
@@ -58,7 +60,7 @@ from .maps import (
 from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
 from .recipe import MapsParameters, Recipe, check_flats, parameter_key
 from .registration import Template, make_template, reference_energy
-from .registration_qc import ErrorMap, error_map
+from .registration_qc import ErrorMap, error_map, surface_effect
 from .scale import ScaleReport, magnification_laws, scale_report
 from .single import is_single, mean_image, placed_item, single_jitter, single_registrations
 from .spectra import MEASURES, NOISE_WARNING
@@ -686,6 +688,10 @@ class Workflow:
             sections = {s: getattr(self.recipe, s).model_dump(mode="json") for s in step(name).parameters}
             self.journal.append("parameters", {"key": unit.parameter_key, "parameters": sections, "versions": versions})
         self.journal.append("candidate", candidate_payload(self.journal, name, energy, unit, result, seconds))
+        if result.views and energy is not None:
+            path = views_path(self.output.folder, energy)
+            path.parent.mkdir(exist_ok=True)
+            atomic_write(path, views_bytes(result.views, self.journal.events[-1].seq))
         self.changed.emit(name, energy)
 
     def _compute(
@@ -1031,6 +1037,10 @@ class Workflow:
         if kept is not None:
             notes.append(f"the former maps are kept in {kept.name}")
         numbers = {"absent": dict(plan.absent), "elements": list(plan.elements), "store_key": store.key, **metadata}
+        effect = surface_effect(plan).edge_ev
+        numbers["edge_ev_per_px"] = [
+            [float(i.scan.energy_ev), float(v)] for i, v in zip(items, effect, strict=True) if np.isfinite(v)
+        ]
         made_with = next((c for c in choices if c.px == px), None)
         noise = float("nan") if made_with is None else made_with.noise_over_jump
         one = noise * plan.noise_over_jump
