@@ -101,13 +101,14 @@ def jitter_section(rows: Sequence[JitterRow]) -> str:
 
 
 _NOTE = (
-    '<p class="note">A value beyond its limit is red; limits follow the noise of each energy. sigma: stated standard '
-    "error of a projection. Residual shift: displacement of a projection against the reprojection of a volume without "
-    "its block of angles (scatter). Moments: scatter of the mass profile (y) and of the centre of mass (x), which see slow "
-    "drifts as well. Seam: step of the moments where flats were taken. Trends: from the first to the last projection. "
-    "FRC: half the period at which the ring correlation with the reprojection ends; no resolution of the maps. eV: "
-    "what sigma x would do to the edge energy at a surface if all projections were displaced by it alike. None of these is "
-    "the error of the shifts, which nobody knows on measured data.</p>"
+    '<p class="note">A value beyond its limit is red; limits follow the noise of each energy. sigma: stated '
+    "standard error of a projection. Residual shift: displacement of a projection against the reprojection of a "
+    "volume without its block of angles (scatter). Moments: scatter of the mass profile (y) and of the centre of "
+    "mass (x), which see slow drifts as well. Seam: step of the moments where flats were taken. Trends: from the "
+    "first to the last projection. FRC: half the period at which the ring correlation with the reprojection ends;"
+    " no resolution of the maps. eV: what sigma x would do to the edge energy at a surface if all projections "
+    "were displaced by it alike. None of these is the error of the shifts, which nobody knows on measured "
+    "data.</p>"
 )
 _COLUMNS = (
     ("sigma_y", "sigma y"), ("sigma_x", "sigma x"), ("residual shift y", "residual<br>shift y"),
