@@ -292,6 +292,39 @@ def test_values_that_are_no_numbers(rho, tmp_path):
     assert "Co" in maps.absent
 
 
+def test_no_number_far_from_the_middle(rho, tmp_path):
+    volumes = attenuation(densities((80, 22, 26)))
+    volumes[4, 2, 3, 3] = np.inf
+    series = open_given(sandbox(tmp_path / "reg.h5", volumes, unit="1/cm"), GivenParameters(pixel_nm=VOXEL))
+    with (
+        Workflow(series, tmp_path / "out", PLAIN) as workflow,
+        pytest.raises(XanesTomoError, match=r"^reg\.h5, rows 0 to \d+: expected numbers everywhere, got 1 values"),
+    ):
+        workflow.run()
+
+
+def test_ome_zarr(rho, tmp_path):
+    import zarr
+
+    root = zarr.open_group(tmp_path / "v.ome.zarr", mode="w")
+    volumes = attenuation(rho)
+    for energy, volume in zip(ENERGIES, volumes, strict=True):
+        group = root.create_group(f"v_{energy:.2f}_eV")
+        group.create_array("0", data=volume.astype("f4"))
+        axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"]
+        scale = [{"type": "scale", "scale": [VOXEL / 1e3] * 3}]
+        group.attrs["ome"] = {
+            "version": "0.5",
+            "multiscales": [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}],
+        }
+        group.attrs["unit"] = "1/cm"
+    assert given_kind(tmp_path / "v.ome.zarr") == "volumes"
+    series = open_given(tmp_path / "v.ome.zarr")
+    np.testing.assert_array_equal(series.energies_ev, ENERGIES)
+    assert series.scans[0].pixel_size_nm == pytest.approx(VOXEL)
+    np.testing.assert_array_equal(series.scans[5].frames.read_rows([4, 5, 9], 2, 6)[2], volumes[5, 2:6, 9].astype("f4"))
+
+
 def test_raw_frames_are_told_from_what_is_aligned(tmp_path, rho):
     with h5py.File(tmp_path / "raw.h5", "w") as file:
         file["exchange/data"], file["exchange/data_white"] = np.ones((9, 8, 8), "u2"), np.ones((2, 8, 8), "u2")

@@ -262,6 +262,8 @@ def _facts(scan: EnergyScan) -> dict[str, Any]:
     n_flats = sum(s == "ok" for s in flats)
     if not usable.any():
         status = "no files" if all(s == "unreadable:missing" for s in scan.status) else "no usable projection"
+    elif scan.given:
+        status = scan.given
     elif not n_flats:
         status = "no usable flat"
     elif angles < _FEW_ANGLES:
@@ -359,18 +361,21 @@ def _print_inspection(series: Series, facts: dict[str, Any]) -> None:
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A scan script, a folder, one .xrm or .txrm.")],
+    path: Annotated[Path, typer.Argument(help="A scan script, a folder, one .xrm, .txrm or HDF5.")],
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of a table.")] = False,
     script: _Script = None,
+    recipe: Annotated[Path | None, typer.Option(metavar="R.yaml", help="How the files are read (scan, given).")] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Read the header of every file.")] = True,
     verbose: _Verbose = False,
 ) -> None:
     """List what a scan holds, and what is missing or damaged. Exit code 1 when nothing of it can be used."""
-    from .io.scan import open_series
+    from .io.given import open_input
+    from .recipe import Recipe
 
     with _one_line(verbose):
+        own = Recipe() if recipe is None else Recipe.from_yaml(recipe)
         with contextlib.nullcontext(no_progress) if as_json else _showing(verbose) as progress:
-            series = open_series(path, script=script, verify=verify, progress=progress)
+            series = open_input(path, own, script=script, verify=verify, progress=progress)
         facts = _inspection(series)
         if as_json:
             typer.echo(json.dumps(facts, indent=1, allow_nan=False))

@@ -21,6 +21,7 @@ __all__ = ["Survey", "survey"]
 F32 = npt.NDArray[np.float32]
 _MEMORY = 2**28  # bytes of all energies together
 _ROWS = 8
+_SAMPLES = 200_000  # spectra for the principal components
 _GROUPS = 8  # of the jackknife
 _CALM = 1.5  # px, smoothing before displacements are looked for
 _SAME_ANGLE = 0.05
@@ -111,7 +112,7 @@ def survey(
     y0 = max(0, min(middle - _ROWS // 2 - halo, height - _ROWS - 2 * halo))
     y1 = min(height, y0 + _ROWS + 2 * halo)
     if len(reading) == 1:  # an image: as many rows as there is room for
-        most = max(y1 - y0, int(4 * _MEMORY // (4 * len(scans) * width)))
+        most = max(y1 - y0, int(2 * _MEMORY // (4 * len(scans) * width)))
         y0 = max(0, min(middle - most // 2, height - most))
         y1 = min(height, y0 + most)
     most = max(8, int(_MEMORY // (4 * len(scans) * (y1 - y0) * width)))
@@ -278,7 +279,8 @@ def _noise(
     n = len(data)
     if n - shared < 1 or np.count_nonzero(body) < 20 * n:
         return scatter, f"the scatter of the air: {n} energies, of which {shared} the object needs"
-    x = data[:, body].astype(np.float64)
+    x = data[:, body]
+    x = x[:, :: max(1, x.shape[1] // _SAMPLES)].astype(np.float64)
     moments = x @ x.T / x.shape[1]
     _, vectors = np.linalg.eigh(moments)
     basis = vectors[:, -shared:]
