@@ -380,6 +380,32 @@ def test_excluded_projections_have_no_part(six: list[AlignedEnergy]) -> None:
     assert maps["Mn"][inside_ball()].mean() == pytest.approx(0.8, rel=0.06)
 
 
+def test_lost_projections_are_filled_from_their_neighbours(six: list[AlignedEnergy]) -> None:
+    # Every sixth frame is nonsense and excluded; two in a row, and the last, have no neighbours near enough.
+    lost = [4, 10, 16, 22, 28, 29, len(THETA) - 1]
+    filled_ones = [4, 10, 16, 22, 28, 29]
+    status = tuple("excluded:x" if i in lost else "ok" for i in range(len(THETA)))
+    frames = six[0].scan.frames.data.copy()
+    frames[lost] = 1.0
+    scan = replace(six[0].scan, frames=Frames(frames))
+    left_out = replace(six[0], scan=scan, alignment=replace(six[0].alignment, status=status))
+    refilled = replace(left_out, fill_lost=True)
+    np.testing.assert_array_equal(left_out.members, left_out.used)
+    assert np.setdiff1d(refilled.members, refilled.used).tolist() == filled_ones
+    rows = (SHAPE[0] // 2 - 2, SHAPE[0] // 2 + 2)
+    found = plan(SIX)
+    true, without, with_ = (
+        component_sinograms([first, *six[1:]], found, rows)[0] for first in (six[0], left_out, refilled)
+    )
+    at = common_angles([refilled, *six[1:]])[1][0]
+    gaps = [at[np.searchsorted(refilled.members, i)] for i in filled_ones]
+    error = [float(np.abs(s[:, gaps] - true[:, gaps]).max()) for s in (without, with_)]
+    assert error[1] < 0.25 * error[0]
+    volumes = [fbp(s[0], THETA, weights=np.ones(len(THETA))) for s in (true, without, with_)]
+    rms = [float(np.sqrt(np.mean((v - volumes[0]) ** 2))) for v in volumes[1:]]
+    assert rms[1] < 0.8 * rms[0]
+
+
 def test_common_angles_are_those_of_all() -> None:
     items = measured(SIX[:3], missing={0: [0], 2: [5, 6]})
     theta, places = common_angles(items)

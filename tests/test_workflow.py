@@ -454,6 +454,20 @@ def test_a_cancelled_search_leaves_its_best_estimate_marked_partial(series: Seri
     assert np.abs(difference).max() < 3 * np.median(other["sigma"])
 
 
+def test_what_the_maps_fill_is_marked(series: Series, tmp_path: Path) -> None:
+    with Workflow(series, tmp_path / "out", FAST) as w:
+        w.exclude(0, 5, "test")
+        w.exclude(0, 11, "the last: nothing lies beyond it")
+        w.run(until="jitter")
+        table = read_quality(tmp_path / "out" / "tables" / "quality.csv")
+        marked = np.flatnonzero(table.scores["filled"] == 1)
+        assert [(table.energy_ev[i], table.frame[i]) for i in marked] == [(7704.0, 5)]
+        assert table.verdict[marked[0]] == "excluded:test"
+        w.set_recipe(FAST.model_copy(update={"maps": FAST.maps.model_copy(update={"fill_lost": False})}))
+        w.write_tables()
+        assert not read_quality(tmp_path / "out" / "tables" / "quality.csv").scores["filled"].any()
+
+
 def test_the_thresholds_do_not_accept_a_partial_result(series: Series, tmp_path: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
         if what == "jitter" and done % 1000 >= 400:  # within the first energy

@@ -22,6 +22,7 @@ from .model import Alignment, EnergyScan, FloatArray, XanesTomoError
 from .recipe import MapsParameters
 from .reconstruction import angular_weights, fbp
 from .resample import place, rows_needed
+from .screening import filled
 from .uncertainty import (
     Covariance,
     EvenCovariance,
@@ -75,6 +76,9 @@ class AlignedEnergy:
         Standard errors, common to all angles, of the energy's place: y, x, z in px of the reference.
     variance : (2,) tuple or None
         Of a voxel of a volume that was registered elsewhere, see `volume_slab`; None for projections.
+    fill_lost : bool
+        Whether lost projections are filled from their neighbours in the angle; see `screening.filled`. Coverage and
+        errors stay those of the projections that were used.
     """
 
     scan: EnergyScan
@@ -85,6 +89,19 @@ class AlignedEnergy:
     magnification_sigma: float = 0.0
     translation_sigma: tuple[float, float, float] = (0.0, 0.0, 0.0)
     variance: tuple[float, float] | None = None
+    fill_lost: bool = False
+
+    @property
+    def members(self) -> npt.NDArray[np.intp]:
+        """Numbers of the projections the volume is made of: those used, and those filled from their neighbours."""
+        used = self.used
+        if not self.fill_lost or len(used) in (0, len(self.scan)):
+            return used
+        theta = np.asarray(self.scan.theta_deg, dtype=float)
+        at = np.flatnonzero(np.isfinite(theta))
+        lost = ~np.isin(at, used)
+        done = filled(np.zeros((len(at), 0, 0)), theta[at], lost)[1]
+        return np.sort(np.concatenate([used, at[done]]))
 
     @property
     def used(self) -> npt.NDArray[np.intp]:
@@ -120,14 +137,14 @@ def halo_rows(parameters: MapsParameters) -> int:
 
 
 def common_angles(energies: Sequence[AlignedEnergy]) -> tuple[FloatArray, list[npt.NDArray[np.intp]]]:
-    """Return the angles of all energies together, degrees, and where every energy's used projections stand in them.
+    """Return the angles of all energies together, degrees, and where every energy's `members` stand in them.
 
     Angles within 0.05 degrees are one.
     """
     theta: FloatArray = np.array([], dtype=float)
     places: list[npt.NDArray[np.intp]] = []
     for item in energies:
-        wanted = np.asarray(item.scan.theta_deg, dtype=float)[item.used]
+        wanted = np.asarray(item.scan.theta_deg, dtype=float)[item.members]
         where = np.full(len(wanted), -1, dtype=np.intp)
         taken: set[int] = set()
         for i, angle in enumerate(wanted):
@@ -292,11 +309,21 @@ def combine_slab(
             data, item.alignment, grid_shape=grid, rows=rows, index=chosen, row_offset=y0, frame_shape=frame, bin=bin,
             threads=threads,
         )  # fmt: skip
-        share = angular_weights(np.asarray(scan.theta_deg, dtype=float)[index])
-        placed *= share.astype(np.float32)[:, None, None]
+        turns = np.asarray(scan.theta_deg, dtype=float)
+        share = angular_weights(turns[index])
+        members = item.members
+        stands = np.searchsorted(members, index)  # of the projections that were used, among the members
+        if len(members) > len(index):
+            lost = np.ones(len(members), dtype=bool)
+            lost[stands] = False
+            stack = np.zeros((len(members), *placed.shape[1:]), dtype=np.float32)
+            stack[stands] = placed
+            placed = filled(stack, turns[members], lost)[0]
+        placed *= angular_weights(turns[members]).astype(np.float32)[:, None, None]
         for c, w in enumerate(weights[:, e]):
             if w:
                 out[c, places[e]] += np.float32(w) * placed
+        at_angles = places[e][stands]
         if noise is None:
             continue
         strength = plan.spectrum[e] / plan.shape_level
@@ -319,10 +346,10 @@ def combine_slab(
             w = float(product[e])
             if not w:
                 continue
-            moved[:, k, places[e]] += w * spread
+            moved[:, k, at_angles] += w * spread
             if seen is not None:
                 gain = gains[p.smoothing_voxel * (p.shape_smoothing if plan.pairs[k][0] == "shape" else 1.0)]
-                noise[k, places[e]] += (w * gain).astype(np.float32)[:, None, None] * seen
+                noise[k, at_angles] += (w * gain).astype(np.float32)[:, None, None] * seen
     return Combined(out, theta, noise, first, moved[0] if keep else None, moved[1] if keep else None)
 
 
@@ -366,7 +393,7 @@ def covariance(
     total = np.zeros(len(theta))
     for e, (item, where) in enumerate(zip(energies, common_angles(energies)[1], strict=True)):
         total[where] += plan.components["shape"][e] * angular_weights(
-            np.asarray(item.scan.theta_deg, dtype=float)[item.used]
+            np.asarray(item.scan.theta_deg, dtype=float)[item.members]
         )
     shape = made.sinograms[list(plan.components).index("shape")]
     lines = shape / np.maximum(total, 1e-12).astype(np.float32)[:, None, None]

@@ -298,6 +298,11 @@ class MapsParameters(_Parameters):
     noise_limit: float = Field(
         0.1, gt=0, le=10, description="Largest noise / edge jump of a voxel when its size is chosen automatically."
     )
+    fill_lost: bool = Field(
+        True,
+        description="Fill lost projections from their neighbours in the angle for the reconstruction, where there is "
+        "one on either side near enough; they are marked in the table of quality.",
+    )
     filter: Literal["ramp", "shepp-logan", "cosine", "hann"] = Field(
         "ramp", description="Window on the ramp filter of the filtered back-projection."
     )

@@ -906,6 +906,7 @@ class Workflow:
                 AlignedEnergy(
                     scan, alignment_of(found, scan), air, mask, beam_of(flats, self._scans),
                     float(found.numbers["magnification_sigma"]), (ty, tx, tz),
+                    fill_lost=self.recipe.maps.fill_lost and not (scan.gridded or self.single),
                 )
             )  # fmt: skip
             numbers.append(e)
@@ -1068,6 +1069,7 @@ class Workflow:
         alignments: list[Alignment | None] = []
         rows: list[EnergyRow] = []
         residual, verdicts, keys = [], [], []
+        refilled: list[npt.NDArray[Any]] = []  # 1 where the maps fill a lost projection
         screened: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*SCREENED, *CHECKED)}
         left = self.error_map()
         scans = [self.scan(e) for e in range(len(self.series.scans))]
@@ -1082,6 +1084,10 @@ class Workflow:
             if found is None and status == "ok":
                 status = "excluded:not aligned"
             alignment = None if found is None else alignment_of(found, scan)
+            refilled.append(np.zeros(len(scan)))
+            if alignment is not None and self.recipe.maps.fill_lost and not (scan.gridded or self.single):
+                item = AlignedEnergy(scan, alignment, np.zeros((len(scan), 3)), fill_lost=True)
+                refilled[-1][np.setdiff1d(item.members, item.used)] = 1
             score = np.full(len(scan), np.nan) if found is None else found.arrays["residual"]
             jitter = state[("jitter", e)]
             if jitter.candidate is not None and jitter.status != "stale":
@@ -1124,6 +1130,7 @@ class Workflow:
                     "held_out_residual": np.concatenate(residual),
                     **{name: np.concatenate(column) for name, column in screened.items()},
                     **left.columns([len(s) for s in scans]),
+                    "filled": np.concatenate(refilled),
                 },
                 tuple(verdicts),
             ),
