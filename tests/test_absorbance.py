@@ -496,6 +496,29 @@ def test_the_rows_read_for_the_maps_are_those_that_were_estimated_from() -> None
         np.testing.assert_allclose(again.data, whole.data, atol=1e-6)
 
 
+@pytest.mark.parametrize("slab", [(0, 64), (0, 3), (3, 9), (28, 31), (29, 30), (31, 50), (58, 64), (61, 64)])
+def test_dark_rows_are_filled_from_the_nearest_good_ones(slab: tuple[int, int]) -> None:
+    """A band at either end and one within; a slab is the same as these rows of the whole, and nothing is zero."""
+    one, _ = changing_field(0.02)
+    whole = normalise(one, AbsorbanceParameters(mask_bad_pixels=False))
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[:5] = mask[28:31] = mask[60:] = True
+    mask[40, 10:20] = True
+    plain = read_absorbance(one, whole.beam, [2, 7], (0, 64))
+    got = read_absorbance(one, whole.beam, [2, 7], slab, mask=mask)
+    expected = plain.copy()
+    expected[:, :5], expected[:, 60:] = plain[:, 5:6], plain[:, 59:60]
+    for k, y in enumerate(range(28, 31), start=1):
+        expected[:, y] = plain[:, 27] + (plain[:, 31] - plain[:, 27]) * k / 4
+    if slab == (0, 64):
+        across = np.linspace(plain[:, 40, 9], plain[:, 40, 20], 12)[1:-1]
+        expected[:, 40, 10:20] = across.T
+    ok = np.ones(64, dtype=bool)
+    ok[40] = slab == (0, 64)
+    np.testing.assert_allclose(got[:, ok[slice(*slab)]], expected[:, slice(*slab)][:, ok[slice(*slab)]], atol=1e-5)
+    np.testing.assert_array_equal(got, read_absorbance(one, whole.beam, [2, 7], (0, 64), mask=mask)[:, slice(*slab)])
+
+
 @pytest.mark.parametrize("bin", [1, 3, 4, 16])
 def test_the_number_of_threads_does_not_matter(bin: int) -> None:
     one, _ = changing_field(0.02)

@@ -448,6 +448,24 @@ def covered(shift: tuple[float, float], magnification: float = 1.0, share: float
     return coverage_slab([a, b], plan(SIX[:2]), (0, SHAPE[0]))
 
 
+def test_rows_without_good_pixels_are_not_seen() -> None:
+    """Wherever a projection lies, its own dark rows do not count; dust here and there does."""
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[-4:] = True
+    mask[3, 5:8] = True
+    items = [replace(i, alignment=Alignment.identity(len(THETA)), mask=mask) for i in measured(SIX[:2])]
+    total, least = coverage_slab(items, plan(SIX[:2]), (0, SHAPE[0]))
+    middle = SHAPE[1] // 2
+    assert (total[-4:] == 0).all()
+    assert (least[-4:] == 0).all()
+    assert (total[:-4, middle, middle] == 1).all()
+    shift = np.zeros((len(THETA), 2))
+    shift[::2, 0] = 2  # every other projection 2 px lower: it loses two more rows
+    items[0] = replace(items[0], alignment=Alignment(shift, np.zeros_like(shift)))
+    total, least = coverage_slab(items, plan(SIX[:2]), (0, SHAPE[0]))
+    np.testing.assert_allclose(least[-7:, middle, middle], [1, 0.5, 0.5, 0, 0, 0, 0], atol=0.5 / len(THETA))
+
+
 def test_coverage_of_the_whole_field() -> None:
     total, least = covered((0.0, 0.0))
     radius = np.hypot(*np.meshgrid(*[np.arange(SHAPE[1]) - (SHAPE[1] - 1) / 2] * 2))

@@ -294,6 +294,18 @@ def test_aligned_frames_are_the_absorbance_moved_back(series: Series) -> None:
     assert not read(0, 10).any(), "an energy without a result"
 
 
+def test_aligned_frames_are_divided_by_the_flats_that_were_chosen(series: Series) -> None:
+    """Not by those of their half; what the flats mask is filled as it is for the maps."""
+    scan = series.scans[7]
+    whole = normalise(scan, AbsorbanceParameters(), use="half 2")
+    still = Alignment(np.zeros((36, 2)), np.zeros((36, 2)))
+    stack = AlignedStack(FrameStack(series))
+    read = stack.reader({7: (still, whole.air)}, beams={7: whole.beam})
+    np.testing.assert_allclose(read(7, 3), whole.data[3], atol=1e-5)
+    own = stack.reader({7: (still, whole.air)})(7, 3)
+    assert np.abs(own - whole.data[3]).max() > 1e-3
+
+
 def test_aligned_frames_without_a_shift_or_a_file_are_black(series: Series) -> None:
     shift = np.zeros((36, 2))
     shift[4] = np.nan

@@ -209,6 +209,37 @@ def _fill(frames: Any, mask: Any) -> None:
                         frames[i, y, c] = a + (b - a) * part
 
 
+@_jit
+def _fill_rows(frames: Any, dark: Any) -> None:
+    """Fill whole rows of (n, y, x) between the nearest good ones above and below, like the nearest at the ends."""
+    n, height, width = frames.shape
+    y = 0
+    while y < height:
+        if not dark[y]:
+            y += 1
+            continue
+        above = y - 1
+        while y < height and dark[y]:
+            y += 1
+        if above < 0 and y >= height:
+            return
+        for r in range(above + 1, y):
+            part = np.float32((r - above) / (y - above))
+            for i in range(n):
+                for x in range(width):
+                    a = frames[i, above, x] if above >= 0 else frames[i, y, x]
+                    b = frames[i, y, x] if y < height else frames[i, above, x]
+                    frames[i, r, x] = a + (b - a) * part
+
+
+def _with_good_rows(dark: npt.NDArray[np.bool_], y0: int, y1: int) -> tuple[int, int]:
+    """Widen rows ``y0 .. y1`` so that they begin and end at rows that are not dark, where there are such."""
+    good = np.flatnonzero(~dark)
+    before, behind = good[good < y0], good[good >= y1]
+    first = int(before[-1]) if dark[y0] and len(before) else y0
+    return first, int(behind[0]) + 1 if dark[y1 - 1] and len(behind) else y1
+
+
 # -------------------------------------------------------------------------------------------- counts to absorbance
 
 
@@ -324,6 +355,8 @@ def read_absorbance(
 ) -> F32:
     """Read rows of projections as absorbance, (n, rows, x): the one way from files to what is reconstructed.
 
+    Bad pixels are filled along their row, rows without a good pixel from the nearest rows that have some.
+
     Parameters
     ----------
     scan : EnergyScan
@@ -344,10 +377,16 @@ def read_absorbance(
     numbers = np.asarray(index, dtype=np.intp)
     height, width = scan.frames.frame_shape
     y0, y1 = rows
-    images = use.basis(rows)[0] if basis is None else basis
     bad = use.mask((height, width)) if len(use.bad) else None
     if mask is not None:
         bad = mask if bad is None else bad | mask
+    dark = None if bad is None else np.asarray(bad.all(axis=1))
+    if dark is not None and y1 > y0 and dark[y0:y1].any():
+        wide = _with_good_rows(dark, y0, y1)
+        if wide != (y0, y1):
+            whole = read_absorbance(scan, use, numbers, wide, air=air, mask=mask, threads=threads)
+            return np.ascontiguousarray(whole[:, y0 - wide[0] : y1 - wide[0]])
+    images = use.basis(rows)[0] if basis is None else basis
     seconds = exposures(scan.exposure_s)[numbers]
     stray, weights = use.stray[numbers], np.ascontiguousarray(use.weights[numbers])
     surface = np.zeros((len(numbers), 0)) if air is None else np.nan_to_num(np.asarray(air, dtype=float)[numbers])
@@ -362,6 +401,8 @@ def read_absorbance(
         )  # fmt: skip
         if cut is not None and cut.any():
             _fill(part, cut)
+            if dark is not None and dark[y0:y1].any():
+                _fill_rows(part, np.ascontiguousarray(dark[y0:y1]))
 
     in_threads(len(numbers), work, threads=threads)
     return out

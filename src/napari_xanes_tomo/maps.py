@@ -426,7 +426,8 @@ def coverage_slab(
 ) -> tuple[F32, F32]:
     """Return (rows, z, x) the part of all (energy, angle) pairs that saw a voxel, and the least of any one energy.
 
-    A voxel counts as seen at an angle when its row and its distance from the axis lie inside the recorded frame.
+    A voxel counts as seen at an angle when its row and its distance from the axis lie inside the recorded frame, and at
+    least half of the pixels of that row are good.
     """
     height, width = energies[0].scan.frames.frame_shape
     grid = grid_of(energies, bin)
@@ -442,6 +443,11 @@ def coverage_slab(
         shift = a.shift[item.used]
         y = a.magnification * q_y[None, :] + shift[:, :1] + (height - 1) / 2
         inside_y = (y >= 0) & (y <= height - 1)
+        bad = item.mask if item.beam is None else item.beam.mask((height, width))
+        if bad is not None:
+            bad = bad if item.mask is None else bad | item.mask
+            row = np.clip(np.rint(np.nan_to_num(y)), 0, height - 1).astype(int)
+            inside_y &= (bad.mean(axis=1) < 0.5)[row]
         reach = ((width - 1) / 2 - np.abs(shift[:, 1])) / a.magnification
         inside_x = steps[None, :] <= reach[:, None]
         seen = (inside_y.T.astype(float) @ inside_x.astype(float)) / max(1, len(shift))

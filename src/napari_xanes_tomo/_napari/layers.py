@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from napari_xanes_tomo.absorbance import absorbance, flat_for, mean_flat, plane
+from napari_xanes_tomo.counts import own_beam, read_absorbance
+from napari_xanes_tomo.flats import Beam
 from napari_xanes_tomo.io.store import read_map_attributes, read_map_levels
 from napari_xanes_tomo.model import Alignment, FloatArray, Series, XanesTomoError
 from napari_xanes_tomo.recipe import ScanParameters
@@ -253,24 +254,25 @@ class AlignedStack:
     def __init__(self, stack: FrameStack) -> None:
         self.series = stack.series
         self.shape = stack.shape
-        self._rates: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
+        self._images: dict[int, tuple[Beam, npt.NDArray[np.float32]]] = {}
         self._lock = threading.Lock()
 
-    def _rate(self, energy: int, half: int) -> npt.NDArray[np.float32]:
+    def _basis(self, energy: int, beam: Beam) -> npt.NDArray[np.float32]:
         with self._lock:
-            if (energy, half) not in self._rates:
-                if len(self._rates) >= 8:  # flats of a few energies, not of all 67
-                    self._rates.pop(next(iter(self._rates)))
-                scan = self.series.scans[energy]
-                flat = mean_flat(scan.flats[flat_for(scan, half)])
-                assert flat is not None  # flat_for only names sets with a readable shot
-                self._rates[energy, half] = flat.rate
-            return self._rates[energy, half]
+            known = self._images.get(energy)
+            if known is None or known[0] is not beam:
+                self._images.pop(energy, None)
+                if len(self._images) >= 4:  # flats of a few energies, not of all 67
+                    self._images.pop(next(iter(self._images)))
+                known = self._images[energy] = (beam, beam.basis((0, self.shape[2]))[0])
+            return known[1]
 
     def reader(
         self,
         found: Mapping[int, tuple[Alignment, FloatArray]],
         *,
+        beams: Mapping[int, Beam | None] | None = None,
+        mask: npt.NDArray[np.bool_] | None = None,
         gain: Mapping[int, float] | None = None,
         against: int | None = None,
         how: Against = "difference",
@@ -281,6 +283,11 @@ class AlignedStack:
         ----------
         found : mapping of int to (Alignment, (n, 3) array)
             Alignment and air planes of an energy.
+        beams : mapping of int to Beam, optional
+            Flats, stray light and bad pixels of an energy as the estimation used them; the plain flats of every half
+            unless given.
+        mask : (y, x) bool array, optional
+            Further pixels not to be trusted.
         gain : mapping of int to float, optional
             What every frame of an energy is multiplied by.
         against : int, optional
@@ -288,12 +295,14 @@ class AlignedStack:
         how : {"difference", "chess board", "other"}
             Subtract that frame, let it fill every other field of a chess board, or show it alone.
         """
-        plain = partial(self._read, dict(found), dict(gain or {}))
+        plain = partial(self._read, dict(found), dict(beams or {}), mask, dict(gain or {}))
         return plain if against is None else partial(_COMPARED[how], plain, against)
 
     def _read(
         self,
         found: Mapping[int, tuple[Alignment, FloatArray]],
+        beams: dict[int, Beam | None],
+        mask: npt.NDArray[np.bool_] | None,
         gain: Mapping[int, float],
         energy: int,
         angle: int,
@@ -306,12 +315,14 @@ class AlignedStack:
         if alignment.status[angle] != "ok" or not np.isfinite(alignment.shift[angle]).all():
             return nothing
         try:
-            rate = self._rate(energy, int(scan.half[angle]))
-            counts = scan.frames.read(angle)[None]
+            beam = beams.get(energy)
+            if beam is None:
+                beam = beams[energy] = own_beam(scan)
+            data = read_absorbance(
+                scan, beam, [angle], (0, self.shape[2]), air=air, mask=mask, basis=self._basis(energy, beam), threads=1
+            )  # fmt: skip
         except (XanesTomoError, OSError):
             return nothing
-        data = absorbance(counts, scan.exposure_s[[angle]], rate)
-        data -= plane(np.nan_to_num(air[[angle]]), scan.frames.frame_shape)
         placed = np.asarray(place(data, alignment, index=[angle], threads=1)[0])
         return placed * np.float32(gain[energy]) if energy in gain else placed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from napari_xanes_tomo.air import fit_air
 from napari_xanes_tomo.detector import mask_from_runs
+from napari_xanes_tomo.flats import Beam
 from napari_xanes_tomo.model import Alignment, FloatArray
-from napari_xanes_tomo.steps import StepResult, alignment_of, renormalise
+from napari_xanes_tomo.steps import StepResult, alignment_of, beam_of, renormalise
 from napari_xanes_tomo.workflow import Workflow
 
 from .layers import Against, AlignedStack, FlatStack, geometry, lazy_frames, spread_limits
@@ -96,6 +97,7 @@ class AlignedPreview(Preview):
         }
         ready = {e: (a, b) for e, (a, b) in units.items() if a is not None and b is not None}
         by_hand = str(state.manual.nudges) + str(state.manual.centers) + str(state.manual.frames)
+        by_hand += str(state.manual.mask)
         keys = (id(workflow), tuple((e, a.id, b.id) for e, (a, b) in ready.items()), by_hand)
         if keys == self._keys and self.layer is not None:
             return keys, {}, {}
@@ -126,7 +128,10 @@ class AlignedPreview(Preview):
         if self._stack is None or self._stack.series is not scan.series:
             self._stack = AlignedStack(scan.stack)
         how = self._against
-        read = self._stack.reader(found, gain=gain, against=reference if how else None, how=how or "difference")
+        beams, mask = self._divided_by(found)
+        read = self._stack.reader(
+            found, beams=beams, mask=mask, gain=gain, against=reference if how else None, how=how or "difference"
+        )
         data = lazy_frames(read, scan.stack.shape, np.float32)
         self._keys = keys
         energy = self._session.frame[0] if self._session.frame[0] in found else next(iter(found))
@@ -140,6 +145,20 @@ class AlignedPreview(Preview):
             limits, options["colormap"] = (-top, top), "PiYG"
         self._put(data, {**options, "contrast_limits": limits})
         return True
+
+    def _divided_by(self, energies: Iterable[int]) -> tuple[dict[int, Beam | None], npt.NDArray[np.bool_] | None]:
+        """Return the flats that were chosen at every energy, and the mask by hand."""
+        state, workflow = self._session.state, self._session.workflow
+        if state is None or workflow is None:
+            return {}, None
+        scans = dict(enumerate(workflow.series.scans))
+        beams: dict[int, Beam | None] = {}
+        for e in energies:
+            candidate = state[("flats", e)].candidate
+            if candidate is not None:
+                beams[e] = beam_of(workflow.result(candidate), scans)
+        by_hand = state.manual.mask
+        return beams, None if by_hand is None else workflow.journal.get_array(by_hand).astype(bool)
 
     def _name(self, reference: int | None) -> str:
         if self._step == "jitter":

@@ -16,6 +16,7 @@ from .xrm import XrmFrames, XrmHeader, shown
 __all__ = ["flag_copies", "flag_same_angle"]
 
 _PROBE_ROWS = 4  # rows that tell most frames apart; only where they are equal is the whole frame read
+_MOST_ALIKE = 16  # more files that say the same of when they were taken have a clock that stands still
 
 
 def flag_copies(frames: Sequence[Frame], folder: Folder) -> None:
@@ -30,7 +31,7 @@ def flag_copies(frames: Sequence[Frame], folder: Folder) -> None:
         if frame.status == "ok" and isinstance(header, XrmHeader) and header.n_images == 1 and frame.number == 1:
             alike.setdefault(_moment(header), []).append(frame)
     for group in alike.values():
-        if len(group) < 2:
+        if not 2 <= len(group) <= _MOST_ALIKE:
             continue
         for some in _equal(group, whole=False):
             for copies in _equal(some, whole=True):
@@ -62,7 +63,7 @@ def _equal(frames: Sequence[Frame], *, whole: bool) -> list[list[Frame]]:
             pixels = source.read_rows((0,), first, height if whole else min(height, first + _PROBE_ROWS))
         except XanesTomoError:
             continue  # whoever reads it next says so
-        if not whole or (pixels.size and not np.all(pixels == pixels.flat[0])):
+        if pixels.size and not np.all(pixels == pixels.flat[0]):
             found.setdefault(blake2b(pixels.tobytes(), digest_size=16).digest(), []).append(frame)
     return [group for group in found.values() if len(group) > 1]
 
