@@ -157,7 +157,7 @@ def take(scan: Path, images: Path) -> None:
     spin(lambda: not session.busy)
     session.go_to(energies - 1, 60)
     dock = scene.docks["Workflow"]
-    scene.click(dock.suggest_button)
+    scene.click(dock.confinement.suggest_button)
     viewer.layers.selection.active = viewer.layers[raw]
     scene.show("Workflow")
     grab(viewer, images / "workflow-dock.png")

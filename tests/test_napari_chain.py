@@ -322,15 +322,19 @@ def test_what_is_decided_by_hand(open_docks: Any, copied: Path) -> None:
     assert Journal(copied).events[-1].payload == {"text": "the beam was lost"}
 
 
-def test_box_and_mask_are_suggested_drawn_used_and_cleared(open_docks: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["workflow", "scan"])
+def test_box_and_mask_are_suggested_drawn_used_and_cleared(open_docks: Any, tmp_path: Path, where: str) -> None:
     docks = open_docks(tmp_path / "out", begin=True)
-    dock = docks.workflow
+    dock = getattr(docks, where).confinement
+    other = {"workflow": docks.scan, "scan": docks.workflow}[where].confinement
     assert dock.use_box_button.toolTip() == "Draw a box, or let one be suggested."
     docks.click(dock.suggest_button)
     layer = docks.viewer.layers["particle box"]
     assert len(layer.data) == 1
     assert docks.session.layer is not None, "the scan stays the one worked on"
+    assert other.use_box_button.isEnabled(), "what is drawn in one dock can be used in the other"
     docks.click(dock.use_box_button)
+    assert other.box_label.text() == dock.box_label.text()
     ((y0, y1, x0, x1),) = docks.session.state.manual.boxes
     assert 0 <= y0 < 20 < 44 < y1 <= 64
     assert 0 <= x0 < 20 < 44 < x1 <= 64
@@ -342,14 +346,14 @@ def test_box_and_mask_are_suggested_drawn_used_and_cleared(open_docks: Any, tmp_
     assert docks.session.state.manual.boxes == ((10, 50, 12, 54), (0, 30, 20, 64))
     docks.click(dock.clear_box_button)
     assert docks.session.state.manual.boxes == ()
-    docks.click(dock.undo_button)
+    docks.click(docks.workflow.undo_button)
     assert len(docks.session.state.manual.boxes) == 2
 
     dock.draw_mask_button.click()
     painted = docks.viewer.layers["mask"]
     painted.data[5:8, 9] = 1
     docks.click(dock.use_mask_button)
-    assert "Mask of 3 pixels" in dock.message.text()
+    assert "Mask of 3 pixels" in getattr(docks, where).message.text()
     kept = docks.session.workflow.journal.get_array(docks.session.state.manual.mask)
     np.testing.assert_array_equal(np.argwhere(kept), [[5, 9], [6, 9], [7, 9]])
     docks.click(dock.clear_mask_button)

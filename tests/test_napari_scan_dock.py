@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,34 @@ def test_air_and_mask_as_layers(dock: ScanDock, qtbot: Any) -> None:
             check.click()
     wait(qtbot, dock)
     assert len(names(dock)) == 1
+
+
+def test_a_click_on_a_problem_shows_its_frame(qtbot: Any, tiny_twin: Path, tmp_path: Path) -> None:
+    """A projection at its angle, a flat at its shot in the layer of the flats."""
+    folder = tmp_path / "scan"
+    shutil.copytree(tiny_twin, folder)
+    whole = open_series(folder)
+    projection, flat = whole.scans[3].names[7], whole.scans[5].flats[1].names[2]
+    (folder / projection).unlink()
+    (folder / flat).write_bytes((folder / flat).read_bytes()[:6000])
+    viewer = ViewerModel()
+    ((data, options, _),) = read_scan(str(folder))
+    viewer.add_image(data, **options)
+    dock = ScanDock(viewer)
+    rows = {dock.session.scan.series.problems[r].file: r for r in range(dock.problems.rowCount())}
+    assert set(rows) == {projection, flat}
+    dock.problems.cellClicked.emit(rows[projection], 0)
+    assert dock.session.frame == (3, 7)
+    assert not dock.flats_box.isChecked()
+    dock.problems.cellClicked.emit(rows[flat], 2)
+    assert dock.session.frame[0] == 5
+    assert dock.flats_box.isChecked()
+    assert flat in dock.flat_label.text()
+    assert "truncated" in dock.flat_label.text()
+    assert f"{whole.scans[5].pixel_size_nm:.2f} nm by the law" in dock.size_label.text()
+    assert f"headers say {whole.scans[5].header_pixel_size_nm:.2f} nm" in dock.size_label.text()
+    dock.close()
+    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete.value)
 
 
 def test_flats_by_hand_are_a_decision_of_the_run(tiny_twin: Path, tmp_path: Path) -> None:

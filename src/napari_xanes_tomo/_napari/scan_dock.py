@@ -13,6 +13,7 @@ from napari_xanes_tomo.recipe import FLAT_CHOICES, ScanParameters
 from napari_xanes_tomo.steps import stray_jump_effect
 from napari_xanes_tomo.workflow import Candidate
 
+from .confinement import Confinement
 from .dock import cell, fit, table, wrapped
 from .forms import ParameterForm
 from .plots import PointPlot
@@ -69,7 +70,7 @@ class ScanDock(StepDock):
         self.left_out = MaskPreview(self.session)
         self.mask_box = QCheckBox("Show the pixels left out as a layer")
         self.mask_box.setToolTip(
-            "Shadows, dust and bad pixels in the flats of this energy, and what was painted in the Workflow dock."
+            "Shadows, dust and bad pixels in the flats of this energy, and what was painted below."
         )
         self.mask_box.toggled.connect(self._toggle_mask)
         box.addWidget(self.mask_box)
@@ -99,7 +100,11 @@ class ScanDock(StepDock):
         inner.addWidget(self.reading_form.container.native)
         self.reading_label = wrapped(faint=True)
         inner.addWidget(self.reading_label)
+        self.size_label = wrapped(faint=True)
+        inner.addWidget(self.size_label)
         box.addWidget(group)
+        self.confinement = Confinement(self.session, self._why_not)
+        box.addWidget(self.confinement)
 
     def _on_asked(self) -> None:
         super()._on_asked()
@@ -113,7 +118,8 @@ class ScanDock(StepDock):
 
     def _update_buttons(self) -> None:
         super()._update_buttons()
-        if hasattr(self, "reading_label"):
+        if hasattr(self, "confinement"):
+            self.confinement.update_buttons()
             begun = self.session.workflow is not None
             self.reading_form.enabled = not begun and not self.session.busy
             self.reading_label.setText(
@@ -150,8 +156,22 @@ class ScanDock(StepDock):
             return
         gap = np.abs(scan.series.energies_ev - problem.energy_ev)
         if np.isfinite(gap).any():
+            energy = int(np.nanargmin(gap))
             frame = problem.frame if problem.frame is not None else self.session.frame[1]
-            self.session.go_to(int(np.nanargmin(gap)), max(0, frame))
+            self.session.go_to(energy, max(0, frame))
+            if problem.frame is None and problem.file:
+                self._go_to_flat(energy, problem.file)
+
+    def _go_to_flat(self, energy: int, name: str) -> None:
+        """Show the flats, at the shot of that name."""
+        scan, viewer = self.session.scan, self.session.viewer
+        shots = [] if scan is None else [n for f in scan.series.scans[energy].flats for n in f.names]
+        if name not in shots or viewer is None:
+            return
+        self.flats_box.setChecked(True)
+        layer = self.flats.layer
+        if layer is not None:
+            viewer.dims.set_point(1, float(layer.data_to_world((energy, shots.index(name), 0, 0))[1]))
 
     def _toggle_flats(self, on: bool) -> None:
         if not on:
@@ -215,6 +235,20 @@ class ScanDock(StepDock):
         self.use_combo.setEnabled(not why)
         self.use_combo.setToolTip(why or "Which flats this energy is divided by; can be undone.")
 
+    def _show_size(self) -> None:
+        """Show the size of a pixel by the law in use beside what the headers say."""
+        scan = self.session.scan
+        if scan is None or self.energy < 0:
+            self.size_label.setText("")
+            return
+        energy = scan.series.scans[self.energy]
+        stored = energy.header_pixel_size_nm
+        header = f"the headers say {stored:.2f} nm" if np.isfinite(stored) else "the headers say nothing"
+        self.size_label.setText(
+            f"Pixel at {energy.energy_ev:g} eV: {energy.pixel_size_nm:.2f} nm by the law above "
+            f"(slope and offset times binning {energy.binning}); {header}."
+        )
+
     def _show_numbers(self, numbers: dict[str, Any]) -> None:
         """Show what the flats say about camera, stray light, and each other."""
         compared = dict(numbers.get("flat_candidates", {}))
@@ -267,6 +301,8 @@ class ScanDock(StepDock):
 
     def _show_result(self, candidate: Candidate | None) -> None:
         self._show_choices()
+        self._show_size()
+        self.confinement.refresh()
         workflow, scan, state = self.session.workflow, self.session.scan, self.session.state
         units = {} if state is None else {e: u for (s, e), u in state.units.items() if s == self.step.name}
         chosen = None if candidate is None else candidate.id

@@ -121,6 +121,8 @@ class Session(QObject):
     out_changed = Signal(str)  # the output folder asked for
     asked_changed = Signal()  # the parameters asked for were replaced (a recipe was loaded, a run opened)
 
+    drawn = Signal()  # a box or mask was drawn, or its layer came or went
+
     _relayed = Signal()
 
     def __init__(self, viewer: Any) -> None:
@@ -132,6 +134,8 @@ class Session(QObject):
         self._state: State | None = None
         self._then: Callable[[Any], None] | None = None
         self._made: list[Workflow] = []  # being opened by a job
+        self.box_layer: Callable[[], Any] = lambda: None
+        self.mask_layer: Callable[[], Any] = lambda: None
         self._asked = Recipe()
         self._out = ""
         self.workflow: Workflow | None = None
@@ -174,10 +178,15 @@ class Session(QObject):
         if self.viewer is not None and self.layer is not None:
             go_to(self.viewer, self.layer, energy, angle)
 
+    def on_drawn(self, event: Any = None) -> None:
+        """Tell the docks that a box or mask was drawn."""
+        self.drawn.emit()
+
     def _on_layers(self, event: Any = None) -> None:
         viewer, layer = self.viewer, self.layer
         if viewer is None:
             return
+        self.on_drawn()
         here = layer is not None and any(x is layer for x in viewer.layers)
         if here and (self.workflow is not None or self.busy):
             return  # a run stays with its scan

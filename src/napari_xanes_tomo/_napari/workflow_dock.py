@@ -7,7 +7,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import numpy as np
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
@@ -19,24 +18,18 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
 )
 
-from napari_xanes_tomo.absorbance import normalise
-from napari_xanes_tomo.model import Progress
-from napari_xanes_tomo.qc import suggest_box
-from napari_xanes_tomo.registration import reference_energy
-from napari_xanes_tomo.steps import STEPS, estimation_bin
+from napari_xanes_tomo.steps import STEPS
 from napari_xanes_tomo.workflow import State
 
+from .confinement import Confinement
 from .dock import Dock, allow, cell, fit, table, wrapped
 from .forms import StillWheel
 from .words import event_text, manual_rows, stale_reason
 
 __all__ = ["WorkflowDock"]
 
-BOX_LAYER = "particle box"
-MASK_LAYER = "mask"
 _KEYS = {"Alt-Z": "undo", "Shift-Alt-Z": "redo"}  # napari uses neither
 _SHOWN = 40  # events
-_FRAMES = 6  # projections the suggested box is made from
 
 
 class WorkflowDock(Dock):
@@ -48,8 +41,6 @@ class WorkflowDock(Dock):
     """
 
     def __init__(self, napari_viewer: Any) -> None:
-        self._box_layer: Any = lambda: None
-        self._mask_layer: Any = lambda: None
         super().__init__(napari_viewer)
         self._bound: list[Any] = []
         viewer = self.session.viewer
@@ -82,7 +73,8 @@ class WorkflowDock(Dock):
         self._add_progress(box)
 
         box.addWidget(self._decisions())
-        box.addWidget(self._confinement())
+        self.confinement = Confinement(self.session, self._why_not)
+        box.addWidget(self.confinement)
         box.addWidget(self._recipe())
         self.reason_label = wrapped()
         self.reason_label.setObjectName("reasons")
@@ -119,36 +111,6 @@ class WorkflowDock(Dock):
         self.note_button.clicked.connect(self._note)
         row.addWidget(self.note_edit, 1)
         row.addWidget(self.note_button)
-        inner.addLayout(row)
-        return group
-
-    def _confinement(self) -> QGroupBox:
-        group = QGroupBox("Particle box and mask")
-        inner = QVBoxLayout(group)
-        inner.setContentsMargins(6, 4, 6, 4)
-        self.box_label = wrapped()
-        inner.addWidget(self.box_label)
-        row = QHBoxLayout()
-        self.suggest_button = QPushButton("Suggest")
-        self.suggest_button.clicked.connect(self._suggest)
-        self.draw_button = QPushButton("Draw")
-        self.draw_button.clicked.connect(lambda: self._draw_boxes())
-        self.use_box_button = QPushButton("Use the boxes")
-        self.use_box_button.clicked.connect(self._use_boxes)
-        self.clear_box_button = QPushButton("Whole frame")
-        self.clear_box_button.clicked.connect(lambda: self.session.decide(lambda w: w.set_boxes([])))
-        for button in (self.suggest_button, self.draw_button, self.use_box_button, self.clear_box_button):
-            row.addWidget(button)
-        inner.addLayout(row)
-        row = QHBoxLayout()
-        self.draw_mask_button = QPushButton("Draw a mask")
-        self.draw_mask_button.clicked.connect(self._draw_mask)
-        self.use_mask_button = QPushButton("Use the mask")
-        self.use_mask_button.clicked.connect(self._use_mask)
-        self.clear_mask_button = QPushButton("No mask")
-        self.clear_mask_button.clicked.connect(lambda: self.session.decide(lambda w: w.set_mask(None)))
-        for button in (self.draw_mask_button, self.use_mask_button, self.clear_mask_button):
-            row.addWidget(button)
         inner.addLayout(row)
         return group
 
@@ -210,13 +172,7 @@ class WorkflowDock(Dock):
             made.setToolTip(f"{event.time}\n{made.text()}")
             self.events.setItem(row, 0, made)
         fit(self.events, most=6)
-        boxes = () if state is None else state.manual.boxes
-        sizes = ", ".join(f"{b - a} x {d - c} px" for a, b, c, d in boxes)
-        mask = state is not None and state.manual.mask is not None
-        where = f"{len(boxes)} box{'es' if len(boxes) > 1 else ''}: {sizes}" if boxes else "the whole frame"
-        self.box_label.setText(
-            f"Used now: {where}{'; a mask' if mask else ''}. Boxes hold at the reference energy; the others follow."
-        )
+        self.confinement.refresh()
         self._show_recipe()
         self._update_buttons()
 
@@ -244,11 +200,8 @@ class WorkflowDock(Dock):
                 s in until and e not in hopeless and u.status in ("idle", "stale") for (s, e), u in state.units.items()
             )
         reasons: dict[str, list[str]] = {}
-        drawn, masked = self._boxes_drawn(), self._in_viewer(self._mask_layer())
         rows = getattr(self, "_rows", [])
         selected = bool(rows) and bool(self.by_hand.selectedItems())
-        boxes = state is not None and bool(state.manual.boxes)
-        mask = state is not None and state.manual.mask is not None
         for button, reason, purpose in (
             (self.run_button, scan or ("Everything is done with these parameters." if done else ""),
              "Do what is missing, step by step, for all energies."),
@@ -258,19 +211,12 @@ class WorkflowDock(Dock):
              "Another decision, which can be undone as well."),
             (self.note_button, why or ("" if self.note_edit.text().strip() else "Write a note first."),
              "Keep it in the journal."),
-            (self.suggest_button, scan, "A box around the particle, from a few projections of the reference energy."),
-            (self.draw_button, scan, "A layer for rectangles; several boxes are several particles."),
-            (self.use_box_button, why or ("" if drawn else "Draw a box, or let one be suggested."),
-             "Everything after this works inside; drawn boxes also cut the maps."),
-            (self.clear_box_button, why or ("" if boxes else "It is the whole frame."), "Work on the whole frame."),
-            (self.draw_mask_button, scan, "A layer to paint on what the camera is not to be trusted with."),
-            (self.use_mask_button, why or ("" if masked else "Draw a mask first."), "These pixels are filled."),
-            (self.clear_mask_button, why or ("" if mask else "There is no mask."), "Trust every pixel."),
             (self.load_button, "Something is running." if busy else "", "Show the parameters of a file in all forms."),
         ):  # fmt: skip
             allow(button, reason, purpose)
             if reason:
                 reasons.setdefault(reason, []).append(button.text())
+        self.confinement.update_buttons()
         self.reason_label.setText("\n".join(f"{', '.join(which)}: {reason}" for reason, which in reasons.items()))
 
     # ----------------------------------------------------------------------------------------------------- actions
@@ -305,101 +251,6 @@ class WorkflowDock(Dock):
         chosen, _ = QFileDialog.getSaveFileName(self, "Save the recipe as", "recipe.yaml", "Recipe (*.yaml *.yml)")
         if chosen:
             self.session.save_recipe(chosen)
-
-    # ------------------------------------------------------------------------------------------------ box and mask
-
-    def _in_viewer(self, layer: Any) -> bool:
-        viewer = self.session.viewer
-        return layer is not None and viewer is not None and any(x is layer for x in viewer.layers)
-
-    def _boxes_drawn(self) -> list[tuple[int, int, int, int]]:
-        """Return the rectangles of the layer, cut at the frame."""
-        layer, scan = self._box_layer(), self.session.scan
-        if not self._in_viewer(layer) or scan is None:
-            return []
-        height, width = scan.stack.shape[2:]
-        out = []
-        for corners in layer.data:
-            points = np.asarray(corners, dtype=float)[:, -2:]
-            (y0, x0), (y1, x1) = np.floor(points.min(axis=0) + 0.5), np.ceil(points.max(axis=0) + 0.5)
-            out.append((max(0, int(y0)), min(height, int(y1)), max(0, int(x0)), min(width, int(x1))))
-        return out
-
-    def _draw_boxes(self, boxes: list[tuple[int, int, int, int]] | None = None) -> None:
-        viewer, state = self.session.viewer, self.session.state
-        if boxes is None:
-            boxes = list(state.manual.boxes) if state is not None and not self._boxes_drawn() else []
-        layer = self._box_layer()
-        if not self._in_viewer(layer):
-            layer = viewer.add_shapes(
-                ndim=2, name=BOX_LAYER, edge_color="#d0d060", edge_width=1, face_color="transparent", opacity=0.9
-            )
-            layer.events.data.connect(self._update_buttons)
-            self._box_layer = weakref.ref(layer)
-        for y0, y1, x0, x1 in boxes:
-            layer.add_rectangles(np.array([[y0 - 0.5, x0 - 0.5], [y1 - 0.5, x1 - 0.5]]))
-        viewer.layers.selection.active = layer
-        layer.mode = "select" if len(layer.data) else "add_rectangle"
-        self._update_buttons()
-
-    def _suggest(self) -> None:
-        scan, asked = self.session.scan, self.session.asked
-        if scan is None:
-            return
-
-        def work(progress: Progress) -> tuple[int, int, int, int] | None:
-            series = scan.series
-            energy = series.scans[reference_energy(series.energies_ev, asked.registration.reference_ev)]
-            usable = np.flatnonzero(energy.usable)
-            few = set(usable[np.linspace(0, len(usable) - 1, _FRAMES).astype(int)].tolist()) if len(usable) else set()
-            part = energy.excluded({i: "not looked at" for i in range(len(energy)) if i not in few})
-            bin = estimation_bin(series.frame_shape[1])
-            data = normalise(part, asked.absorbance, bin=bin, progress=progress)
-            found = suggest_box(data.data)
-            if found is None:
-                return None
-            y0, y1, x0, x1 = (v * bin for v in found)
-            return y0, y1, x0, x1
-
-        def show(found: tuple[int, int, int, int] | None) -> None:
-            if found is None:
-                self._tell("No box is needed or found: the particle does not stand apart from the frame.", False)
-                return
-            layer = self._box_layer()
-            if self._in_viewer(layer):
-                layer.data = []
-            self._draw_boxes([found])
-            self._tell("Suggested; change it as you like, then use it.", False)
-
-        self.session.compute(work, show)
-
-    def _use_boxes(self) -> None:
-        boxes = self._boxes_drawn()
-        self.session.decide(lambda w: w.set_boxes(boxes), f"{len(boxes)} box{'es' if len(boxes) > 1 else ''} used.")
-
-    def _draw_mask(self) -> None:
-        viewer, scan = self.session.viewer, self.session.scan
-        workflow, state = self.session.workflow, self.session.state
-        if viewer is None or scan is None:
-            return
-        layer = self._mask_layer()
-        if not self._in_viewer(layer):
-            start = np.zeros(scan.stack.shape[2:], dtype=np.uint8)
-            if workflow is not None and state is not None and state.manual.mask is not None:
-                start |= workflow.journal.get_array(state.manual.mask).astype(np.uint8)
-            layer = viewer.add_labels(start, name=MASK_LAYER, opacity=0.5)
-            self._mask_layer = weakref.ref(layer)
-        viewer.layers.selection.active = layer
-        layer.mode = "paint"
-        self._update_buttons()
-
-    def _use_mask(self) -> None:
-        layer = self._mask_layer()
-        if not self._in_viewer(layer):
-            self._tell("The mask's layer is gone; draw one.", True)
-            return
-        painted = np.asarray(layer.data) > 0
-        self.session.decide(lambda w: w.set_mask(painted), f"Mask of {int(painted.sum())} pixels used.")
 
     def closeEvent(self, event: Any) -> None:
         """Give the keys back."""
