@@ -305,6 +305,68 @@ def test_all_energies_and_the_aligned_layer(make_dock: Any, qtbot: Any, tiny_twi
     assert "aligned, jitter corrected" not in viewer.layers
 
 
+def test_slices_before_and_after_blink(make_dock: Any, qtbot: Any, tiny_twin: Path, tmp_path: Path) -> None:
+    dock = make_dock(tiny_twin, tmp_path / "out")
+    assert not dock.slice_button.isEnabled()
+    assert not dock.blink_box.isEnabled()
+    run(qtbot, dock)
+    viewer = dock.session.viewer
+    assert dock.slice_button.isEnabled(), dock.slice_button.toolTip()
+    dock.slice_button.click()
+    before, after = (preview.layer for preview in (dock.before, dock.after))
+    assert before.name.startswith("slice before the correction, row ")
+    assert before.data.shape == after.data.shape == (64, 64)
+    assert tuple(before.contrast_limits) == tuple(after.contrast_limits)
+    # Standing still makes the slice sharper.
+    assert np.std(np.diff(after.data, axis=1)) > np.std(np.diff(before.data, axis=1))
+    assert viewer.layers.selection.active is dock.session.layer
+    dock.blink_box.setChecked(True)
+    qtbot.waitUntil(lambda: before.visible != after.visible, timeout=5000)
+    shown = before.visible
+    qtbot.waitUntil(lambda: before.visible != shown and after.visible == shown, timeout=5000)
+    dock.blink_box.setChecked(False)
+    assert before.visible
+    assert after.visible
+    dock.blink_box.setChecked(True)
+    viewer.layers.remove(before)
+    qtbot.waitUntil(lambda: not dock.blink_box.isChecked(), timeout=5000)
+    texts = [dock.scores.item(row, 1).text() for row in range(dock.scores.rowCount())]
+    assert sum(" px = " in t and t.endswith(" nm") for t in texts) >= 5
+
+
+def test_a_cancelled_search_is_shown_as_partial_and_goes_on(
+    make_dock: Any, qtbot: Any, tiny_twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    dock = make_dock(tiny_twin, out)
+    real, calls = Workflow.run_unit, []
+
+    def stopped(self: Workflow, name: str, energy: int | None = None, **options: Any) -> Any:
+        def stop(what: str, done: int, total: int) -> None:
+            if done >= 0.5 * total:
+                raise Cancelled
+
+        if name == "jitter" and not calls:
+            calls.append(name)
+            options["progress"] = stop
+        return real(self, name, energy, **options)
+
+    monkeypatch.setattr(Workflow, "run_unit", stopped)
+    run(qtbot, dock)
+    assert "Cancelled" in dock.message.text()
+    (part,) = dock.session.workflow.candidates("jitter", 0)
+    assert part.partial
+    assert dock.candidates.item(0, 0).text() == "partial"
+    assert dock.unit.status == "idle"
+    assert dock.go_on_button.isEnabled(), dock.go_on_button.toolTip()
+    dock.go_on_button.click()
+    wait(qtbot, dock)
+    assert dock.unit.status == "candidate"
+    assert dock.candidates.rowCount() == 2
+    assert not dock.go_on_button.isEnabled()
+    assert not dock.unit.candidate.partial
+
+
 def test_cancel_leaves_what_is_finished_and_run_goes_on(
     make_dock: Any, qtbot: Any, tiny_twin: Path, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ from .io.store import (
     write_quality,
     write_shifts,
 )
-from .jitter_report import views_bytes, views_path
+from .jitter_report import views_bytes, views_path, views_read
 from .joint import Joint, join
 from .maps import (
     AlignedEnergy,
@@ -357,6 +357,17 @@ class Workflow:
             shifts.append(arrays.get("residual_shift"))
             sigmas.append(arrays.get("residual_sigma"))
         return error_map(self.series.energies_ev, shifts, sigmas)
+
+    def edge_effect_ev(self, energy: int) -> float:
+        """Return what one px of an energy as a whole does to the edge energy at a surface, eV; 0 before the maps."""
+        candidate = self.state[("maps", None)].candidate
+        known = [] if candidate is None else candidate.payload["numbers"].get("edge_ev_per_px", [])
+        return next((float(v) for ev, v in known if ev == float(self.series.scans[energy].energy_ev)), 0.0)
+
+    def views(self, candidate: Candidate) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the views kept of a result of the jitter correction (see `qc.tomogram_views`), if it is the newest."""
+        energy = candidate.unit[1]
+        return {} if energy is None else views_read(views_path(self.output.folder, energy), candidate.id)
 
     def displacements(self, energy: int) -> StepResult:
         """Return the jitter that counts for an energy, with what was nudged and set by hand.

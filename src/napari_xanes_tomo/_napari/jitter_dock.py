@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyqtgraph as pg
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import (
     QCheckBox,
     QDoubleSpinBox,
@@ -33,7 +34,7 @@ from napari_xanes_tomo.workflow import Candidate
 from .dock import allow, wrapped
 from .forms import StillWheel
 from .plots import BLUE, GREEN, GREY, ORANGE, SinogramPlot, dress
-from .previews import AlignedPreview, QuickPreview, ResidualPreview
+from .previews import AlignedPreview, QuickPreview, ResidualPreview, SlicePreview
 from .step_dock import StepDock
 
 __all__ = ["JitterDock", "ShiftPlot"]
@@ -220,12 +221,29 @@ class JitterDock(StepDock):
         row.addWidget(self.row_spin)
         box.addLayout(row)
         self.residual = ResidualPreview(self.session)
+        row = QHBoxLayout()
+        self.slice_button = QPushButton("Slice before / after")
+        self.slice_button.clicked.connect(self._slices)
+        row.addWidget(self.slice_button)
+        self.blink_box = QCheckBox("Blink")
+        self.blink_box.setToolTip("The slice before and after the correction, in turn twice a second.")
+        self.blink_box.toggled.connect(self._toggle_blink)
+        row.addWidget(self.blink_box)
+        self.go_on_button = QPushButton("Go on from it")
+        self.go_on_button.clicked.connect(self._go_on)
+        row.addWidget(self.go_on_button)
+        box.addLayout(row)
+        self.before, self.after = SlicePreview(self.session), SlicePreview(self.session)
+        self._blinking = QTimer(self)
+        self._blinking.setInterval(500)
+        self._blinking.timeout.connect(self._blink)
         self.sinogram_plot = SinogramPlot()
         self.sinogram_plot.hide()
         box.addWidget(self.sinogram_plot)
         self.sinogram_label = wrapped(faint=True)
         self.sinogram_label.hide()
         box.addWidget(self.sinogram_label)
+        self._kept_views: tuple[tuple[int, int], dict[str, npt.NDArray[np.float64]]] = ((-1, -1), {})
         self._result: StepResult | None = None
         self._result_key: tuple[Any, ...] = ()
 
@@ -443,6 +461,13 @@ class JitterDock(StepDock):
         allow(self.found_button, none or ("" if set_ else "It is as found."), "Go back to the axis that was found.")
         allow(self.residual_button, none, "Data minus reprojection of the other angles, as a layer; takes a moment.")
         allow(self.sinogram_button, none, "One row at every angle, with the edges and the axis as they were fitted.")
+        chosen = self.selected()
+        views = "" if chosen is not None and self._views(chosen) else "Views are kept of the newest result only."
+        allow(self.slice_button, none or views, "One slice before and after the correction, as two layers.")
+        there = "" if self.before.layer is not None and self.after.layer is not None else "Show the slices first."
+        self.blink_box.setEnabled(not there)
+        partial_one = "" if chosen is not None and chosen.partial else "The result selected is not a partial one."
+        allow(self.go_on_button, why or partial_one, "Search on from where the cancelled search had got to.")
         lines = []
         if out and state is not None:
             lines.append(f"projection {angle}: excluded ({state.manual.frames[energy][angle]})")
@@ -455,6 +480,44 @@ class JitterDock(StepDock):
             for frame, dy, dx in self._result.numbers.get("jumps", []):
                 lines.append(f"before projection {int(frame)} the sample jumped by y {dy:+.2f}, x {dx:+.2f} px")
         self.hand_label.setText("\n".join([f"All: {none}"] if none else lines))
+
+    def _views(self, candidate: Candidate) -> dict[str, npt.NDArray[np.float64]]:
+        workflow = self.session.workflow
+        key = (id(workflow), candidate.id)
+        if self._kept_views[0] != key:
+            self._kept_views = (key, {} if workflow is None else workflow.views(candidate))
+        return self._kept_views[1]
+
+    def _slices(self) -> None:
+        chosen = self.selected()
+        views = {} if chosen is None else self._views(chosen)
+        if views:
+            self.before.put(views, "before", self._energy_text())
+            self.after.put(views, "after", self._energy_text())
+            self._update_by_hand()
+
+    def _toggle_blink(self, on: bool) -> None:
+        if on:
+            self._blinking.start()
+        else:
+            self._blinking.stop()
+            for layer in (self.before.layer, self.after.layer):
+                if layer is not None:
+                    layer.visible = True
+
+    def _blink(self) -> None:
+        before, after = self.before.layer, self.after.layer
+        if before is None or after is None:  # removed by the user, or with its scan
+            self.blink_box.setChecked(False)
+            return
+        before.visible = not before.visible
+        after.visible = not before.visible
+
+    def _go_on(self) -> None:
+        chosen = self.selected()
+        if chosen is not None:
+            self._shown = None
+            self.session.go_on(self.energy, chosen.id)
 
     def _exclude(self) -> None:
         state, (energy, angle) = self.session.state, self.session.frame

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -252,6 +252,21 @@ def _reader(
         return np.zeros(shape, np.float32) if at is None else made[energy][1][at]
 
     return read
+
+
+class SlicePreview(Preview):
+    """One slice of a tomogram before or after the correction, (z, x), over the frame."""
+
+    def put(self, views: Mapping[str, npt.NDArray[np.float64]], which: str, where: str) -> None:
+        """Show ``before`` or ``after`` of `qc.tomogram_views`; both in the same grey values."""
+        bin = float(views["bin"][0]) if "bin" in views else 1.0
+        both = np.stack([views["before"], views["after"]])
+        limits = spread_limits([both], 0.5, 99.8)
+        self.hide()
+        name = f"slice {which} the correction, row {int(views['row'][0])} (binned), {where}"
+        options = {"name": name, "colormap": "gray", "contrast_limits": limits}
+        shift = (bin - 1) / 2
+        self._put(views[which].astype(np.float32), {**options, "scale": (bin, bin), "translate": (shift, shift)})
 
 
 class QuickPreview(Preview):

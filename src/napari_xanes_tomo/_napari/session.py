@@ -323,6 +323,19 @@ class Session(QObject):
 
         self._start(work, lambda text: self.told.emit(str(text), False))
 
+    def go_on(self, energy: int, candidate: int) -> None:
+        """Run the jitter correction of an energy again, beginning at a result such as a partial one."""
+        workflow = self.workflow
+        if workflow is None:
+            return
+
+        def work(progress: Progress) -> str:
+            workflow.run_unit("jitter", energy, initial=candidate, progress=progress)
+            workflow.write_tables()
+            return _outcome(workflow, "jitter", [energy])
+
+        self._start(work, lambda text: self.told.emit(str(text), False))
+
     def run_until(self, name: str, out: str | Path) -> None:
         """Run every step up to `name` for all energies with the parameters that the forms show."""
         scan = self.scan

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QGroupBox, QHBoxLayout, QPushButton, QSizePolicy, QVBoxLayout
 
-from napari_xanes_tomo.model import Quality, XanesTomoError
+from napari_xanes_tomo.model import Quality, Score, XanesTomoError
 from napari_xanes_tomo.recipe import Recipe
 from napari_xanes_tomo.steps import step
 from napari_xanes_tomo.workflow import Candidate, UnitState
@@ -22,6 +23,8 @@ from .session import section_of, units_of
 from .words import stale_reason
 
 __all__ = ["Buttons", "StepDock", "button_reasons", "made_with"]
+
+_LENGTHS_IN_EV = ("sigma_x", "residual shift x", "seam step x")  # as if the whole energy were displaced by as much
 
 
 @dataclass(frozen=True)
@@ -242,9 +245,20 @@ class StepDock(Dock):
             if score.threshold is not None:
                 limit = f"{'<=' if score.better == 'lower' else '>='} {score.threshold:.3g}"
                 judged = "good" if score.passed else "check"
-            for column, text in enumerate((score.name, f"{score.value:.4g} {score.unit}".strip(), limit, judged)):
+            value = f"{score.value:.4g} {score.unit}".strip() + self._also(score)
+            for column, text in enumerate((score.name, value, limit, judged)):
                 self.scores.setItem(row, column, cell(text, bold=judged == "check"))
-        fit(self.scores)
+        fit(self.scores, most=10)
+
+    def _also(self, score: Score) -> str:
+        """Return a length in nm, and what it does to the edge energy where that is known."""
+        scan, workflow = self.session.scan, self.session.workflow
+        if score.unit != "px" or scan is None or not 0 <= self.energy < len(scan.series.scans):
+            return ""
+        nm = score.value * scan.series.scans[self.energy].pixel_size_nm
+        text = f" = {nm:.3g} nm" if np.isfinite(nm) else ""
+        per_px = 0.0 if workflow is None else workflow.edge_effect_ev(self.energy)
+        return text + (f", {abs(per_px) * score.value:.2g} eV" if score.name in _LENGTHS_IN_EV and per_px else "")
 
     def _fill_candidates(self, chosen: Candidate | None) -> None:
         found, unit = self.found(), self.unit
@@ -254,7 +268,7 @@ class StepDock(Dock):
         for row, candidate in enumerate(reversed(found)):
             counts = unit is not None and unit.candidate is not None and unit.candidate.id == candidate.id
             accepted = counts and unit is not None and unit.status == "accepted"
-            mark = "accepted" if accepted else ("counts" if counts else "")
+            mark = "accepted" if accepted else ("counts" if counts else "partial" if candidate.partial else "")
             method = str(candidate.payload["numbers"].get("method", ""))
             made = _parameters_text(made_with(candidate, self.section))
             label = f"#{candidate.id} {method}".strip()
