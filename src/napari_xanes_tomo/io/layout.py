@@ -7,12 +7,14 @@ the same places without it.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .cfb import ENTRY, OLE_ERRORS, Container, Damage, Runs, merge_runs, pread
+from .cfb import ENTRY, OLE_ERRORS, Container, Damage, Runs, merge_runs, read_into
 
 __all__ = ["CODES", "PER_GROUP", "Layout", "match", "parse"]
 
@@ -81,7 +83,12 @@ class Layout:
     defect: tuple[str, str]  # (reason, what) of the first image that is not whole
     references: tuple[tuple[Runs, int], ...]  # the embedded reference images and their bytes
     modified: tuple[int, int]  # where the root entry keeps its time: (read, start)
-    same: dict[tuple[bytes, ...], Any] = field(default_factory=dict)  # what its files have in common, once understood
+    same: list[tuple[tuple[tuple[int, int, bytes], ...], Any]] = field(default_factory=list)
+    """What its files have in common once understood, behind the bytes that say so; the latest first."""
+
+    def raw(self, path: str, buffers: Sequence[bytearray]) -> bytes:
+        """Return the bytes of a stream, empty where there is none."""
+        return b"".join([buffers[k][i:j] for k, i, j in self.values.get(path, ())])
 
 
 def parse(file: BinaryIO, size: int) -> Layout:
@@ -175,16 +182,30 @@ def _references(box: Container, streams: dict[str, tuple[int, int]]) -> tuple[tu
     return tuple(found)
 
 
-def match(layout: Layout, fd: int) -> list[bytes] | None:
-    """Return the bytes at the places of a layout when they prove that the file has it."""
-    buffers = []
-    for offset, length in layout.reads:
-        data = pread(fd, length, offset)
-        if len(data) != length:
+class _Scratch(threading.local):
+    """Where a thread reads the structure of one file after the other, while their layout stays."""
+
+    layout: Layout | None = None
+    buffers: tuple[bytearray, ...] = ()
+
+
+_scratch = _Scratch()
+_LARGEST_SCRATCH = 1 << 20  # bytes that a thread keeps
+
+
+def match(layout: Layout, fd: int) -> Sequence[bytearray] | None:
+    """Return the bytes at the places of a layout when they prove that the file has it; good until the next call."""
+    if _scratch.layout is layout:
+        buffers = _scratch.buffers
+    else:
+        buffers = tuple([bytearray(length) for _, length in layout.reads])
+        if sum(map(len, buffers)) <= _LARGEST_SCRATCH:
+            _scratch.layout, _scratch.buffers = layout, buffers
+    for (offset, length), buffer in zip(layout.reads, buffers, strict=True):
+        if read_into(fd, memoryview(buffer), offset) != length:
             return None
-        buffers.append(data)
     for k, start, expected in layout.proof:
-        if buffers[k][start : start + len(expected)] != expected:
+        if not buffers[k].startswith(expected, start):
             return None
     return buffers
 

@@ -62,6 +62,25 @@ class XrmError(XanesTomoError):
         return XrmError, (str(self), self.reason, self.file, self.header)
 
 
+class _Common(NamedTuple):
+    """The part of a header that is the same in all frames of a scan; see `XrmHeader`."""
+
+    version: float
+    exe_version: str
+    n_planned: int
+    n_images: int
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    pixel_size_um: float
+    binning: int | None
+    mosaic: tuple[int, int]
+    images: tuple[Runs, ...]
+    references: tuple[Runs, ...]
+    reference_dtype: np.dtype[Any] | None
+    reference_exposure_s: float
+    defect: tuple[str, str]  # (reason, what) of images that are not whole
+
+
 @dataclass(frozen=True, slots=True)
 class XrmHeader:
     """What one file says about itself. Values that the file lacks are NaN, None or empty.
@@ -146,25 +165,32 @@ def shown(name: str) -> str:
 
 
 def _text(raw: bytes) -> str:
-    return raw.split(b"\0", 1)[0].decode("cp1252", errors="replace").strip()
+    raw = raw.partition(b"\0")[0]
+    return (raw.decode("ascii") if raw.isascii() else raw.decode("cp1252", errors="replace")).strip()
 
 
-_DATE = re.compile(rb"(\d\d)/(\d\d)/(\d{4}|\d\d) (\d\d):(\d\d):(\d\d)(\.\d+)?")
+_DATE = re.compile(rb"(\d\d/\d\d/(?:\d{4}|\d\d)) (\d\d):(\d\d):(\d\d)(\.\d+)?")
 
 
-@lru_cache(maxsize=1024)
 def _seconds(raw: bytes) -> float:
     """``MM/DD/YY HH:MM:SS`` (local, no zone) as seconds since 1970; NaN when it is none."""
     found = _DATE.match(raw)
     if found is None:
-        return float("nan")
-    month, day, year, hour, minute, second = (int(g) for g in found.groups()[:6])
-    year += 2000 if year < 100 else 0
+        return math.nan
+    day, hour, minute, second, rest = found.groups()
+    h, m, s = int(hour), int(minute), int(second)
+    if h > 23 or m > 59:
+        return math.nan
+    return _midnight(day) + 3600 * h + 60 * m + s + (float(rest) if rest else 0)
+
+
+@lru_cache(maxsize=1024)
+def _midnight(raw: bytes) -> float:
+    month, day, year = map(int, raw.split(b"/"))
     try:
-        datetime(year, month, day, hour, minute, min(second, 59))
+        return float(timegm(datetime(year + 2000 if year < 100 else year, month, day).timetuple()))
     except ValueError:
-        return float("nan")
-    return timegm((year, month, day, hour, minute, second)) + float(found.group(7) or 0)
+        return math.nan
 
 
 def _integer(values: Mapping[str, bytes], name: str) -> int | None:
@@ -172,8 +198,7 @@ def _integer(values: Mapping[str, bytes], name: str) -> int | None:
     return int.from_bytes(raw[:4], "little", signed=True) if len(raw) >= 4 else None
 
 
-def _floats(values: Mapping[str, bytes], name: str, n: int, planned: int) -> tuple[float, ...]:
-    raw = values.get(name, b"")
+def _floats(raw: bytes, n: int, planned: int) -> tuple[float, ...]:
     m = len(raw) // 4
     if n == 1 and m >= 1:
         (value,) = struct.unpack_from("<f", raw)
@@ -189,26 +214,7 @@ def _floats(values: Mapping[str, bytes], name: str, n: int, planned: int) -> tup
     return (*found[:n], *(math.nan,) * (n - m))
 
 
-class _Same(NamedTuple):
-    """The part of a header that is the same in all frames of a scan."""
-
-    version: float
-    exe_version: str
-    n_planned: int
-    n_images: int
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    pixel_size_um: float
-    binning: int | None
-    mosaic: tuple[int, int]
-    images: tuple[Runs, ...]
-    references: tuple[Runs, ...]
-    reference_dtype: np.dtype[Any] | None
-    reference_exposure_s: float
-    defect: tuple[str, str]
-
-
-def _same(layout: Layout, values: Mapping[str, bytes]) -> _Same:
+def _same(layout: Layout, values: Mapping[str, bytes]) -> _Common:
     planned = _integer(values, "imageinfo/noofimages")
     taken = _integer(values, "imageinfo/imagestaken")
     there = len(layout.images)
@@ -252,70 +258,91 @@ def _same(layout: Layout, values: Mapping[str, bytes]) -> _Same:
     exposure = "exptime" if f"{store}/exptime" in values else "imageinfo/exptimes"
     binning = _integer(values, "imageinfo/horizontalbin") or _integer(values, "imageinfo/camerabinning")
     version = values.get("version", b"")
-    return _Same(
+    return _Common(
         version=struct.unpack_from("<f", version)[0] if len(version) >= 4 else float("nan"),
         exe_version=_text(values.get("exeversion", b"")),
         n_planned=planned if planned is not None and planned > 0 else max(n, 1),
         n_images=n,
         shape=shape,
         dtype=dtype,
-        pixel_size_um=_floats(values, "imageinfo/pixelsize", 1, 1)[0],
+        pixel_size_um=_floats(values.get("imageinfo/pixelsize", b""), 1, 1)[0],
         binning=binning if binning is not None and 0 < binning <= 64 else None,
         mosaic=mosaic,
         images=layout.images[:n],
         references=references,
         reference_dtype=reference_dtype if references else None,
-        reference_exposure_s=_floats(values, f"{store}/{exposure}", 1, 1)[0],
+        reference_exposure_s=_floats(values.get(f"{store}/{exposure}", b""), 1, 1)[0],
         defect=defect,
     )
 
 
-def _header(layout: Layout, buffers: Sequence[bytes], path: str) -> XrmHeader:
-    values: dict[str, bytes] = {}
-    for name, pieces in layout.values.items():
-        if len(pieces) == 1:
-            k, i, j = pieces[0]
-            values[name] = buffers[k][i:j]
+# One value an image, in the order of `XrmHeader`; the times are texts.
+_EACH = ("angles", "energy", "exptimes", "date", "xposition", "yposition", "zposition", "ionchambercurrent")
+_F4 = struct.Struct("<f")
+_SHARED = 16  # kinds of files that one layout may have, remembered
+
+
+def _common(layout: Layout, buffers: Sequence[bytearray]) -> _Common:
+    """Return what a file has in common with others; understood once, then known by its bytes."""
+    for checks, known in layout.same:
+        for k, start, expected in checks:
+            if not buffers[k].startswith(expected, start):
+                break
         else:
-            values[name] = b"".join(buffers[k][i:j] for k, i, j in pieces)
-    key = tuple([raw for name, raw in values.items() if name not in layouts.EACH])
-    same = layout.same.get(key)
-    if same is None:
-        same = _same(layout, values)
-        if len(layout.same) >= 16:
-            layout.same.clear()
-        layout.same[key] = same
-    m, total = max(same.n_images, 1), same.n_planned
-    dates = values.get("imageinfo/date", b"")
-    if m == 1:
-        starts: tuple[float, ...] = (_seconds(dates[:40].partition(b"\0")[0]),)
-    else:
-        stride = len(dates) // total if dates and len(dates) % total == 0 else 40
-        starts = tuple(_seconds(dates[i * stride : (i + 1) * stride].partition(b"\0")[0]) for i in range(m))
-    exposure = "imageinfo/exptimes" if values.get("imageinfo/exptimes") else "imageinfo/exptime"
+            found: _Common = known
+            return found
+    shared = [name for name in layout.values if name not in layouts.EACH]
+    same = _same(layout, {name: layout.raw(name, buffers) for name in shared})
+    checks = tuple((k, i, bytes(buffers[k][i:j])) for name in shared for k, i, j in layout.values[name])
+    layout.same[:] = [(checks, same), *layout.same[: _SHARED - 1]]
+    return same
+
+
+def _each(layout: Layout, buffers: Sequence[bytearray], m: int, planned: int) -> list[tuple[float, ...]]:
+    """Return the values of all images, one tuple a field."""
+    found: list[tuple[float, ...]] = []
+    for field in _EACH:
+        name = "imageinfo/exptime" if field == "exptimes" and not layout.values.get("imageinfo/exptimes") else ""
+        pieces = layout.values.get(name or f"imageinfo/{field}", ())
+        if field == "date":
+            raw = layout.raw("imageinfo/date", buffers)
+            stride = len(raw) // planned if m > 1 and raw and len(raw) % planned == 0 else 40
+            found.append(tuple([_seconds(raw[i * stride : (i + 1) * stride].partition(b"\0")[0]) for i in range(m)]))
+        elif m == 1 and len(pieces) == 1 and pieces[0][2] - pieces[0][1] >= 4:
+            (value,) = _F4.unpack_from(buffers[pieces[0][0]], pieces[0][1])
+            found.append((value if math.isfinite(value) else math.nan,))
+        else:
+            found.append(_floats(layout.raw(name or f"imageinfo/{field}", buffers), m, planned))
+    return found
+
+
+def _header(layout: Layout, buffers: Sequence[bytearray], path: str) -> XrmHeader:
+    same = _common(layout, buffers)
     k, start = layout.modified
     filetime = int.from_bytes(buffers[k][start : start + 8], "little")
+    m = max(same.n_images, 1)
+    angles, energies, exposures, times, x, y, z, ion = _each(layout, buffers, m, same.n_planned)
     header = XrmHeader(
         path,
         layout.size,
         same.version,
         same.exe_version,
-        total,
+        same.n_planned,
         same.n_images,
         same.shape,
         same.dtype,
-        _floats(values, "imageinfo/angles", m, total),
-        _floats(values, "imageinfo/energy", m, total),
-        _floats(values, exposure, m, total),
-        starts,
-        _floats(values, "imageinfo/xposition", m, total),
-        _floats(values, "imageinfo/yposition", m, total),
-        _floats(values, "imageinfo/zposition", m, total),
-        _floats(values, "imageinfo/ionchambercurrent", m, total),
+        angles,
+        energies,
+        exposures,
+        times,
+        x,
+        y,
+        z,
+        ion,
         filetime / 1e7 - EPOCH_1601 if filetime else float("nan"),
         same.pixel_size_um,
         same.binning,
-        _text(values.get("acquisitionsettings/acqfilename", b"")),
+        _text(layout.raw("acquisitionsettings/acqfilename", buffers)),
         same.mosaic,
         same.images,
         same.references,
@@ -328,13 +355,17 @@ def _header(layout: Layout, buffers: Sequence[bytes], path: str) -> XrmHeader:
     return header
 
 
-def _open(path: str) -> int:
-    # Not blocking: a pipe or device that bears the name of a frame is refused, not waited for.
-    extra = sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
+# Not blocking: a pipe or device that bears the name of a frame is refused, not waited for.
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK"))
+
+
+def _open(path: str) -> tuple[int, os.stat_result]:
+    """Return the descriptor of an open file and its state."""
     try:
-        fd = os.open(path, os.O_RDONLY | extra)
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return fd
+        fd = os.open(path, _FLAGS)
+        state = os.fstat(fd)
+        if stat.S_ISREG(state.st_mode):
+            return fd, state
         os.close(fd)
         reason, text = "unreadable", "expected a file, got a folder, pipe or device"
     except FileNotFoundError:
@@ -386,9 +417,9 @@ def read_header(path: str | os.PathLike[str]) -> XrmHeader:
         Whenever not every image is whole; its `header` holds what could be read.
     """
     path = os.fspath(path)
-    fd = _open(path)
+    fd, state = _open(path)
     try:
-        return _learn(fd, path, os.fstat(fd))
+        return _learn(fd, path, state)
     except OSError as error:
         name = shown(Path(path).name)
         raise XrmError(f"{name}: cannot be read ({error.strerror or error})", "unreadable", name) from None
@@ -398,30 +429,29 @@ def read_header(path: str | os.PathLike[str]) -> XrmHeader:
 
 # ---------------------------------------------------------------------------------------------- pixels
 
-_Place = tuple[tuple[int, int], XrmHeader]
-_places: dict[str, _Place] = {}  # path -> ((bytes, mtime_ns), header) of the files pixels were read from
+_Place = tuple[int, int, XrmHeader]
+_places: dict[str, _Place] = {}  # path -> (bytes, mtime_ns, header) of the files that were read from
 
 
-def _placed(fd: int, path: str) -> XrmHeader:
+def _placed(fd: int, path: str, state: os.stat_result) -> XrmHeader:
     """Return the header of an open file, from memory while the file is the same."""
-    stat = os.fstat(fd)
     known = _places.get(path)
-    if known is not None and known[0] == (stat.st_size, stat.st_mtime_ns):
-        return known[1]
-    return _learn(fd, path, stat)
+    if known is not None and known[0] == state.st_size and known[1] == state.st_mtime_ns:
+        return known[2]
+    return _learn(fd, path, state)
 
 
-def _learn(fd: int, path: str, stat: os.stat_result) -> XrmHeader:
-    header = _header_of(fd, path, stat.st_size)
+def _learn(fd: int, path: str, state: os.stat_result) -> XrmHeader:
+    header = _header_of(fd, path, state.st_size)
     # A file written a moment ago may change again without a new time: clocks of file systems are coarse.
-    if time.time_ns() - stat.st_mtime_ns > 1_000_000_000:
+    if time.time_ns() - state.st_mtime_ns > 1_000_000_000:
         if len(_places) > 50_000:
             _places.clear()
-        _places[path] = ((stat.st_size, stat.st_mtime_ns), header)
+        _places[path] = (state.st_size, state.st_mtime_ns, header)
     return header
 
 
-def _fill(fd: int, out: memoryview, runs: Runs, start: int, name: str) -> None:
+def _fill(fd: int, out: memoryview, runs: Runs, start: int, path: str) -> None:
     """Read ``len(out)`` bytes of a stream from its byte `start` on; short is an error."""
     done = 0
     for offset, length in runs:
@@ -434,13 +464,18 @@ def _fill(fd: int, out: memoryview, runs: Runs, start: int, name: str) -> None:
         while done < end:
             n = cfb.read_into(fd, out[done:end], offset)
             if n <= 0:
-                raise XrmError(f"{name}: the file ends inside the image; copy it again", "truncated", name)
+                raise _cut(path)
             done += n
             offset += n
         if done == len(out):
             return
     if done < len(out):
-        raise XrmError(f"{name}: the file ends inside the image; copy it again", "truncated", name)
+        raise _cut(path)
+
+
+def _cut(path: str) -> XrmError:
+    name = shown(Path(path).name)
+    return XrmError(f"{name}: the file ends inside the image; copy it again", "truncated", name)
 
 
 @dataclass(frozen=True)
@@ -568,19 +603,20 @@ class XrmFrames:
 
     def _read_one(self, index: int, out: memoryview, start: int) -> None:
         path, number = self.paths[index], self.numbers[index]
-        fd = _open(path)
+        fd, state = _open(path)
         try:
-            header = _placed(fd, path)
-            name = shown(Path(path).name)
+            header = _placed(fd, path, state)
             places, at = (header.images, number - 1) if number > 0 else (header.references, -number)
             dtype = header.dtype if number > 0 else header.reference_dtype
             runs = places[at] if at < len(places) else ()
             if not runs:
+                name = shown(Path(path).name)
                 raise XrmError(f"{name}: expected image {number}, got a file without it", "no-image", name)
             if header.shape != self.shape or dtype != self.stored:
+                name = shown(Path(path).name)
                 text = f"{name}: expected {self.shape} {self.stored}, got {header.shape} {dtype}"
                 raise XrmError(text, "other-size", name)
-            _fill(fd, out, runs, start, name)
+            _fill(fd, out, runs, start, path)
         except OSError as error:
             name = shown(Path(path).name)
             raise XrmError(f"{name}: cannot be read ({error.strerror or error})", "unreadable", name) from None
