@@ -107,7 +107,7 @@ def test_an_unexpected_error_is_one_line_and_v_shows_the_rest(monkeypatch: pytes
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("two\nlines")
 
-    monkeypatch.setattr("napari_xanes_tomo.io.scan.open_series", broken)
+    monkeypatch.setattr("napari_xanes_tomo.io.given.open_input", broken)
     result = call("inspect", tmp_path)
     assert result.exit_code == 1
     assert one_line(result) == "xanes-tomo: unexpected ZeroDivisionError: two lines; -v shows where"
@@ -130,7 +130,7 @@ def test_system_errors_are_one_line(
     def broken(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("napari_xanes_tomo.io.scan.open_series", broken)
+    monkeypatch.setattr("napari_xanes_tomo.io.given.open_input", broken)
     result = call("run", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert said in one_line(result)
