@@ -215,6 +215,13 @@ def _sinogram(row: JitterRow, name: str, traces: F64 | None, width: int = 380, h
 def _one(row: JitterRow) -> str:
     method = escape(str(row.numbers.get("method", "")))
     parts = [f"<h3>{row.energy_ev:g} eV</h3>", f'<p class="note">Estimate kept: {method}.</p>' if method else ""]
+    axis = [
+        f"{name} {number_text(float(v), 3)} ± {number_text(float(s), 2)} {unit}".rstrip()
+        + (" (significant)" if sure else "")
+        for name, v, s, unit, sure in row.numbers.get("axis", ())
+    ]
+    if axis:
+        parts.append(f'<p class="note">Axis and angles, reported and not applied: {escape("; ".join(axis))}.</p>')
     plots = [
         _trace(row, ("profile_shift_px", "moment_deviation_px"), "Moments left: y and x (blue)", "px"),
         _trace(row, ("residual_shift_y_px", "residual_shift_x_px"), "Residual shift: y and x (blue)", "px"),

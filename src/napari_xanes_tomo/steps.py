@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .absorbance import Normalised, normalise
+from .axis import FEWEST_FOR_AXIS, find_axis
 from .counts import bin_frames
 from .detector import Detector, stray_law
 from .flats import Beam, exposures
@@ -440,6 +441,7 @@ def run_jitter(
     }
     scores = found.quality.scores
     views: dict[str, npt.NDArray[Any]] = {}
+    notes = found.quality.notes
     if found.partial:
         numbers["partial"] = True
         scores = (*scores, Score("finished", 0.0, "", 1.0, "higher"))
@@ -447,7 +449,12 @@ def run_jitter(
         seams = [int(v) for v in np.flatnonzero(np.diff(scan.half) != 0) + 1]
         scores = (*scores, *check_scores(checks, index, seams=seams, width=data.data.shape[2]))
         views = {**tomogram_views(data.data, theta, found.alignment), "bin": np.array([data.bin], dtype=np.float32)}
-    quality = Quality(tuple(_raw(s, data.bin) for s in scores), found.quality.notes)
+        if len(theta) >= FEWEST_FOR_AXIS:
+            axis = find_axis(data.data, theta, found.alignment, half=scan.half[index])
+            known = [p for p in axis if np.isfinite(p.value)]
+            numbers["axis"] = [[p.name, p.value, p.sigma, p.unit, p.significant] for p in known]
+            notes = (*notes, *(f"{p.text()}: significant, reported and not applied" for p in known if p.significant))
+    quality = Quality(tuple(_raw(s, data.bin) for s in scores), notes)
     return StepResult(arrays, numbers, quality, views)
 
 
