@@ -26,6 +26,7 @@ from napari_xanes_tomo.absorbance import (
 from napari_xanes_tomo.detector import mask_from_runs, mask_runs
 from napari_xanes_tomo.model import EnergyScan, FlatSet, XanesTomoError
 from napari_xanes_tomo.recipe import AbsorbanceParameters, Recipe
+from napari_xanes_tomo.screening import screen
 from napari_xanes_tomo.steps import run_flats, stray_jump_effect
 
 RAW = AbsorbanceParameters(remove_air=False, stray_light="off", mask_bad_pixels=False)
@@ -494,6 +495,24 @@ def test_the_rows_read_for_the_maps_are_those_that_were_estimated_from() -> None
         np.testing.assert_allclose(rows, whole.data[3:15, 17:41], atol=3e-6)
         again = normalise(one, AbsorbanceParameters(), beam=whole.beam, air=air)
         np.testing.assert_allclose(again.data, whole.data, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", [(30, 30), (slice(30, 34),), (slice(None),)])
+def test_a_frame_with_values_that_are_no_numbers_is_flagged(where: tuple, bad: float) -> None:
+    """One pixel is enough; the others are as they would be without it."""
+    rng = np.random.default_rng(0)
+    true = particle((64, 64))
+    sets = (FlatSet(Frames(rng.normal(40000, 50, (3, 64, 64)).astype("f4")), np.ones(3), ("ok",) * 3),)
+    counts = np.stack([rng.normal(40000 * np.exp(-true), 50) for _ in range(12)]).astype("f4")
+    sound = normalise(scan(counts, sets, half=[0] * 12), AbsorbanceParameters(), bin=2)
+    assert screen(sound.data, counts=sound.seen).reasons == {}
+    counts[(7, *where)] = bad
+    found = normalise(scan(counts, sets, half=[0] * 12), AbsorbanceParameters(), bin=2)
+    assert screen(found.data, counts=found.seen).reasons == {7: "values that are no numbers"}
+    others = np.arange(12) != 7
+    np.testing.assert_allclose(found.data[others], sound.data[others], atol=1e-5)
+    assert np.isfinite(found.variance).all()
 
 
 @pytest.mark.parametrize("slab", [(0, 64), (0, 3), (3, 9), (28, 31), (29, 30), (31, 50), (58, 64), (61, 64)])

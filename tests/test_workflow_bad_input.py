@@ -231,3 +231,25 @@ def test_another_reference_is_chosen_unless_one_was_asked_for(twin: Path, tmp_pa
     result = run(twin, tmp_path / "out", "--until", "registration")
     assert result.exit_code == 0, result.output
     assert "reference energy: 8351 eV" in result.stdout
+
+
+def test_copied_frames_and_second_files_are_left_out_and_the_chain_goes_on(twin: Path, tmp_path: Path) -> None:
+    """A frame copied over its neighbour, a flat copied over another, one cut short: named, and maps all the same."""
+    names, bare = energy(twin, 8351.0).names, flats(twin, 8351.0)
+    for over, source in ((names[6], names[5]), (bare[1], bare[0])):
+        raw = (twin / source).read_bytes()
+        (twin / over).unlink()
+        (twin / over).write_bytes(raw)
+    cut = (twin / names[9]).read_bytes()[:6000]
+    (twin / names[9]).unlink()
+    (twin / names[9]).write_bytes(cut)
+    told = [(p.code, p.file) for p in open_series(twin).problems]
+    assert sorted(told) == sorted([("duplicate", names[6]), ("duplicate", bare[1]), ("truncated", names[9])])
+    result = run(twin, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    rows = [r for r in read_shifts(tmp_path / "out" / "tables" / "shifts.csv") if r.energy_ev == 8351.0]
+    status = {r.frame: r.status for r in rows if r.status != "ok"}
+    assert status[6] == "excluded:duplicate"
+    assert status[9] == "unreadable:truncated"
+    assert len(rows) == 18
+    assert read_map_attributes(tmp_path / "out" / "maps.ome.zarr")

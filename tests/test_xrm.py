@@ -111,6 +111,58 @@ def test_round_trip(tmp_path, shape, dtype, layout, sector, version, references,
         ole.close()
 
 
+OPTIONAL = (
+    "Version", "ImageInfo/NoOfImages", "ImageInfo/ImagesTaken", "ImageInfo/PixelSize", "ImageInfo/Angles",
+    "ImageInfo/XPosition", "ImageInfo/YPosition", "ImageInfo/ZPosition", "ImageInfo/Energy", "ImageInfo/ExpTimes",
+    "ImageInfo/Date", "AcquisitionSettings/AcqFileName",
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.sampled_from([1, 2, 99, 100, 101, 205]),
+    mosaic=st.booleans(),
+    omit=st.sets(st.sampled_from(OPTIONAL)),
+    name=st.text("abcXYZ019_ .\u00b5\u00e9\u20ac", min_size=1, max_size=40).map(str.strip),
+    garbage=st.binary(max_size=60),
+    layout=st.sampled_from(["last", "first", "scattered"]),
+    sector=st.sampled_from([4096, 512]),
+    version=st.sampled_from([3.0, 4.0, 5.0]),
+    seed=st.integers(0, 99),
+)
+def test_round_trip_of_odd_files(tmp_path, n, mosaic, omit, name, garbage, layout, sector, version, seed):
+    """Groups of a hundred, stitched mosaics, missing streams, strings with what memory held behind them."""
+    frames = counts((n, 7, 5), "u2", seed) * 200
+    extra = {"AcquisitionSettings/AcqFileName": (name.encode("cp1252") + b"\0" + garbage).ljust(260, b"\0")}
+    if mosaic:
+        side = struct.pack("<i", n) if n > 1 else struct.pack("<i", 4)
+        extra |= {"ImageInfo/MosiacRows": side, "ImageInfo/MosiacColumns": struct.pack("<i", 1)}
+    path = tmp_path / "a.txrm"
+    write_xrm(path, frames, theta_deg=np.arange(n), layout=layout, sector=sector, version=version, extra=extra,
+              omit=tuple(omit - set(extra)))  # fmt: skip
+    ole = olefile.OleFileIO(path, raise_defects=olefile.DEFECT_POTENTIAL)
+    try:
+        for k, frame in enumerate(frames):
+            assert ole.openstream(f"ImageData{k // 100 + 1}/Image{k + 1}").read() == frame.tobytes()
+        assert not any(ole.exists(gone) for gone in omit - set(extra))
+    finally:
+        ole.close()
+    if mosaic and n > 1:
+        with pytest.raises(XrmError, match="unstitched") as refused:
+            read_header(path)
+        assert refused.value.reason == "mosaic"
+        return
+    header = read_header(path)
+    assert (header.n_images, header.acq_file_name) == (n, name)
+    assert header.mosaic == ((4, 1) if mosaic else (0, 0))
+    assert np.isnan(header.version) if "Version" in omit else header.version == version
+    if "ImageInfo/Angles" in omit:
+        assert np.isnan(header.angles_deg).all()
+    else:
+        assert header.angles_deg == tuple(range(n))
+    np.testing.assert_array_equal(stack(path), frames)
+
+
 def test_directory_is_a_red_black_tree(tmp_path):
     """In CFB order (length, upper case); no red child of a red node; as many black nodes on every path."""
     write_xrm(tmp_path / "a.xrm", counts((8, 8)))

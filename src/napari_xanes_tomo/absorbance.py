@@ -365,6 +365,8 @@ def _typical_variance(
 ) -> FloatArray:
     """(n,) variance of a recorded pixel of mean brightness, the flat's share included."""
     d = beam.detector
+    # A frame with values that are no numbers is excluded by the screening; its variance is never used.
+    counts_mean = np.where(np.isfinite(counts_mean), counts_mean, 1.0)
     signal = np.maximum(counts_mean - beam.stray[index], 1.0)
     level = max(float(images[0][ok].mean()), 1e-9)
     share = np.zeros(len(beam.mixing))

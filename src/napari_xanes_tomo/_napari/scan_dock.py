@@ -134,7 +134,9 @@ class ScanDock(StepDock):
         self.problems.setRowCount(len(problems))
         for row, problem in enumerate(problems):
             for column, text in enumerate((problem.severity, _where(problem), problem.message)):
-                self.problems.setItem(row, column, cell(text, bold=column == 0 and problem.severity == "error"))
+                item = cell(text, bold=column == 0 and problem.severity == "error")
+                item.setToolTip(f"{problem.file}: {problem.message}" if problem.file else problem.message)
+                self.problems.setItem(row, column, item)
         self.problems.setVisible(bool(problems))
         fit(self.problems, most=6)
         kinds = [sum(p.severity == s for p in problems) for s in ("error", "warning", "info")]

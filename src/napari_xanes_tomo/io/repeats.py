@@ -11,6 +11,7 @@ import numpy as np
 from napari_xanes_tomo.model import XanesTomoError
 
 from .planned import Block, Folder, Frame, acquired_as
+from .script import NAN
 from .xrm import XrmFrames, XrmHeader, shown
 
 __all__ = ["flag_copies", "flag_same_angle"]
@@ -39,6 +40,7 @@ def flag_copies(frames: Sequence[Frame], folder: Folder) -> None:
                 for k, frame in enumerate(copies):
                     if k != own:
                         frame.status = "excluded:duplicate"
+                        frame.header_theta = NAN  # that of the other
                         frame.note = f"is a copy of {copies[own].name} (same pixels, same time of exposure): left out"
 
 
