@@ -150,7 +150,7 @@ def speed(as_json: bool = False) -> int:
     energy = np.concatenate([np.arange(8178.0, 8328, 15), np.arange(8328.0, 8371), np.arange(8390.0, 8571, 20)])
     mean = 300 - 0.05 * (energy - edge) + 250 * ni_xanes(energy)
     rng = np.random.default_rng(0)
-    spectra = (mean[:, None] + 10 * rng.normal(size=(len(energy), 400_000), dtype=np.float32)).astype(np.float32)
+    spectra = (mean[:, None] + 10 * rng.standard_normal((len(energy), 400_000), dtype=np.float32)).astype(np.float32)
     variance = np.full(len(energy), 100.0, np.float32)
     pre, post = energy <= edge - 20, energy >= edge + 60
 

@@ -522,6 +522,34 @@ def test_declared_white_line_factors_give_the_density_back() -> None:
     assert "white_line" not in plain.about("Ni", MapsParameters(), 0.7)["systematic_relative"]  # 237 eV above its edge
 
 
+def test_the_scanned_edge_can_help_without_following_its_shift() -> None:
+    density = {"Mn": 0.8, "Co": 0.5}
+
+    def voxel(shift: float, ni: float = 1.4) -> np.ndarray:
+        x = DEMO - 8333.0
+        step = mass_attenuation("Ni", np.maximum(DEMO, 8334.0)) - 42.0 + 0.015 * x
+        return tabulated(DEMO, density) + ni * (42.0 - 0.015 * x + step * ni_xanes(DEMO, shift))
+
+    mean = np.mean([voxel(s) for s in np.linspace(-1, 1, 21)], axis=0)
+    noise = np.ones(len(DEMO))
+    without = plan_maps(DEMO, mean, noise, len(DEMO) - 1)
+    helped = plan_maps(DEMO, mean, noise, len(DEMO) - 1, MapsParameters(scanned_edge_in_elements=True))
+    assert helped.left_out_ev == without.left_out_ev
+    # A quarter less noise in nickel; manganese, far from the edge, gains nothing.
+    gain = {e: np.linalg.norm(helped.components[e]) / np.linalg.norm(without.components[e]) for e in DENSITY}
+    assert gain["Ni"] < 0.8
+    assert gain["Co"] < 1.0
+    assert gain["Mn"] == pytest.approx(1.0, abs=0.02)
+    for e in DENSITY:
+        for shift in (-1.0, -0.5, 0.0, 0.5, 1.0):
+            base = without.components[e] @ voxel(shift)
+            assert helped.components[e] @ voxel(shift) == pytest.approx(base, rel=0.02)
+        # Another amount is found as such.
+        assert helped.components["Ni"] @ voxel(0.0, 2.0) == pytest.approx(
+            without.components["Ni"] @ voxel(0.0, 2.0), rel=0.01
+        )
+
+
 # Relative errors of the densities: the tables differ by 2 % across the nickel edge, and 5 eV below the others.
 @pytest.mark.parametrize(("table", "tolerance"), [("elam", 0.002), ("chantler", 0.035)])
 @pytest.mark.parametrize("energies", [SIX, DEMO])

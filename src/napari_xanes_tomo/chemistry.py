@@ -312,6 +312,13 @@ def plan_maps(
         size = np.sqrt(np.sum(weight[:, None] * table**2, axis=0))
         scaled = table / size
         solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
+        if p.scanned_edge_in_elements and scanned in kept:
+            k = kept.index(scanned)
+            more = _with_scanned_edge(energy, mean, use, table, k, solve @ mean, edge_energy_ev(scanned))
+            if more is not None:
+                scaled = more / (size := np.sqrt(np.sum(more**2 / noise[:, None], axis=0)))
+                weight = 1.0 / noise
+                solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
         components |= {e: solve[kept.index(e)] * (1e3 if areal else 1.0) for e in good}
     edge, jump, half = None, float("nan"), float("nan")
     measures: EdgeMeasures | None = None
@@ -391,6 +398,34 @@ def plan_maps(
         tuple(references),
         found_white_lines,
     )
+
+
+def _with_scanned_edge(
+    energy: FloatArray,
+    mean: FloatArray,
+    use: npt.NDArray[np.bool_],
+    table: FloatArray,
+    k: int,
+    amounts: FloatArray,
+    edge_ev: float,
+) -> FloatArray | None:
+    """Complete the columns of the element fit at the energies of the scanned edge; None where that is not possible.
+
+    There the column of the scanned element (number `k`) is what the mean spectrum has of it, and two more columns, the
+    mean's slope and curvature over the energy, take up an edge that moves or broadens.
+    """
+    near = (energy >= edge_ev + PRE_EV[0]) & (energy <= edge_ev + POST_EV[1])
+    order = np.flatnonzero(near)[np.argsort(energy[near])]
+    if amounts[k] <= 0 or np.sum(~use) < 4 or np.any(np.diff(energy[order]) <= 0):
+        return None
+    out = np.concatenate([table, np.zeros((len(energy), 2))], axis=1)
+    others = [j for j in range(table.shape[1]) if j != k]
+    out[~use, k] = ((mean - table[:, others] @ amounts[others]) / amounts[k])[~use]
+    slope = np.gradient(mean[order], energy[order])
+    out[order, -2] = slope
+    out[order, -1] = np.gradient(slope, energy[order])
+    out[use, -2:] = 0
+    return out
 
 
 def white_lines_of(
@@ -573,13 +608,13 @@ def _row_errors(
         if len(plan.elements) > 1:
             mass = {e: np.float32(atomic_mass(e)) for e in plan.elements}
             total = np.sum([v[e] / mass[e] for e in plan.elements], axis=0)
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 for e in plan.elements:
                     share = v[e] / mass[e] / total
                     unit = {a: np.float32(a == e) for a in plan.elements}
                     put(f"{e}_fraction", *combined({a: (unit[a] - share) / mass[a] / total for a in plan.elements}))
     if plan.edge is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = v["shift"] / v["level"]
             slope = np.asarray(plan.edge.slope(ratio) / v["level"], dtype=np.float32)
             noise, alignment = combined({"shift": slope, "level": np.asarray(-slope * ratio, np.float32)})
@@ -590,7 +625,7 @@ def _row_errors(
     if plan.mixture is not None:
         names = plan.amounts
         total = np.sum([v[n] for n in names], axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             share = {n: np.asarray(v[n] / total, np.float32) for n in names}
             for n in names:
                 put(n, *combined({a: np.asarray((np.float32(a == n) - share[n]) / total, np.float32) for a in names}))

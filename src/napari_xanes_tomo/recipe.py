@@ -276,6 +276,12 @@ class MapsParameters(_Parameters):
         description="Energies left out of the element fit end this far above the scanned edge.",
         json_schema_extra=_unit("eV"),
     )
+    scanned_edge_in_elements: bool = Field(
+        False,
+        description="Use the energies left out for the amounts as well, with the edge as the particle's mean spectrum "
+        "shows it and free to move and broaden: less noise, but a white line that differs from voxel to voxel counts "
+        "as amount.",
+    )
     attenuation: Literal["elam", "chantler"] = Field("elam", description="Table of mass attenuation.")
     white_line_factors: tuple[str, ...] = Field(
         (),

@@ -1028,6 +1028,7 @@ class Workflow:
         metadata = {
             "reference_ev": plan.reference_ev,
             "energies_left_out_ev": list(plan.left_out_ev),
+            "scanned_edge_in_elements": p.scanned_edge_in_elements,
             "attenuation": _TABLES[p.attenuation],
             "white_line_factors": {e: plan.white_lines.get(e, (p.white_line(e),))[0] for e in plan.elements},
             "white_line_factors_from_spectrum": {e: sigma for e, (_, sigma) in plan.white_lines.items()},
