@@ -123,7 +123,7 @@ def _cell(score: Score | None, nm: float = float("nan"), digits: int = 2) -> str
         return ""
     text = number_text(score.value, digits)
     if math.isfinite(nm):
-        text += f" ({number_text(score.value * nm, digits)})"
+        text += f" ({number_text(score.value * nm, 3)})"
     return escape(text) if score.passed else mark(text, "bad")
 
 
@@ -141,7 +141,7 @@ def _table(rows: Sequence[JitterRow]) -> str:
         cells += [_cell(r.score(name)) for name in ("gain trend", "background trend", "projections beyond a limit")]
         if with_ev:
             sigma = r.score("sigma_x")
-            cells.append("" if sigma is None else number_text(abs(r.ev_per_px) * sigma.value, 2))
+            cells.append("" if sigma is None or not r.ev_per_px else number_text(abs(r.ev_per_px) * sigma.value, 2))
         failed = [f"{s.name} {number_text(s.value, 3)} {s.unit}".rstrip() for s in r.failed]
         text = ("check: " + "; ".join(failed) if failed else "good") + (", accepted" if r.accepted else "")
         text = "partial, " + text if r.numbers.get("partial") else text

@@ -33,7 +33,7 @@ from .io.store import (
 )
 from .jitter_report import JitterRow, jitter_section, views_path, views_read
 from .model import XanesTomoError
-from .recipe import EDGE_MEASURES
+from .recipe import EDGE_MEASURES, Recipe
 from .state import active_events, candidates_in, quality_of
 from .steps import STEPS
 
@@ -300,7 +300,7 @@ def _jitter(run: _Run) -> str:
     """Return the section about the jitter correction."""
     maps = run.candidates.get(("maps", None), {})
     effect = {float(e): float(v) for e, v in maps.get("numbers", {}).get("edge_ev_per_px", ())}
-    journal = Journal(run.out)
+    journal, bin = Journal(run.out), Recipe.from_text(run.recipe).scan.bin  # the pixels of the scores
     rows = []
     for (name, e), p in sorted(run.candidates.items(), key=lambda item: item[0][1] or 0):
         if name != "jitter" or e is None or e >= len(run.energies):
@@ -316,8 +316,9 @@ def _jitter(run: _Run) -> str:
         theta = np.array([r.theta_deg for r in run.shifts[e]]) if e < len(run.shifts) else np.zeros(0)
         rows.append(
             JitterRow(
-                energy.energy_ev, energy.pixel_size_nm, p["numbers"], quality_of(p).scores, (name, e) in run.accepted,
-                energy.reference, theta, array, views_read(views_path(run.out, e), run.ids.get((name, e), -1)),
+                energy.energy_ev, bin * energy.pixel_size_nm, p["numbers"], quality_of(p).scores,
+                (name, e) in run.accepted, energy.reference, theta, array,
+                views_read(views_path(run.out, e), run.ids.get((name, e), -1)),
                 effect.get(energy.energy_ev, math.nan),
             )
         )  # fmt: skip
