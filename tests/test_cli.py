@@ -161,7 +161,8 @@ def test_inspect_as_json(twin: Path) -> None:
     }
     first = found["energies"][0]
     assert set(first) == {
-        "energy_ev", "pixel_size_nm", "binning", "projections", "flats", "angles_usable", "theta_deg", "status",
+        "energy_ev", "pixel_size_nm", "header_pixel_size_nm", "binning", "projections", "flats",
+        "angles_usable", "theta_deg", "status",
     }  # fmt: skip
     assert first["energy_ev"] == 6534.0
     assert first["theta_deg"] == [-90.0, 80.0]

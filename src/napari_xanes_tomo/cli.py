@@ -273,6 +273,7 @@ def _facts(scan: EnergyScan) -> dict[str, Any]:
     return {
         "energy_ev": _finite(scan.energy_ev),
         "pixel_size_nm": _finite(scan.pixel_size_nm),
+        "header_pixel_size_nm": _finite(scan.header_pixel_size_nm),
         "binning": int(scan.binning),
         "projections": {"usable": int(usable.sum()), "planned": len(scan)},
         "flats": {"usable": n_flats, "planned": len(flats)},
@@ -329,7 +330,7 @@ def _print_inspection(series: Series, facts: dict[str, Any]) -> None:
     shape = facts["frame_shape"]
     typer.echo(f"{series.name}{f', frames of {shape[0]} x {shape[1]}' if shape else ''}")
     table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for name in ("energy / eV", "nm / px", "projections", "flats", "angles / deg"):
+    for name in ("energy / eV", "nm / px", "header", "projections", "flats", "angles / deg"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("status", no_wrap=True)
     for e in facts["energies"]:
@@ -337,6 +338,7 @@ def _print_inspection(series: Series, facts: dict[str, Any]) -> None:
         table.add_row(
             "?" if e["energy_ev"] is None else f"{e['energy_ev']:.2f}",
             "?" if e["pixel_size_nm"] is None else f"{e['pixel_size_nm']:.2f}",
+            "?" if e["header_pixel_size_nm"] is None else f"{e['header_pixel_size_nm']:.2f}",
             f"{e['projections']['usable']} / {e['projections']['planned']}",
             f"{e['flats']['usable']} / {e['flats']['planned']}",
             "?" if theta is None else f"{theta[0]:g} .. {theta[1]:g}",
