@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -186,6 +187,9 @@ def whole_scan(folder: Path, measured: Path | None) -> Path:
     script = folder / (real.name if real is not None else "scan_3DXANES_TOMO-XANES.txt")
     script.write_bytes(script_like_the_real_one().encode() if real is None else real.read_bytes())
     one = folder / "one.tmp"
+    command = [sys.executable, "-m", "napari_xanes_tomo.cli", "inspect", str(script)]
+    alone = min(seconds(lambda: subprocess.run(command, capture_output=True, check=False)) for _ in range(3))
+    print(f"xanes-tomo inspect of the script alone: {alone:.2f} s (wanted: 2)")
     dark = np.zeros(FRAME, "<u2")
     made = 0
     for block in parse_script(script.read_text()):

@@ -14,6 +14,7 @@ import pytest
 
 from napari_xanes_tomo.absorbance import normalise
 from napari_xanes_tomo.io.scan import open_series
+from napari_xanes_tomo.io.stack import FrameStack, lazy_frames
 from napari_xanes_tomo.io.store import MapSpec, MapStore
 from napari_xanes_tomo.model import Alignment, Series, XanesTomoError
 from napari_xanes_tomo.recipe import AbsorbanceParameters
@@ -26,10 +27,8 @@ from napari.utils.notifications import notification_manager
 from napari_xanes_tomo._napari.layers import (
     METADATA_KEY,
     AlignedStack,
-    FrameStack,
     ScanLayer,
     geometry,
-    lazy_frames,
     map_layers,
     scan_of,
     spread_limits,

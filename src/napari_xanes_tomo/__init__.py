@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .images import register_images
     from .io.scan import open_series
+    from .io.stack import open_stack
     from .io.store import read_maps
     from .jitter import JitterResult, find_jitter
     from .model import Alignment, EnergyScan, Series, XanesTomoError
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "find_jitter",
     "open_series",
+    "open_stack",
     "read_maps",
     "register_images",
     "write_twin",
@@ -49,6 +51,7 @@ _HOME = {
     "JitterResult": "jitter",
     "find_jitter": "jitter",
     "open_series": "io.scan",
+    "open_stack": "io.stack",
     "read_maps": "io.store",
     "write_twin": "phantom",
     "Workflow": "workflow",

@@ -7,7 +7,6 @@ Nothing here needs Qt or a viewer. A scan layer is ``(energy, angle, y, x)``, on
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from napari_xanes_tomo.counts import own_beam, read_absorbance
 from napari_xanes_tomo.flats import Beam
+from napari_xanes_tomo.io.stack import FrameStack, lazy_frames
 from napari_xanes_tomo.io.store import read_map_attributes, read_map_levels
 from napari_xanes_tomo.model import Alignment, FloatArray, Series, XanesTomoError
 from napari_xanes_tomo.recipe import ScanParameters
@@ -28,12 +28,10 @@ __all__ = [
     "METADATA_KEY",
     "AlignedStack",
     "FlatStack",
-    "FrameStack",
     "LayerData",
     "ScanLayer",
     "geometry",
     "is_maps",
-    "lazy_frames",
     "map_layers",
     "scan_layer",
     "scan_of",
@@ -47,74 +45,6 @@ LayerData = tuple[Any, dict[str, Any], str]
 AXES = ("energy", "angle", "y", "x")
 FIELDS = 12
 """Fields of the chess board in a row."""
-
-
-class FrameStack:
-    """All planned projections of a series as frames ``[energy, angle]``; zeros where there is none.
-
-    Parameters
-    ----------
-    series : Series
-
-    Attributes
-    ----------
-    shape : (energies, angles, y, x)
-        Energies with fewer planned angles than others are padded at the end.
-    failed : dict of (int, int) to str
-        Frames that could not be read when they were asked for, with the reason.
-    """
-
-    def __init__(self, series: Series) -> None:
-        self.series = series
-        usable = [s for s in series.scans if s.usable.any()]
-        if not usable:
-            errors = [p.message for p in series.problems if p.severity == "error"]
-            raise XanesTomoError(errors[0] if errors else f"{series.name}: expected frames that can be read, got none")
-        height, width = usable[0].frames.frame_shape
-        self.shape = (len(series.scans), max(len(s) for s in series.scans), height, width)
-        self.dtype = np.result_type(*(s.frames.dtype for s in usable))
-        self.failed: dict[tuple[int, int], str] = {}
-
-    def read(self, energy: int, angle: int) -> npt.NDArray[Any]:
-        """Return the frame ``[y, x]``; zeros where it is missing, damaged or not planned."""
-        scan = self.series.scans[energy]
-        if angle < len(scan) and not scan.status[angle].startswith("unreadable"):
-            try:
-                frame = np.asarray(scan.frames.read(angle))
-                if frame.shape == self.shape[2:]:
-                    self.failed.pop((energy, angle), None)
-                    return frame.astype(self.dtype, copy=False)
-                self.failed[energy, angle] = f"unreadable:frame of {frame.shape[0]} x {frame.shape[1]}"
-            except (XanesTomoError, OSError) as error:
-                self.failed[energy, angle] = f"unreadable:{error}"
-        return np.zeros(self.shape[2:], self.dtype)
-
-    def status(self, energy: int, angle: int) -> str:
-        """Return ``ok``, ``excluded:<why>``, ``unreadable:<why>`` or ``not planned``."""
-        scan = self.series.scans[energy]
-        if angle >= len(scan):
-            return "not planned"
-        return self.failed.get((energy, angle), scan.status[angle])
-
-
-def lazy_frames(
-    read: Callable[[int, int], npt.NDArray[Any]], shape: tuple[int, int, int, int], dtype: npt.DTypeLike
-) -> Any:
-    """Return a dask array ``(energy, angle, y, x)`` whose chunks are single frames ``read(energy, angle)``."""
-    import dask.array as da
-
-    n_energies, n_angles, height, width = shape
-    return da.map_blocks(
-        partial(_block, read),
-        chunks=((1,) * n_energies, (1,) * n_angles, (height,), (width,)),
-        dtype=np.dtype(dtype),
-        meta=np.empty((0, 0, 0, 0), dtype),
-        name=f"xanes-frames-{uuid.uuid4().hex}",  # nothing is hashed: that would cost more than reading
-    )
-
-
-def _block(read: Callable[[int, int], npt.NDArray[Any]], block_id: tuple[int, ...] = (0, 0)) -> npt.NDArray[Any]:
-    return read(block_id[0], block_id[1])[None, None]
 
 
 @dataclass(frozen=True)

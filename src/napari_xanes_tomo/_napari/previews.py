@@ -12,11 +12,12 @@ import numpy.typing as npt
 from napari_xanes_tomo.air import fit_air
 from napari_xanes_tomo.detector import mask_from_runs
 from napari_xanes_tomo.flats import Beam
+from napari_xanes_tomo.io.stack import lazy_frames
 from napari_xanes_tomo.model import Alignment, FloatArray
 from napari_xanes_tomo.steps import StepResult, alignment_of, beam_of, renormalise
 from napari_xanes_tomo.workflow import Workflow
 
-from .layers import Against, AlignedStack, FlatStack, geometry, lazy_frames, spread_limits
+from .layers import Against, AlignedStack, FlatStack, geometry, spread_limits
 from .session import Session
 
 __all__ = [

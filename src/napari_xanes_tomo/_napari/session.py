@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from qtpy.QtCore import QObject, Signal
 
 from napari_xanes_tomo.io.scan import open_series
+from napari_xanes_tomo.io.stack import FrameStack, lazy_frames
 from napari_xanes_tomo.model import Progress, Series, XanesTomoError
 from napari_xanes_tomo.recipe import Recipe, ScanParameters
 from napari_xanes_tomo.registration import reference_energy
@@ -23,7 +24,7 @@ from napari_xanes_tomo.steps import STEPS, step
 from napari_xanes_tomo.workflow import State, Workflow
 
 from .jobs import Jobs
-from .layers import METADATA_KEY, FrameStack, ScanLayer, geometry, lazy_frames, scan_of
+from .layers import METADATA_KEY, ScanLayer, geometry, scan_of
 from .overlay import attach_overlay, frame_at, go_to, shown_scan, unwrapped
 from .words import decision_name
 
