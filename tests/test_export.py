@@ -19,13 +19,18 @@ from napari_xanes_tomo.io.volumes import open_projections, open_volumes
 from napari_xanes_tomo.maps import component_sinograms, placed_rows
 from napari_xanes_tomo.model import Cancelled, XanesTomoError
 from napari_xanes_tomo.phantom import TwinParameters
-from napari_xanes_tomo.recipe import JitterParameters, RegistrationParameters
+from napari_xanes_tomo.recipe import JitterParameters, MapsParameters, RegistrationParameters
 from napari_xanes_tomo.reconstruction import angular_weights
 
 SMALL = TwinParameters(
     n=32, n_angles=12, energies_ev=(7704.0, 7728.0, 8178.0, 8570.0), grains=40, flats_per_set=3, jitter_px=(2.0, 4.0)
 )
-FAST = Recipe(jitter=JitterParameters(iterations=2), registration=RegistrationParameters(iterations=4))
+# Lost projections are not filled: what is exported is what was measured.
+FAST = Recipe(
+    jitter=JitterParameters(iterations=2),
+    registration=RegistrationParameters(iterations=4),
+    maps=MapsParameters(fill_lost=False),
+)
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +217,12 @@ def test_exported_projections_and_volumes_give_the_maps_of_the_run_again(run, se
         for name in ("Co", "Ni", "density"):
             if name not in one.data:
                 continue
-            # The weights of the energies follow their noise, which is known differently.
             a, b = np.asarray(one.data[name])[inside], np.asarray(other.data[name])[inside]
             assert np.corrcoef(a, b)[0, 1] > 0.98, (format, name)
-            assert b.mean() == pytest.approx(a.mean(), rel=0.02), (format, name)
+            # The weights of the energies follow their noise, which is known differently; four energies for two
+            # elements and a remainder let single elements follow the weights, their sum does not.
+            if name == "density":
+                assert b.mean() == pytest.approx(a.mean(), rel=0.02), (format, name)
 
 
 def test_what_was_decided_by_hand_is_honoured(run, series, tmp_path):

@@ -165,7 +165,7 @@ def given_registration(
         mass = object_mass(data.data, np.asarray(scan.theta_deg, dtype=float)[data.index],
                            _part(jitter, scan, data), template)  # fmt: skip
         level = template.level / template.bin
-        variance = float(np.median(data.variance) * data.bin**2)
+        variance /= _passed(1.0)
     numbers = {
         "given": scan.given,
         "magnification": 1.0,
