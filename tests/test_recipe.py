@@ -240,3 +240,46 @@ def test_the_exported_schema_is_current(repository: Path) -> None:
 def test_what_is_done_about_a_missed_threshold_is_no_other_work() -> None:
     assert Recipe(on_fail="stop").same_work(Recipe())
     assert not Recipe(on_fail="stop", jitter=JitterParameters(refine=False)).same_work(Recipe())
+
+
+# --- measures and references --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("NiO=NiO.xdi", ("NiO", "NiO.xdi", None, None)),
+        ("NiO = my files/NiO.xdi valence=2", ("NiO", "my files/NiO.xdi", None, 2.0)),
+        ("LNO=set.prj#LiNiO2 aged valence=3.5", ("LNO", "set.prj", "LiNiO2 aged", 3.5)),
+        ("a=b.csv valence=-1", ("a", "b.csv", None, -1.0)),
+    ],
+)
+def test_references_are_taken_apart(entry: str, expected: tuple[Any, ...]) -> None:
+    assert tuple(MapsParameters(references=(entry,)).reference_files[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"references": ("NiO.xdi",)}, "expected entries such as"),
+        ({"references": ("=NiO.xdi",)}, "expected entries such as"),
+        ({"references": ("a b=NiO.xdi",)}, "expected entries such as"),
+        ({"references": ("a=x.csv", "a=y.csv")}, "different names"),
+        ({"edge_measures": ("edge_energy_halv",)}, "did you mean edge_energy_half"),
+        ({"pre_edge_from_ev": -10.0}, "expected pre_edge_from_ev below pre_edge_to_ev"),
+        ({"post_edge_to_ev": 50.0}, "expected post_edge_from_ev below post_edge_to_ev"),
+    ],
+)
+def test_wrong_measures_and_references_are_refused(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        MapsParameters(**given)
+
+
+def test_references_beside_the_recipe_are_found(tmp_path: Path) -> None:
+    (tmp_path / "NiO.xdi").write_text("")
+    path = tmp_path / "r.yaml"
+    path.write_text("maps: {references: [NiO=NiO.xdi valence=2, other=elsewhere.csv]}", encoding="utf-8")
+    first, second = Recipe.from_yaml(path).maps.reference_files
+    assert Path(first.file) == tmp_path / "NiO.xdi"
+    assert first.valence == 2
+    assert second.file == "elsewhere.csv"

@@ -13,6 +13,8 @@ from napari_xanes_tomo.io import references
 from napari_xanes_tomo.io.references import read_reference, read_references
 from napari_xanes_tomo.model import XanesTomoError
 from napari_xanes_tomo.phantom import ni_xanes
+from napari_xanes_tomo.recipe import MapsParameters
+from napari_xanes_tomo.workflow import read_recipe_references
 
 ENERGY = np.arange(8200.0, 8500.0, 5.0)
 MU = 0.2 + ni_xanes(ENERGY)
@@ -167,3 +169,15 @@ def test_any_bytes_give_a_spectrum_or_one_line(tmp_path: Path, data: bytes) -> N
         for spectrum in found:
             assert np.all(np.diff(spectrum.energy_ev) > 0)
             assert np.isfinite(spectrum.absorption).all()
+
+
+def test_a_reference_that_cannot_be_read_leaves_its_maps_out(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(rows(ENERGY, MU))
+    good, missing = f"good={tmp_path / 'a.csv'} valence=2", f"bad={tmp_path / 'none.csv'} valence=3"
+    found, absent = read_recipe_references(MapsParameters(references=(good,)))
+    assert [(r.name, r.valence) for r in found] == [("good", 2.0)]
+    assert absent == {}
+    found, absent = read_recipe_references(MapsParameters(references=(good, missing)))
+    assert found == ()
+    assert set(absent) == {"lcf_good", "lcf_bad", "valence"}
+    assert all("none.csv" in why for why in absent.values())
