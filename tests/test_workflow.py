@@ -605,6 +605,18 @@ def test_excluded_after_the_maps_and_restored(finished: Workflow, direct: dict[s
     assert_same(outputs(w.output.folder), direct)
 
 
+def test_an_energy_excluded_after_the_maps_takes_only_its_own_maps_along(finished: Workflow) -> None:
+    w = finished
+    assert "Co" in read_maps(w.output.maps).data
+    for frame in range(6):  # six of twelve are too few to align
+        w.exclude(1, frame, "beam lost")
+    w.run()
+    maps = read_maps(w.output.maps)
+    assert "Ni" in maps.data
+    assert "Co" not in maps.data
+    assert "7728 eV" in maps.absent["Co"]
+
+
 def test_accept_redo_revert_ends_where_the_direct_way_does(finished: Workflow, direct: dict[str, Any]) -> None:
     w = finished
     own = w.recipe
