@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -215,6 +216,7 @@ def scan_as_a_whole(script: Path, rounds: int) -> list[Row]:
     for _ in range(max(3, rounds // 6) + 1):
         layout._layouts.clear()
         xrm._places.clear()
+        shutil.rmtree(os.environ["XANES_TOMO_CACHE"], ignore_errors=True)
         begun = time.perf_counter()
         series = open_series(script)
         times.append(time.perf_counter() - begun)
@@ -222,6 +224,8 @@ def scan_as_a_whole(script: Path, rounds: int) -> list[Row]:
         raise RuntimeError(series.problems[0].message)
     best, middle = min(times[1:]), float(np.median(times[1:]))
     rows = [Row("headers of 13,400 files verified, s", best, "<= 2", best <= 2, f"best; median {middle:.2f} s")]
+    again = min(seconds(lambda: open_series(script)) for _ in range(3))
+    rows.append(Row("the same from the cache of headers, s", again, "", True, "best"))
 
     scan = series.scans[30]
     index = np.arange(180)
@@ -321,6 +325,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         if "frames" in asked.part:
             rows += frames_one_by_one(Path(folder), asked.rounds, measured)
+        os.environ["XANES_TOMO_CACHE"] = str(Path(folder) / "cache")  # the user's is left alone
         if {"scan", "viewer"} & set(asked.part):
             whole = Path(folder) / "scan"
             whole.mkdir()

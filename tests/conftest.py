@@ -83,6 +83,18 @@ def _no_widget_left_behind() -> Iterator[None]:
     del before
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests out of the user's cache folder."""
+    before = os.environ.get("XANES_TOMO_CACHE")
+    os.environ["XANES_TOMO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XANES_TOMO_CACHE"]
+    else:
+        os.environ["XANES_TOMO_CACHE"] = before
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""

@@ -51,6 +51,7 @@ def finish(
     _judge_sizes(present)
     if verify:
         flag_copies(present, folder)
+        folder.remember()
     blocks = [part for block in blocks for part in _by_header_energy(block)]
     for block in blocks:
         flag_same_angle(block, FEW_ANGLES)

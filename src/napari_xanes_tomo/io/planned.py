@@ -14,6 +14,7 @@ import numpy as np
 
 from napari_xanes_tomo.model import Problem, Progress, XanesTomoError
 
+from .header_cache import load_headers, save_headers
 from .script import NAN, SUFFIXES, is_text
 from .xrm import XrmError, XrmHeader, read_header, shown
 
@@ -37,6 +38,7 @@ WHY = {
     "no-energy": "tells no energy",
 }
 
+_FEW = 100  # files whose headers are not worth a place in the cache
 _YEAR_1990 = 631_152_000.0
 
 
@@ -96,6 +98,8 @@ class Folder:
                 f"{shown(path.name or str(path))}: expected a folder that can be read, got {error.strerror}"
             ) from None
         self._folded: dict[str, str] | None = None
+        self._remembered = len(self.files) < _FEW  # a few are read as fast as remembered
+        self._new = 0
 
     def find(self, name: str) -> str:
         """Path of a file by its name, whatever its case and spelling of accents; "" when it is not there."""
@@ -109,8 +113,12 @@ class Folder:
 
     def header(self, path: str) -> XrmHeader | XrmError:
         """Return the header of a file, or why it has none; read once."""
+        if not self._remembered:
+            self._remembered = True
+            self.headers = {**load_headers(self.path, self.files), **self.headers}
         found = self.headers.get(path)
         if found is None:
+            self._new += 1
             try:
                 found = read_header(path)
             except XrmError as error:
@@ -119,6 +127,12 @@ class Folder:
             if len(self.headers) % 500 == 0:
                 self.progress("reading headers", len(self.headers), max(len(self.files), len(self.headers)))
         return found
+
+    def remember(self) -> None:
+        """Keep the headers that were read for the next time."""
+        if self._new >= _FEW:
+            save_headers(self.path, self.files, self.headers)
+            self._new = 0
 
 
 def _folded(name: str) -> str:
