@@ -134,7 +134,8 @@ def test_run_look_accept_revert(make_dock: Any, qtbot: Any, tiny_twin: Path, tmp
     assert dock.session.viewer.dims.current_step[:2] == (2, int(numbers[11]))
 
     names = [dock.scores.item(r, 0).text() for r in range(dock.scores.rowCount())]
-    assert names == [s[0] for s in event.payload["scores"]]
+    scores = quality_of(event.payload).scores
+    assert names == [s.name for s in (*(s for s in scores if not s.passed), *(s for s in scores if s.passed))]
     assert quality_of(event.payload).verdict in dock.verdict_label.text()
     assert dock.candidates.rowCount() == 1
 

@@ -114,7 +114,7 @@ _COLUMNS = (
     ("sigma_y", "sigma y"), ("sigma_x", "sigma x"), ("residual shift y", "residual<br>shift y"),
     ("residual shift x", "residual<br>shift x"), ("moment consistency y", "moments y"),
     ("moment consistency x", "moments x"), ("seam step y", "seam y"), ("seam step x", "seam x"),
-    ("half period at which ring correlation ends", "FRC"),
+    ("ring correlation ends at", "FRC"),
 )  # fmt: skip
 
 

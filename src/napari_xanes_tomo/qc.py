@@ -495,7 +495,7 @@ def check_scores(
             out.append(Score(what, trend, unit, float(np.hypot(4 * usual, least))))
     frc = checks["frc_px"]
     if np.isfinite(frc.values).any():
-        out.append(Score("half period at which ring correlation ends", float(np.nanmedian(frc.values)), "px"))
+        out.append(Score("ring correlation ends at", float(np.nanmedian(frc.values)), "px"))
     odd = set().union(*(c.beyond.tolist() for c in checks.values())) if checks else set()
     out.append(Score("projections beyond a limit", len(odd), "", max(2.0, 0.05 * n)))
     return tuple(out)

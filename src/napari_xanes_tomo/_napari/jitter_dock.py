@@ -349,6 +349,10 @@ class JitterDock(StepDock):
                 if np.isfinite(dy)
                 else f"projection {angle}: no shift was found"
             )
+            workflow = self.session.workflow
+            effect = 0.0 if workflow is None else abs(workflow.edge_effect_ev(self.energy)) * float(sx)
+            if effect and np.isfinite(effect):
+                text += f"; this energy as a whole displaced by as much: {effect:.2g} eV of edge energy at a surface"
         self.readout.setText(text)
         self._update_by_hand()
 

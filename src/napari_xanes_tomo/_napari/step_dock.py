@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QComboBox, QGroupBox, QHBoxLayout, QPushButton, QSizePolicy, QVBoxLayout
+from qtpy.QtWidgets import QComboBox, QGroupBox, QHBoxLayout, QHeaderView, QPushButton, QSizePolicy, QVBoxLayout
 
 from napari_xanes_tomo.model import Quality, Score, XanesTomoError
 from napari_xanes_tomo.recipe import Recipe
@@ -23,8 +23,6 @@ from .session import section_of, units_of
 from .words import stale_reason
 
 __all__ = ["Buttons", "StepDock", "button_reasons", "made_with"]
-
-_LENGTHS_IN_EV = ("sigma_x", "residual shift x", "seam step x")  # as if the whole energy were displaced by as much
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,10 @@ class StepDock(Dock):
         self.verdict_label = wrapped()
         box.addWidget(self.verdict_label)
         self.scores = table(["score", "value", "limit", ""])
+        header = self.scores.horizontalHeader()
+        assert header is not None
+        header.setStretchLastSection(False)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)  # a long name gives way, numbers do not
         box.addWidget(self.scores)
         self.candidates = table(["", "result", "verdict", "made with"])
         self.candidates.itemSelectionChanged.connect(self._on_selected)
@@ -237,7 +239,9 @@ class StepDock(Dock):
         """Show a result in the plots of this step."""
 
     def _fill_scores(self, quality: Quality | None) -> None:
-        scores = () if quality is None else quality.scores
+        scores = (
+            () if quality is None else tuple(sorted(quality.scores, key=lambda s: s.passed))
+        )  # the missed ones first
         self.scores.setVisible(bool(scores) or self.step.per_energy)
         self.scores.setRowCount(len(scores))
         for row, score in enumerate(scores):
@@ -245,20 +249,18 @@ class StepDock(Dock):
             if score.threshold is not None:
                 limit = f"{'<=' if score.better == 'lower' else '>='} {score.threshold:.3g}"
                 judged = "good" if score.passed else "check"
-            value = f"{score.value:.4g} {score.unit}".strip() + self._also(score)
+            value = f"{score.value:.3g} {score.unit}".strip() + self._also(score)
             for column, text in enumerate((score.name, value, limit, judged)):
                 self.scores.setItem(row, column, cell(text, bold=judged == "check"))
         fit(self.scores, most=10)
 
     def _also(self, score: Score) -> str:
-        """Return a length in nm, and what it does to the edge energy where that is known."""
-        scan, workflow = self.session.scan, self.session.workflow
+        """Return a length in nm as well."""
+        scan = self.session.scan
         if score.unit != "px" or scan is None or not 0 <= self.energy < len(scan.series.scans):
             return ""
         nm = score.value * scan.series.scans[self.energy].pixel_size_nm
-        text = f" = {nm:.3g} nm" if np.isfinite(nm) else ""
-        per_px = 0.0 if workflow is None else workflow.edge_effect_ev(self.energy)
-        return text + (f", {abs(per_px) * score.value:.2g} eV" if score.name in _LENGTHS_IN_EV and per_px else "")
+        return f" = {nm:.2g} nm" if np.isfinite(nm) and nm < 99.5 else f" = {nm:.0f} nm" if np.isfinite(nm) else ""
 
     def _fill_candidates(self, chosen: Candidate | None) -> None:
         found, unit = self.found(), self.unit
