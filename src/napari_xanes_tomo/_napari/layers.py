@@ -59,12 +59,15 @@ class ScanLayer:
         What was opened.
     parameters : ScanParameters
         How it was opened.
+    verified : bool
+        Whether every header was read.
     """
 
     series: Series
     stack: FrameStack
     path: Path
     parameters: ScanParameters = field(default_factory=ScanParameters)
+    verified: bool = True
 
     @property
     def folder(self) -> Path:
@@ -121,7 +124,9 @@ def spread_limits(frames: list[npt.NDArray[Any]], low: float = 0.5, high: float 
     return (float(a), float(b)) if b > a else (float(a), float(a) + 1.0)
 
 
-def scan_layer(series: Series, path: Path, parameters: ScanParameters | None = None) -> LayerData:
+def scan_layer(
+    series: Series, path: Path, parameters: ScanParameters | None = None, *, verified: bool = True
+) -> LayerData:
     """Return the layer of a whole measurement.
 
     Raises
@@ -130,7 +135,7 @@ def scan_layer(series: Series, path: Path, parameters: ScanParameters | None = N
         Not one frame can be read.
     """
     stack = FrameStack(series)
-    info = ScanLayer(series, stack, path, parameters or ScanParameters())
+    info = ScanLayer(series, stack, path, parameters or ScanParameters(), verified)
     # Three frames of the first, middle and last energy that have any: the counts change by a factor over the energies.
     usable = [(e, np.flatnonzero(s.usable)) for e, s in enumerate(series.scans) if s.usable.any()]
     chosen = {usable[0][0]: usable[0], usable[len(usable) // 2][0]: usable[len(usable) // 2], usable[-1][0]: usable[-1]}

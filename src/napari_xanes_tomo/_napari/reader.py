@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from napari_xanes_tomo.io.exchange import holds_scan
+from napari_xanes_tomo.io.header_cache import is_remembered
 from napari_xanes_tomo.io.scan import is_scan_folder, is_scan_script, open_series
 from napari_xanes_tomo.recipe import ScanParameters
 
@@ -46,9 +49,25 @@ def read_scan(path: str | Sequence[str]) -> list[LayerData]:
     """Open a measurement as one lazy layer ``(energy, angle, y, x)``."""
     place = _one(path)
     parameters = ScanParameters()
-    layer = scan_layer(open_series(place, parameters), place, parameters)
+    at_once = not reads_long(place)
+    layer = scan_layer(open_series(place, parameters, verify=at_once), place, parameters, verified=at_once)
     _attach_later()
     return [layer]
+
+
+MANY = 3000
+"""Files whose headers, where the disk is slow, take long enough to show the frames first."""
+
+
+def reads_long(place: Path) -> bool:
+    """Whether `place` is a script or a folder with so many files, not read before, that the headers can wait."""
+    folder = place if place.is_dir() else place.parent
+    if place.suffix.lower() in (".xrm", ".txrm") or is_remembered(folder):
+        return False
+    if place.is_dir() and not any(is_scan_script(p) for p in folder.glob("*.txt")):
+        return False  # energies and angles are known from the headers alone
+    with os.scandir(folder) as entries:
+        return sum(1 for _ in islice((e for e in entries if e.name.lower().endswith(".xrm")), MANY)) >= MANY
 
 
 def read_maps(path: str | Sequence[str]) -> list[LayerData]:
@@ -70,8 +89,10 @@ def _attach_later() -> None:
 def _attach_current() -> None:
     from napari import current_viewer
 
-    from .overlay import attach_overlay
+    from .overlay import attach_overlay, unwrapped
+    from .refine import refine
 
     viewer = current_viewer()
     if viewer is not None:
         attach_overlay(viewer)
+        refine(unwrapped(viewer))

@@ -15,17 +15,16 @@ from typing import Any
 from pydantic import BaseModel
 from qtpy.QtCore import QObject, Signal
 
-from napari_xanes_tomo.io.scan import open_series
-from napari_xanes_tomo.io.stack import FrameStack, lazy_frames
-from napari_xanes_tomo.model import Progress, Series, XanesTomoError
-from napari_xanes_tomo.recipe import Recipe, ScanParameters
+from napari_xanes_tomo.model import Progress, XanesTomoError
+from napari_xanes_tomo.recipe import Recipe
 from napari_xanes_tomo.registration import reference_energy
 from napari_xanes_tomo.steps import STEPS, step
 from napari_xanes_tomo.workflow import State, Workflow
 
 from .jobs import Jobs
-from .layers import METADATA_KEY, ScanLayer, geometry, scan_of
+from .layers import ScanLayer, scan_of
 from .overlay import attach_overlay, frame_at, go_to, shown_scan, unwrapped
+from .refine import opened_with, replace_scan
 from .words import decision_name
 
 __all__ = ["Session", "run_steps", "section_of", "session_of", "short_path", "suggest_output", "units_of"]
@@ -195,12 +194,21 @@ class Session(QObject):
         if found is not layer:
             if layer is not None and not here:
                 self._leave()
+            if layer is not None:
+                layer.events.metadata.disconnect(self._on_refined)
+            if found is not None:
+                found.events.metadata.connect(self._on_refined)
             self._layer = (lambda: None) if found is None else weakref.ref(found)
             self._frame = (-1, -1)
             scan = self.scan
             self.set_out("" if scan is None else short_path(suggest_output(scan)))
             self.scan_changed.emit()
         self._on_dims()
+
+    def _on_refined(self, event: Any = None) -> None:
+        """Tell the docks that the headers of the scan were read."""
+        if self.workflow is None and not self.busy:
+            self.scan_changed.emit()
 
     def _on_dims(self, event: Any = None) -> None:
         viewer, layer = self.viewer, self.layer
@@ -451,8 +459,8 @@ class Session(QObject):
                 parameters = Recipe.from_yaml(folder / "recipe.yaml").scan
             else:
                 parameters = asked.scan
-            if parameters != scan.parameters:
-                info = _opened_with(scan.path, parameters, progress)
+            if parameters != scan.parameters or not scan.verified:
+                info = opened_with(scan, parameters, progress)
             workflow = Workflow(info.series, folder, wanted, source=info.path)
             made.append(workflow)
             return workflow, info
@@ -482,10 +490,8 @@ class Session(QObject):
         """Show the scan as the run's recipe wants it read (binning, flips)."""
         layer = self.layer
         if layer is not None:
-            layer.data = lazy_frames(info.stack.read, info.stack.shape, info.stack.dtype)
-            layer.metadata = {**layer.metadata, METADATA_KEY: info}
-            place = geometry(info.series)
-            layer.scale, layer.translate = place["scale"], place["translate"]
+            with layer.events.metadata.blocker(self._on_refined):  # it is told with the run
+                replace_scan(layer, info)
             layer.reset_contrast_limits()
 
     def _relay(self, name: str, energy: object) -> None:
@@ -537,13 +543,11 @@ class Session(QObject):
             viewer.layers.events.inserted.disconnect(self._on_layers)
             viewer.layers.events.removed.disconnect(self._on_layers)
             viewer.layers.selection.events.active.disconnect(self._on_layers)
+        layer = self.layer
+        if layer is not None:
+            layer.events.metadata.disconnect(self._on_refined)
         for key in [k for k, s in _sessions.items() if s is self]:
             del _sessions[key]
-
-
-def _opened_with(path: Path, parameters: ScanParameters, progress: Progress) -> ScanLayer:
-    series: Series = open_series(path, parameters, progress=progress)
-    return ScanLayer(series, FrameStack(series), path, parameters)
 
 
 def section_of(name: str) -> str:

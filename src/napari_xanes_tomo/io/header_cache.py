@@ -23,7 +23,7 @@ from napari_xanes_tomo.model import XanesTomoError
 from .atomic import atomic_write
 from .xrm import XrmHeader
 
-__all__ = ["cache_folder", "load_headers", "save_headers"]
+__all__ = ["cache_folder", "is_remembered", "load_headers", "save_headers"]
 
 FORMAT = 1
 MOST_FOLDERS = 40
@@ -57,6 +57,14 @@ def cache_folder() -> Path:
 def _place(folder: Path) -> Path:
     name = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:32]
     return cache_folder() / "headers" / f"{name}.json"
+
+
+def is_remembered(folder: Path) -> bool:
+    """Whether headers of this folder are kept."""
+    try:
+        return _place(folder).is_file()
+    except OSError:
+        return False
 
 
 def load_headers(folder: Path, files: Mapping[str, str]) -> dict[str, XrmHeader]:
