@@ -109,7 +109,7 @@ def test_straight_structures_are_told_from_air() -> None:
     assert abs(fit_straight(alone, outer_rows(alone), theta).shared) < 0.3
     glass = wall(theta, shape, still)
     found = fit_straight(alone + glass, outer_rows(alone + glass), theta)
-    assert found.shared > 0.9
+    assert found.shared > 0.5
     np.testing.assert_allclose(found.tilt, [0.04, 0.0], atol=0.01)
     rows = slice(8, -8)
     left = (found.frames(shape, theta) - glass)[:, rows, 4:-4]

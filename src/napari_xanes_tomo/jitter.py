@@ -32,7 +32,7 @@ FEWEST_PIXELS = 8  # rows and columns of a frame
 _COLUMNS = 128  # at most, of the frames the fit works on
 _RESAMPLING_PX = 0.0015  # what halving and resampling leave without any noise, pixels of those frames
 _CENTER_PX = 0.002  # the same for the rotation axis, where it does not average out
-_STRAIGHT = 0.5  # correlation of the profiles above and below the object from which on something runs straight through
+_STRAIGHT = 0.4  # correlation of both halves of the frames at the sides from which on something runs straight through
 _FEWEST_ROWS = 32  # and columns, for that to be asked
 _BAND_PX = 8.0  # outer width of the band-pass where the background asks for one, of those
 

@@ -52,8 +52,9 @@ class Straight:
     tilt : (2,) array
         Tangent of the tilt of the structures in the projections at 0 and at 90 degrees.
     shared : float
-        Correlation of the profiles above and below the middle row, a plane taken out: 1 where something runs straight
-        through, near 0 for air with noise.
+        Correlation of what the upper and the lower half of the frames show in the outermost columns, a plane taken out:
+        1 where something wider than the field runs straight through it, near 0 for air with noise. What lies inside the
+        field, such as an object that leaves it above and below, does not count: a volume of the field can hold it.
     """
 
     profiles: FloatArray
@@ -211,7 +212,7 @@ def fit_straight(frames: F32, air: Bool, theta_deg: FloatArray, *, tilt: FloatAr
     Returns
     -------
     Straight
-        With `shared` below 0.3 a first impression only: there is nothing straight.
+        With `shared` below 0 a first impression only: there is nothing straight.
     """
     n, h, w = frames.shape
     air = air.copy()
@@ -229,7 +230,7 @@ def fit_straight(frames: F32, air: Bool, theta_deg: FloatArray, *, tilt: FloatAr
         shear = turn @ angle
         profiles, slope = _solve(frames, weight, shear)
         shared = _shared(frames, weight, shear) if k == 0 or strict == 2 else 1.0
-        if k == _ROUNDS - 1 or strict == 2 or shared < 0.3:
+        if k == _ROUNDS - 1 or strict == 2 or shared < 0:
             break
 
         def settle(first: int, end: int, p: FloatArray, s: FloatArray, q: FloatArray, limit: float) -> None:
@@ -271,39 +272,31 @@ def _solve(frames: F32, weight: F32, shear: FloatArray) -> tuple[FloatArray, Flo
     return profiles, slope
 
 
-@_jit
-def _sums(
-    first: int, end: int, frames: F32, weight: F32, shear: FloatArray, total: FloatArray, count: FloatArray
-) -> None:
-    """Sum the rows of the upper and of the lower half along the shear, to whole pixels: (n, 2, w)."""
-    _, h, w = frames.shape
-    for i in range(first, end):
-        for y in range(h):
-            k0 = -int(np.rint(shear[i] * (y - (h - 1) / 2)))
-            half = 0 if y < h // 2 else 1
-            for x in range(max(0, -k0), min(w, w - k0)):
-                total[i, half, x + k0] += weight[i, y, x] * frames[i, y, x]
-                count[i, half, x + k0] += weight[i, y, x]
-
-
 def _shared(frames: F32, weight: F32, shear: FloatArray) -> float:
-    """Correlate the profiles above and below the middle row, a plane taken out; see `Straight.shared`."""
+    """Correlate the profiles above and below the middle row at both sides, a plane taken out; see `Straight.shared`."""
     from .agreement import solve_normal
 
-    every = max(1, len(frames) // 60)
-    frames, weight, shear = frames[::every], weight[::every], shear[::every]
     n, h, w = frames.shape
-    y = np.broadcast_to(((np.arange(h) - (h - 1) / 2) / (w / 2))[:, None], (h, w)).ravel()
-    x = np.broadcast_to(((np.arange(w) - (w - 1) / 2) / (w / 2))[None, :], (h, w)).ravel()
+    strip = max(4, w // 12)
+    columns = np.r_[0:strip, w - strip : w]
+    # along the tilt, to whole pixels
+    along = np.rint(shear[:, None] * (np.arange(h) - (h - 1) / 2)).astype(np.intp)
+    at = np.clip(columns + along[:, :, None], 0, w - 1)
+    part, use = np.take_along_axis(frames, at, axis=2), np.take_along_axis(weight, at, axis=2)
+    y = np.repeat((np.arange(h) - (h - 1) / 2) / (w / 2), len(columns))
+    x = np.tile((columns - (w - 1) / 2) / (w / 2), h)
     terms = np.stack([np.ones_like(y), y, x])
     products = (terms[:, None] * terms[None]).reshape(9, -1).astype(np.float32)
-    flat = weight.reshape(n, -1)
+    flat = use.reshape(n, -1)
     normal = (flat @ products.T).reshape(n, 3, 3).astype(float)
-    c, _ = solve_normal(normal, ((flat * frames.reshape(n, -1)) @ terms.T.astype(np.float32)).astype(float))
-    total, count = np.zeros((n, 2, w)), np.zeros((n, 2, w))
-    level = (frames - (c.astype(np.float32) @ terms.astype(np.float32)).reshape(frames.shape)).astype(np.float32)
-    in_threads(n, lambda a, b: _sums(a, b, level, weight, shear, total, count))
-    mean = total / np.maximum(count, 1e-9)
-    both = count.min(axis=1)
-    own = float(np.sum(both[:, None] * mean**2))
-    return float(2 * np.sum(both * mean[:, 0] * mean[:, 1]) / own) if own > 0 else 0.0
+    rhs = ((flat * part.reshape(n, -1)) @ terms.T.astype(np.float32)).astype(float)
+    c, _ = solve_normal(normal, rhs)
+    level = part - (c.astype(np.float32) @ terms.astype(np.float32)).reshape(part.shape)
+    sums = [(use * level).reshape(n, h, 2, strip), use.reshape(n, h, 2, strip)]
+    parts = [[v[:, k].sum(axis=1, dtype=np.float64) for k in (slice(h // 2), slice(h // 2, h))] for v in sums]
+    # three columns at a time: the tilt may not be known yet
+    of_three, counts = ([v[..., :-2] + v[..., 1:-1] + v[..., 2:] for v in part] for part in parts)
+    above, below = (v / np.maximum(k, 1e-9) for v, k in zip(of_three, counts, strict=True))
+    both = np.minimum(*counts)
+    own = float(np.sum(both * (above**2 + below**2)))
+    return float(2 * np.sum(both * above * below) / own) if own > 0 else 0.0
