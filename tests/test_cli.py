@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -188,15 +187,12 @@ def test_inspect_of_the_real_script(data_dir: Path) -> None:
     scripts = sorted((data_dir / "tomo_00089").glob("*.txt"))
     if not scripts:
         pytest.skip("the script of tomo_00089 is not here")
-    started = time.monotonic()
     result = subprocess.run([*COMMAND, "inspect", scripts[0]], capture_output=True, text=True, timeout=60)
-    seconds = time.monotonic() - started
     assert result.returncode == 1
     assert len(re.findall("no files$", result.stdout, re.MULTILINE)) == 67
     assert "67 energies (0 usable), 12,060 projections (0 usable), 1,340 flats (0 usable)" in result.stdout
     assert "no file is there" in result.stdout
     assert result.stderr == ""
-    assert seconds < 2 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 # --- demo ---------------------------------------------------------------------------------------------------
