@@ -513,12 +513,13 @@ def test_declared_white_line_factors_give_the_density_back() -> None:
     mu = sum(r * mass_attenuation(e, SIX, white_line=factors.get(e, 1.0)) for e, r in DENSITY.items())
     p = MapsParameters(white_line_factors=("Mn=1.2", "Co=1.1"))
     told = plan_maps(SIX, mu, np.ones(len(SIX)), 5, p)
-    plain = plan_maps(SIX, mu, np.ones(len(SIX)), 5, MapsParameters(white_line_from_spectrum=False))
+    plain = plan_maps(SIX, mu, np.ones(len(SIX)), 5, MapsParameters())
     for e, true in DENSITY.items():
         assert told.components[e] @ mu == pytest.approx(true, abs=1e-6)
     assert plain.components["Mn"] @ mu > 1.1 * DENSITY["Mn"]
     assert told.about("Mn", p, 0.7)["systematic_relative"]["white_line"] < 0.05
     assert plain.about("Mn", MapsParameters(), 0.7)["systematic_relative"]["white_line"] >= 0.1
+    assert not told.white_lines_seen, "what is declared is not asked about"
     assert "white_line" not in plain.about("Ni", MapsParameters(), 0.7)["systematic_relative"]  # 237 eV above its edge
 
 
@@ -559,9 +560,12 @@ def test_a_white_line_that_nobody_declared_is_found_in_the_mean(
 ) -> None:
     mu = sum(r * mass_attenuation(e, energies, white_line=factors.get(e, 1.0)) for e, r in DENSITY.items())
     mu = mu + 12.0 * (energies / 8000.0) ** -3
-    p = MapsParameters(attenuation=table)
+    p = MapsParameters(attenuation=table, white_line_from_spectrum=True)
     found = plan_maps(energies, mu, np.ones(len(energies)), len(energies) - 1, p)
     assert set(found.white_lines) == set(factors)
+    unasked = plan_maps(energies, mu, np.ones(len(energies)), len(energies) - 1, MapsParameters(attenuation=table))
+    assert unasked.white_lines == {}, "nothing is taken unless the user says so"
+    assert unasked.white_lines_seen == found.white_lines, "but it is told"
     for e, factor in factors.items():
         assert found.white_lines[e][0] == pytest.approx(factor, abs=0.06)
     for e, true in DENSITY.items():
@@ -576,7 +580,7 @@ def test_an_imperfect_mean_spectrum_has_no_white_line(seed: int) -> None:
     mu = tabulated(DEMO, DENSITY) * (1 + 0.005 * np.random.default_rng(seed).normal(size=len(DEMO)))
     for table in ("elam", "chantler"):
         found = plan_maps(DEMO, mu, np.ones(len(DEMO)), len(DEMO) - 1, MapsParameters(attenuation=table))
-        assert all(abs(f - 1) < 0.12 for f, _ in found.white_lines.values())
+        assert all(abs(f - 1) < 0.12 for f, _ in found.white_lines_seen.values())
 
 
 @pytest.mark.parametrize("factors", [("Mn",), ("Mn=x",), ("Mn=9",), ("=1",)])

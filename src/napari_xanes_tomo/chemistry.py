@@ -91,6 +91,8 @@ class MapPlan:
     references : tuple of ReferenceSpectrum
     white_lines : dict of str to (float, float)
         White-line factors that were taken from the mean spectrum, and their standard errors.
+    white_lines_seen : dict of str to (float, float)
+        Those that the mean spectrum shows, taken or not.
     mixture : LinearCombination or None
         Its amounts are the components ``lcf_<name of the reference>``.
     """
@@ -115,6 +117,7 @@ class MapPlan:
     regression: str = ""
     references: tuple[ReferenceSpectrum, ...] = ()
     white_lines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    white_lines_seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def without_single(self) -> MapPlan:
         """Return the same without the measures that need single energies."""
@@ -301,10 +304,12 @@ def plan_maps(
         for e in good:
             absent[e] = f"{int(use.sum())} energies cannot tell {len(kept)} elements and a remainder apart"
         good = ()
+    seen_white_lines: dict[str, tuple[float, float]] = {}
     found_white_lines: dict[str, tuple[float, float]] = {}
     if good:
+        seen_white_lines = white_lines_of(energy, mean, use, kept, p)
         if p.white_line_from_spectrum:
-            found_white_lines = white_lines_of(energy, mean, use, kept, p)
+            found_white_lines = seen_white_lines
         factors = {e: found_white_lines.get(e, (p.white_line(e),))[0] for e in kept}
         columns = [mass_attenuation(e, energy, table=p.attenuation, white_line=factors[e]) for e in kept]
         table = np.stack([*columns, (energy / energy.mean()) ** -3.0], axis=1)
@@ -397,6 +402,7 @@ def plan_maps(
         regression,
         tuple(references),
         found_white_lines,
+        seen_white_lines,
     )
 
 

@@ -65,6 +65,9 @@ class JitterResult(Alignment):
         Number of the projection a new segment begins with, and the jump ``dy, dx`` there, pixels.
     partial : bool
         Whether the search was cancelled: the best estimate until then.
+    straight : Straight or None
+        What runs straight through the field, as the wall of a capillary, in the stack as it was given: it had no part
+        in the search. None where there is no such thing.
     """
 
     center: float
@@ -77,6 +80,7 @@ class JitterResult(Alignment):
     used: Bool
     slips: tuple[tuple[int, float, float], ...] = ()
     partial: bool = False
+    straight: Straight | None = None
 
     @property
     def alignment(self) -> Alignment:
@@ -422,11 +426,12 @@ class _Search:
             # Two estimates with other weaknesses: where they part, at least one of them is wrong.
             Score("moved from the moments", moved, "px", max(0.25 * scale, 5 * float(np.hypot(sigma_y, sigma_x)))),
         )
+        walls = None if self.straight is None else self.straight.unbinned(self.bin, self.sign)
         return JitterResult(
             found.shift, found.sigma, center=center, center_sigma=center_sigma, moments=moments, method=self.method,
             residual=np.sqrt(self.fit.residual), quality=Quality(scores, (f"{self.method} kept", *self.notes)),
             bound=self.bound * self.bin, used=self.scene.usable.copy(), slips=_slips(found.shift, self.theta, scale),
-            partial=self.partial,
+            partial=self.partial, straight=walls,
         )  # fmt: skip
 
 

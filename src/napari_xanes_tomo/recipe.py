@@ -286,12 +286,12 @@ class MapsParameters(_Parameters):
     white_line_factors: tuple[str, ...] = Field(
         (),
         description="Declared height of an edge's step from the edge to 60 eV above it, relative to the table, such as "
-        "Mn=1.15. Without one it is 1, unless white_line_from_spectrum finds another.",
+        "Mn=1.15. Without one it is 1, unless white_line_from_spectrum is asked for and finds another.",
     )
     white_line_from_spectrum: bool = Field(
-        True,
+        False,
         description="Where no factor is declared and the particle's mean spectrum contradicts 1, take the factor that "
-        "agrees with its energies outside the white lines. What is taken is always said.",
+        "agrees with its energies outside the white lines. What is taken is always said; without this it is suggested.",
     )
     voxel_px: int = Field(
         0,

@@ -421,11 +421,13 @@ def run_jitter(
         "residual": _spread(found.residual, index, n),
         "bound": _spread(found.bound * data.bin, index, n),
     }
+    # The wall of a capillary is no part of the object that the projections share.
+    seen = data.data if found.straight is None else data.data - found.straight.frames(data.data.shape[1:], theta)
     # Once it is cancelled nothing more is computed than what the best estimate needs.
     checks = (
         {}
         if found.partial
-        else check_projections(data.data, theta, found.alignment, variance=flats.arrays["variance"][index])
+        else check_projections(seen, theta, found.alignment, variance=flats.arrays["variance"][index])
     )
     scale = {name: data.bin if check.unit == "px" else 1 for name, check in checks.items()}
     arrays.update({name: _spread(check.values * scale[name], index, n) for name, check in checks.items()})
@@ -448,9 +450,9 @@ def run_jitter(
     else:
         seams = [int(v) for v in np.flatnonzero(np.diff(scan.half) != 0) + 1]
         scores = (*scores, *check_scores(checks, index, seams=seams, width=data.data.shape[2]))
-        views = {**tomogram_views(data.data, theta, found.alignment), "bin": np.array([data.bin], dtype=np.float32)}
+        views = {**tomogram_views(seen, theta, found.alignment), "bin": np.array([data.bin], dtype=np.float32)}
         if len(theta) >= FEWEST_FOR_AXIS:
-            axis = find_axis(data.data, theta, found.alignment, half=scan.half[index])
+            axis = find_axis(seen, theta, found.alignment, half=scan.half[index])
             known = [p for p in axis if np.isfinite(p.value)]
             numbers["axis"] = [[p.name, p.value, p.sigma, p.unit, p.significant] for p in known]
             notes = (*notes, *(f"{p.text()}: significant, reported and not applied" for p in known if p.significant))

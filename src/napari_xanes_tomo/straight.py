@@ -9,7 +9,7 @@ hold it: left in, it pulls the slow drifts of x. Subtracted, what remains is the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numba as nb
@@ -62,12 +62,23 @@ class Straight:
     tilt: FloatArray
     shared: float
 
+    def unbinned(self, bin: int, sign: float = 1.0) -> Straight:
+        """Return the same for frames of `bin` times as many pixels a side, multiplied by `sign`."""
+        return replace(self, profiles=sign * _finer(self.profiles, bin), slope=sign * self.slope)
+
     def frames(self, shape: tuple[int, int], theta_deg: FloatArray) -> F32:
         """Return the structures as (n, y, x) frames."""
         out = np.empty((len(self.profiles), *shape), dtype=np.float32)
         shear = _shear(self.tilt, theta_deg)
         in_threads(len(out), lambda a, b: _draw(a, b, self.profiles, self.slope, shear, out))
         return out
+
+
+def _finer(profiles: FloatArray, bin: int) -> FloatArray:
+    width = profiles.shape[1] - 2 * _BEYOND
+    at = (np.arange(-_BEYOND, width * bin + _BEYOND) + 0.5) / bin - 0.5
+    x = np.arange(-_BEYOND, width + _BEYOND)
+    return np.stack([np.interp(at, x, row) for row in profiles])
 
 
 def _shear(tilt: FloatArray, theta_deg: FloatArray) -> FloatArray:

@@ -1068,6 +1068,12 @@ class Workflow:
             f"declare one (white_line_factors: [{e}=...]) if it is known"
             for e, (factor, sigma) in plan.white_lines.items()
         ]
+        notes += [
+            f"{e}: the mean spectrum shows a white-line factor of {factor:.2f} +- {sigma:.2f}, but 1 was used, "
+            f"and all amounts suffer; declare it (white_line_factors: [{e}={factor:.2f}]) if you agree"
+            for e, (factor, sigma) in plan.white_lines_seen.items()
+            if e not in plan.white_lines
+        ]
         scores = (Score("noise / edge jump", noise, "", p.noise_limit),) if made_with is not None else ()
         return StepResult({}, numbers, Quality(scores, tuple(notes)))
 
