@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _OWN = (
     "angles_deg", "energies_ev", "exposures_s", "times_s", "x_um", "y_um", "z_um", "ion_chamber", "modified_s",
     "acq_file_name",
 )  # fmt: skip
+_shared_of, _own_of = attrgetter(*_SHARED), attrgetter(*_OWN)
 
 
 def cache_folder() -> Path:
@@ -82,7 +84,7 @@ def load_headers(folder: Path, files: Mapping[str, str]) -> dict[str, XrmHeader]
             path = files.get(name)
             if path is None:
                 continue
-            state = Path(path).stat()
+            state = os.stat(path)  # noqa: PTH116 - thousands of times
             if (state.st_size, state.st_mtime_ns) == (size, changed):
                 found[path] = _header(path, size, shared[which], own)
         return found
@@ -92,7 +94,7 @@ def load_headers(folder: Path, files: Mapping[str, str]) -> dict[str, XrmHeader]
 
 def save_headers(folder: Path, files: Mapping[str, str], headers: Mapping[str, object]) -> None:
     """Keep the headers (by path) of the whole files of a folder; does nothing where that cannot be done."""
-    shared: dict[str, int] = {}
+    shared: dict[tuple[Any, ...], int] = {}
     entries: dict[str, list[Any]] = {}
     now = time.time_ns()
     for name, path in files.items():
@@ -100,18 +102,17 @@ def save_headers(folder: Path, files: Mapping[str, str], headers: Mapping[str, o
         if not isinstance(header, XrmHeader):
             continue
         try:
-            state = Path(path).stat()
+            state = os.stat(path)  # noqa: PTH116 - thousands of times
             name.encode()
         except (OSError, UnicodeEncodeError):
             continue
         if state.st_size != header.size or now - state.st_mtime_ns < _FRESH_NS:
             continue
-        common = json.dumps([_plain(getattr(header, f)) for f in _SHARED])
-        which = shared.setdefault(common, len(shared))
-        entries[name] = [state.st_size, state.st_mtime_ns, which, *(getattr(header, f) for f in _OWN)]
+        which = shared.setdefault(_shared_of(header), len(shared))
+        entries[name] = [state.st_size, state.st_mtime_ns, which, *_own_of(header)]
     if not entries:
         return
-    data = json.dumps({"format": FORMAT, "shared": [json.loads(s) for s in shared], "files": entries}).encode()
+    data = json.dumps({"format": FORMAT, "shared": [list(map(_plain, s)) for s in shared], "files": entries}).encode()
     if len(data) > LARGEST:
         return
     with contextlib.suppress(OSError, XanesTomoError):
