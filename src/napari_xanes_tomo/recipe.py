@@ -81,12 +81,12 @@ class GivenParameters(_Parameters):
     )
     energies_ev: tuple[float, ...] = Field(
         (),
-        description="Photon energies in the order of the file or of the file names, instead of what the files tell.",
+        description="Photon energies, eV, in the order of the file or of the names of files, instead of what these tell.",
         json_schema_extra=_unit("eV"),
     )
     theta_deg: tuple[float, ...] = Field(
         (),
-        description="Angles of the projections of every energy, instead of what the files tell.",
+        description="Angles, deg, of the projections of every energy, instead of what the files tell.",
         json_schema_extra=_unit("deg"),
     )
 

@@ -185,7 +185,7 @@ class ParameterForm:
                 self._set[name] = lambda v: setattr(widget, "value", v or "")
             else:
                 self._get[name] = lambda: _texts(widget) if optional else _texts(widget) or ()
-                self._set[name] = lambda v: setattr(widget, "value", ", ".join(v or ()))
+                self._set[name] = lambda v: setattr(widget, "value", ", ".join(map(str, v or ())))
             return widget
         if kind is bool:
             widget = CheckBox(value=bool(default), **{**common, "label": ""}, text=common["label"])
