@@ -81,7 +81,7 @@ class GivenParameters(_Parameters):
     )
     energies_ev: tuple[float, ...] = Field(
         (),
-        description="Photon energies, eV, in the order of the file or of the names of files, instead of what these tell.",
+        description="Photon energies, eV, in the order of the file or of the file names, instead of what they tell.",
         json_schema_extra=_unit("eV"),
     )
     theta_deg: tuple[float, ...] = Field(
