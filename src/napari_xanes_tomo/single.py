@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .absorbance import Normalised
 from .counts import bin_frames
 from .images import ImagesRegistered, register_images
+from .io.given import FloatFrames
 from .maps import AlignedEnergy, placed_rows
 from .model import Alignment, EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
 from .recipe import Recipe, parameter_key
@@ -167,7 +168,7 @@ def _registration(
 
 
 @dataclass(frozen=True)
-class PlacedImage:
+class PlacedImage(FloatFrames):
     """The mean of an energy's exposures on the common grid, absorbance: one frame, placed when it is read."""
 
     item: AlignedEnergy
@@ -178,18 +179,8 @@ class PlacedImage:
         """(rows, columns) of the common grid."""
         return self.grid
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        return np.dtype(np.float32)
-
     def __len__(self) -> int:
         return 1
-
-    def read(self, index: int) -> npt.NDArray[Any]:
-        """Return the image, shape (y, x)."""
-        image: npt.NDArray[Any] = self.read_rows((index,), 0, self.grid[0])[0]
-        return image
 
     def read_rows(self, indices: Sequence[int], y0: int, y1: int) -> npt.NDArray[Any]:
         """Return rows ``y0:y1``, shape (frame, y1 - y0, x)."""

@@ -12,6 +12,7 @@ from typing import Any
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.stack import FrameStack, lazy_frames
 from napari_xanes_tomo.model import Problem, Progress
+from napari_xanes_tomo.recipe import ScanParameters
 
 from .jobs import Jobs
 from .layers import METADATA_KEY, ScanLayer, geometry, scan_of
@@ -19,7 +20,7 @@ from .layers import METADATA_KEY, ScanLayer, geometry, scan_of
 __all__ = ["Refinement", "opened_with", "refine", "replace_scan"]
 
 
-def opened_with(info: ScanLayer, parameters: Any, progress: Progress) -> ScanLayer:
+def opened_with(info: ScanLayer, parameters: ScanParameters, progress: Progress) -> ScanLayer:
     """Open a scan again, every header read, with these parameters."""
     series = open_series(info.path, parameters, progress=progress)
     return ScanLayer(series, FrameStack(series), info.path, parameters)

@@ -215,7 +215,7 @@ class RegistrationDock(StepDock):
         known = workflow is not None and scan is not None and not self.session.busy
         self._errors = workflow.error_map() if known and workflow is not None else None
         any_known = self._errors is not None and bool(np.isfinite(self._errors.z).any())
-        allow(self.worst_button, "" if any_known else "Nothing is registered yet.", "")
+        allow(self.worst_button, "" if any_known else "No displacement of single projections is known here.", "")
         names = [] if scan is None else [f"{s.energy_ev:g}" for s in scan.series.scans]
         kind, text = MATRICES[name]
         self.matrix_label.setText(text)

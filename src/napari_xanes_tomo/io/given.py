@@ -34,11 +34,11 @@ from .volumes import (
     open_volumes,
 )
 
-__all__ = ["BEAM", "given_kind", "open_given", "open_input"]
+__all__ = ["BEAM", "FloatFrames", "given_kind", "open_given", "open_input"]
 
 BEAM = 1e6  # counts of the even beam: exp(-absorbance) keeps 7 digits, up to an absorbance of 14
 _PER_CM = {"1/cm": 1.0, "cm-1": 1.0, "cm^-1": 1.0, "1/mm": 10.0, "1/um": 1e4, "1/µm": 1e4, "1/nm": 1e7}
-_SIGNATURES = (".tif", ".tiff")
+_PICTURES = (".tif", ".tiff")
 
 
 def _runs(indices: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -71,8 +71,31 @@ def _finite(values: npt.NDArray[np.float32], what: str) -> npt.NDArray[np.float3
     return values
 
 
+class FloatFrames:
+    """What frames of numbers, read by rows, have in common; a subclass has `frame_shape` and `read_rows`."""
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """(rows, columns) of every frame."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return np.dtype(np.float32)
+
+    def read(self, index: int) -> npt.NDArray[Any]:
+        """Return frame `index`, shape (y, x)."""
+        frame: npt.NDArray[Any] = self.read_rows((index,), 0, self.frame_shape[0])[0]
+        return frame
+
+    def read_rows(self, indices: Sequence[int], y0: int, y1: int) -> npt.NDArray[Any]:
+        """Return rows ``y0:y1`` of the frames `indices`, shape (frame, y1 - y0, x)."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class AbsorbanceFrames:
+class AbsorbanceFrames(FloatFrames):
     """Aligned projections (angle, y, x) as counts in an even beam; picklable, nothing stays open."""
 
     block: Block
@@ -87,18 +110,8 @@ class AbsorbanceFrames:
         """(rows, columns) of every frame."""
         return self.block.shape[1], self.block.shape[2]
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the counts."""
-        return np.dtype(np.float32)
-
     def __len__(self) -> int:
         return self.block.shape[0]
-
-    def read(self, index: int) -> npt.NDArray[Any]:
-        """Return frame `index`, shape (y, x)."""
-        frame: npt.NDArray[Any] = self.read_rows((index,), 0, self.frame_shape[0])[0]
-        return frame
 
     def read_rows(self, indices: Sequence[int], y0: int, y1: int) -> npt.NDArray[Any]:
         """Return rows ``y0:y1`` of the frames `indices`, shape (frame, y1 - y0, x)."""
@@ -114,7 +127,7 @@ class AbsorbanceFrames:
 
 
 @dataclass(frozen=True)
-class EvenBeam:
+class EvenBeam(FloatFrames):
     """One flat frame of the even beam that aligned projections are carried in."""
 
     shape: tuple[int, int]
@@ -124,17 +137,8 @@ class EvenBeam:
         """(rows, columns)."""
         return self.shape
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the counts."""
-        return np.dtype(np.float32)
-
     def __len__(self) -> int:
         return 1
-
-    def read(self, index: int) -> npt.NDArray[Any]:
-        """Return the frame, shape (y, x)."""
-        return np.full(self.shape, BEAM, dtype=np.float32)
 
     def read_rows(self, indices: Sequence[int], y0: int, y1: int) -> npt.NDArray[Any]:
         """Return rows ``y0:y1``, shape (frame, y1 - y0, x)."""
@@ -146,7 +150,7 @@ class EvenBeam:
 
 
 @dataclass(frozen=True)
-class PlaneFrames:
+class PlaneFrames(FloatFrames):
     """The planes (y, x) of a volume (y, z, x), numbered by z, in 1/cm; picklable, nothing stays open."""
 
     block: Block
@@ -162,18 +166,8 @@ class PlaneFrames:
         """(rows, columns) of every plane."""
         return self.block.shape[0], self.block.shape[2]
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the values."""
-        return np.dtype(np.float32)
-
     def __len__(self) -> int:
         return self.block.shape[1]
-
-    def read(self, index: int) -> npt.NDArray[Any]:
-        """Return plane `index`, shape (y, x)."""
-        frame: npt.NDArray[Any] = self.read_rows((index,), 0, self.frame_shape[0])[0]
-        return frame
 
     def read_rows(self, indices: Sequence[int], y0: int, y1: int) -> npt.NDArray[Any]:
         """Return rows ``y0:y1`` of the planes `indices`, shape (plane, y1 - y0, x)."""
@@ -214,13 +208,13 @@ def given_kind(path: str | os.PathLike[str], parameters: GivenParameters = Given
             inside = [q for p in names if p.is_dir() for q in p.iterdir()]
             if named_images(path):
                 return "images"
-            if any(p.suffix.lower() in _SIGNATURES for p in (*names, *inside)):
+            if any(p.suffix.lower() in _PICTURES for p in (*names, *inside)):
                 told = parameters.theta_deg or (path / "projections.csv").is_file()
                 return "projections" if told else "volumes"
             if any(p.is_dir() and (p / "zarr.json").is_file() for p in names):
                 return "volumes"
             return "raw"
-        if path.suffix.lower() in _SIGNATURES:
+        if path.suffix.lower() in _PICTURES:
             return "projections" if parameters.theta_deg else "volumes"
         return _kind_of_hdf5(path) if is_hdf5(path) else "raw"
     except (OSError, XanesTomoError):
