@@ -1,6 +1,6 @@
 """Two workers against one on the maps: slabs per minute of a ``distributed`` cluster with one thread each.
 
-    python benchmarks/cluster.py TWIN OUT [--rows 16] [--slabs 8] [--repeat 3]
+    python benchmarks/cluster.py TWIN OUT [--rows 16] [--slabs N] [--repeat 3]
 
 OUT is a finished run of TWIN (or one up to the registration); it is only read. The same slabs are made by one worker
 and by two (processes with one thread, BLAS held to one), after each has made one to compile; the maps go to a
@@ -92,15 +92,16 @@ def main() -> int:
     parser.add_argument("twin", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, default=16, help="of a slab")
-    parser.add_argument("--slabs", type=int, default=8)
+    parser.add_argument("--slabs", type=int, help="all of the map step unless given, else the middle ones")
     parser.add_argument("--repeat", type=int, default=3, help="the best counts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         shutil.copytree(options.out, out, ignore=shutil.ignore_patterns("*.zarr*", ".progress", ".lock"))
         work, shared, slabs = slabs_of(options.twin, out, options.rows)
-        middle = len(slabs) // 2 - options.slabs // 2
-        slabs = slabs[max(0, middle) : max(0, middle) + options.slabs]
+        if options.slabs:
+            first = max(0, (len(slabs) - options.slabs) // 2)
+            slabs = slabs[first : first + options.slabs]
         with ExitStack() as stack:
             clusters = {n: Measured(stack, n, work, shared, slabs) for n in (1, 2)}
             for _ in range(options.repeat):
