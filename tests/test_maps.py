@@ -307,6 +307,25 @@ def whole(items: list[AlignedEnergy], found: MapPlan, **parameters: object) -> d
     return map_slab(items, found, Slab(0, SHAPE[0], 0), VOXEL_NM, MapsParameters(**parameters), threads=1)
 
 
+@pytest.mark.parametrize(("algorithm", "iterations"), [("sirt", 100), ("cgls", 12)])
+def test_iterative_algorithms_find_the_same_ball(six: list[AlignedEnergy], algorithm: str, iterations: int) -> None:
+    found = plan(SIX)
+    p = {"smoothing_voxel": 0, "reconstruction": algorithm, "iterations": iterations}
+    maps = whole(six, found, **p)
+    for element in ("Mn", "Co", "Ni"):
+        assert maps[element][inside_ball()].mean() == pytest.approx(DENSITY[element], rel=0.02)
+    # Energies that lack angles: the sum over the energies would make no sense there, those angles are left out.
+    gaps = measured(SIX, missing={0: [3, 17], 4: [8]})
+    shared = combine_slab(gaps, found, (6, 16), parameters=MapsParameters(**p)).shared
+    assert np.count_nonzero(~shared) == 3
+    apart = measured(SIX, missing={0: list(range(18)), 1: list(range(12, 36))})
+    with pytest.raises(XanesTomoError, match=f"{algorithm} needs angles that every energy has"):
+        whole(apart, found, **p)
+    fewer = whole(gaps, found, **p)
+    for element in ("Mn", "Co", "Ni"):
+        assert fewer[element][inside_ball()].mean() == pytest.approx(DENSITY[element], rel=0.02)
+
+
 def inside_ball(center=(1.0, 2.0, -3.0), radius: float = 6.0) -> np.ndarray:
     y, z, x = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (SHAPE[0], SHAPE[1], SHAPE[1])), indexing="ij")
     return (y - center[0]) ** 2 + (z - center[1]) ** 2 + (x - center[2]) ** 2 < radius**2

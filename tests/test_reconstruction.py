@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_xanes_tomo.model import XanesTomoError
 from napari_xanes_tomo.projector import Projector
 from napari_xanes_tomo.reconstruction import (
     FilteredBackProjection,
@@ -15,6 +16,7 @@ from napari_xanes_tomo.reconstruction import (
     cgls,
     fbp,
     fbp_variance,
+    reconstructor,
     sirt,
 )
 
@@ -231,6 +233,30 @@ def test_backends(truth: np.ndarray) -> None:
     assert own.name == "fbp (hann)"
     np.testing.assert_array_equal(own(p, theta), fbp(p, theta, filter="hann"))
     assert available_backends()[0] == "fbp"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "tolerance"),
+    [("fbp", 1e-6), ("sirt", 0.12), ("cgls", 0.12)],  # relative L2, of fbp
+)
+def test_what_a_recipe_names(truth: np.ndarray, algorithm: str, tolerance: float) -> None:
+    theta = np.arange(-90.0, 90.0, 2.0)
+    p = Projector(80, theta).forward(truth, shift=1.5)
+    p[7] = 50.0  # left out by its weight
+    weights = angular_weights(theta, usable=np.arange(len(theta)) != 7)
+    solve = reconstructor(algorithm)
+    assert isinstance(solve, Reconstructor)
+    expected = fbp(p, theta, weights=weights, shift=1.5)
+    inside = circle(80, 36)
+    assert relative(solve(p, theta, weights=weights, shift=1.5)[:, inside], expected[:, inside]) < tolerance
+
+
+def test_reconstructors_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match="expected fbp, sirt, cgls"):
+        reconstructor("art")
+    if "tomopy" not in available_backends():
+        with pytest.raises(XanesTomoError, match="needs TomoPy, which is not installed"):
+            reconstructor("tomopy-gridrec")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tomopy") is None, reason="TomoPy is not installed")

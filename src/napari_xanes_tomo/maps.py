@@ -20,7 +20,7 @@ from .counts import bin_frames, own_beam, read_absorbance
 from .flats import Beam, exposures
 from .model import Alignment, EnergyScan, FloatArray, XanesTomoError
 from .recipe import MapsParameters
-from .reconstruction import angular_weights, fbp
+from .reconstruction import Reconstructor, angular_weights, reconstructor
 from .resample import place, rows_needed
 from .screening import filled
 from .uncertainty import (
@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.float32]
+_FEWEST_SHARED = 8  # angles of an iterative reconstruction
 _ANGLE_TOLERANCE_DEG = 0.05
 
 
@@ -168,6 +169,8 @@ class Combined:
     ----------
     sinograms : (component, angle, row, column) array
     theta_deg : (angles,) array
+    shared : (angles,) bool array
+        The angles that are reconstructed: all of them by `fbp`, else those that every energy of a component has.
     noise : (pair, angle, coarse row, coarse column) array or None
         Covariance of a filtered and smoothed sample of the sinograms, of the plan's pairs.
     first : int
@@ -178,6 +181,7 @@ class Combined:
 
     sinograms: F32
     theta_deg: FloatArray
+    shared: npt.NDArray[np.bool_]
     noise: F32 | None = None
     first: int = 0
     moved_y: FloatArray | None = None
@@ -261,6 +265,16 @@ def combine_slab(
     grid = grid_of(energies, bin)
     theta, places = common_angles(energies)
     weights = np.array(list(plan.components.values()))
+    shared = np.ones(len(theta), dtype=bool)
+    if p.reconstruction != "fbp":
+        # Only a linear algorithm may be given a sum to which some energies do not add at some angles.
+        for e in np.flatnonzero(weights.any(axis=0)).tolist():
+            shared &= np.isin(np.arange(len(theta)), places[e])
+        if np.count_nonzero(shared) < _FEWEST_SHARED:
+            raise XanesTomoError(
+                f"maps.reconstruction: {p.reconstruction} needs angles that every energy has, at least "
+                f"{_FEWEST_SHARED}; there are {np.count_nonzero(shared)}; fbp takes angles of any energy"
+            )
     out = np.zeros((len(weights), len(theta), rows[1] - rows[0], grid[1]), dtype=np.float32)
     products = [plan.weights(a) * plan.weights(b) for a, b in plan.pairs] if keep else []
     step = coarse_step(grid[1])
@@ -319,7 +333,8 @@ def combine_slab(
             stack = np.zeros((len(members), *placed.shape[1:]), dtype=np.float32)
             stack[stands] = placed
             placed = filled(stack, turns[members], lost)[0]
-        placed *= angular_weights(turns[members]).astype(np.float32)[:, None, None]
+        if p.reconstruction == "fbp":
+            placed *= angular_weights(turns[members]).astype(np.float32)[:, None, None]
         for c, w in enumerate(weights[:, e]):
             if w:
                 out[c, places[e]] += np.float32(w) * placed
@@ -350,7 +365,7 @@ def combine_slab(
             if seen is not None:
                 gain = gains[p.smoothing_voxel * (p.shape_smoothing if plan.pairs[k][0] == "shape" else 1.0)]
                 noise[k, at_angles] += (w * gain).astype(np.float32)[:, None, None] * seen
-    return Combined(out, theta, noise, first, moved[0] if keep else None, moved[1] if keep else None)
+    return Combined(out, theta, shared, noise, first, moved[0] if keep else None, moved[1] if keep else None)
 
 
 def _coarse_rows(rows: tuple[int, int], fine: int, coarse: int, step: int) -> tuple[int, int]:
@@ -392,9 +407,8 @@ def covariance(
     theta = made.theta_deg
     total = np.zeros(len(theta))
     for e, (item, where) in enumerate(zip(energies, common_angles(energies)[1], strict=True)):
-        total[where] += plan.components["shape"][e] * angular_weights(
-            np.asarray(item.scan.theta_deg, dtype=float)[item.members]
-        )
+        turns = np.asarray(item.scan.theta_deg, dtype=float)[item.members]
+        total[where] += plan.components["shape"][e] * (angular_weights(turns) if p.reconstruction == "fbp" else 1.0)
     shape = made.sinograms[list(plan.components).index("shape")]
     lines = shape / np.maximum(total, 1e-12).astype(np.float32)[:, None, None]
     inside = slice(keep[0] - rows[0], keep[1] - rows[0])
@@ -495,9 +509,9 @@ def map_slab(
     made = combine_slab(energies, plan, rows, bin=bin, keep=wanted, parameters=parameters, threads=threads)
     per_cm = np.float32(1e7 / voxel_nm)
     theta = made.theta_deg
-    ones = np.ones(len(theta))
+    solve, usable = _solver(parameters, made.sinograms.shape[3], threads), made.shared.astype(float)
     volumes = {
-        name: fbp(made.sinograms[c], theta, weights=ones, filter=parameters.filter, threads=threads) * per_cm
+        name: solve(made.sinograms[c], theta, weights=usable) * per_cm
         for c, name in enumerate(plan.components)
         if name in plan.linear
     }
@@ -507,6 +521,12 @@ def map_slab(
     keep = slice(slab.y0 - rows[0], slab.y1 - rows[0])
     spectra = single_rows(made, plan, keep, per_cm, parameters, threads=threads) if plan.single else None
     return finish_slab(plan, volumes, coverage, least, keep, parameters, errors, spectra=spectra)
+
+
+def _solver(p: MapsParameters, columns: int, threads: int | None) -> Reconstructor:
+    """Return what makes slices of combined lines; those of `fbp` hold the angular weights already."""
+    extend = columns // 2 if p.local_tomography else 0
+    return reconstructor(p.reconstruction, filter=p.filter, iterations=p.iterations, extend=extend, threads=threads)
 
 
 def single_rows(
@@ -528,11 +548,11 @@ def single_rows(
     s = parameters.smoothing_voxel
     lines = made.sinograms[[c for c, name in enumerate(plan.components) if name not in plan.linear]]
     soft = (gaussian_filter1d(lines, s, axis=2) if s > 0 else lines)[:, :, keep]
-    ones = np.ones(len(made.theta_deg))
+    solve, usable = _solver(parameters, lines.shape[3], threads), made.shared.astype(float)
 
     def row(k: int) -> F32:
         stacked = np.ascontiguousarray(soft[:, :, k].transpose(1, 0, 2))
-        volume = fbp(stacked, made.theta_deg, weights=ones, filter=parameters.filter, threads=threads) * per_cm
+        volume = solve(stacked, made.theta_deg, weights=usable) * per_cm
         return np.asarray(gaussian_filter(volume, (0, s, s)) if s > 0 else volume, dtype=np.float32)
 
     return row

@@ -309,8 +309,22 @@ class MapsParameters(_Parameters):
         description="Fill lost projections from their neighbours in the angle for the reconstruction, where there is "
         "one on either side near enough; they are marked in the table of quality.",
     )
+    reconstruction: Literal["fbp", "sirt", "cgls", "tomopy-gridrec", "tomopy-sirt"] = Field(
+        "fbp",
+        description="Filtered back-projection, or an iterative algorithm (many times slower, for few or missing "
+        "angles), or TomoPy's where it is installed. All but fbp use only the angles that every energy has, and the "
+        "maps of sigma stay those of fbp.",
+    )
+    iterations: int = Field(
+        0, ge=0, le=1000, description="Of an iterative reconstruction; 0 takes 100 for SIRT and 10 for CGLS."
+    )
     filter: Literal["ramp", "shepp-logan", "cosine", "hann"] = Field(
         "ramp", description="Window on the ramp filter of the filtered back-projection."
+    )
+    local_tomography: bool = Field(
+        False,
+        description="The particle is wider than the field: continue every line beyond the field with its last value "
+        "before the filter of fbp.",
     )
     smoothing_voxel: float = Field(
         1.0,

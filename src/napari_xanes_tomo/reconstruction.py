@@ -17,9 +17,12 @@ import numpy.typing as npt
 
 from napari_xanes_tomo.projector import FILTERS, Projector, filter_response
 
+from .model import XanesTomoError
+
 __all__ = [
     "FILTERS",
     "FilteredBackProjection",
+    "Iterative",
     "Reconstructor",
     "TomoPy",
     "angular_weights",
@@ -28,8 +31,13 @@ __all__ = [
     "fbp",
     "fbp_variance",
     "filter_response",
+    "reconstructor",
     "sirt",
 ]
+
+ITERATIONS = {"sirt": 100, "cgls": 10}
+"""How often each iterative algorithm goes through the data unless told."""
+
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -340,6 +348,40 @@ class FilteredBackProjection:
         )
 
 
+class Iterative:
+    """The package's own `sirt` or `cgls` as a `Reconstructor`; weights only choose the projections that are used.
+
+    Parameters
+    ----------
+    algorithm : {"sirt", "cgls"}
+    iterations : int
+        0 takes those of `ITERATIONS`.
+    """
+
+    def __init__(self, algorithm: str = "sirt", *, iterations: int = 0, threads: int | None = None) -> None:
+        if algorithm not in ITERATIONS:
+            raise ValueError(f"algorithm: expected one of {', '.join(ITERATIONS)}, got {algorithm!r}")
+        self.algorithm, self.iterations, self.threads = algorithm, iterations or ITERATIONS[algorithm], threads
+
+    @property
+    def name(self) -> str:
+        """Short name, for recipes and reports."""
+        return f"{self.algorithm} ({self.iterations} iterations)"
+
+    def __call__(
+        self,
+        projections: npt.ArrayLike,
+        theta_deg: npt.ArrayLike,
+        *,
+        weights: npt.ArrayLike | None = None,
+        shift: float = 0.0,
+    ) -> F32:
+        """Reconstruct; see `Reconstructor`."""
+        data, theta = _used(projections, theta_deg, weights)
+        solve = sirt if self.algorithm == "sirt" else cgls
+        return solve(data, theta, iterations=self.iterations, shift=shift, threads=self.threads)
+
+
 class TomoPy:
     """TomoPy's algorithms as a `Reconstructor`; TomoPy is imported at the first call.
 
@@ -389,13 +431,18 @@ class TomoPy:
         shift: float = 0.0,
     ) -> F32:
         """Reconstruct; see `Reconstructor`."""
-        data = np.asarray(projections, dtype=np.float32)
-        theta = np.asarray(theta_deg, dtype=float)
-        if weights is not None:
-            keep = np.asarray(weights, dtype=float) > 0
-            data, theta = data[keep], theta[keep]
+        data, theta = _used(projections, theta_deg, weights)
         turns, flip = _tomopy_orientation()
         return np.ascontiguousarray(_orient(self._recon(data, theta, float(shift)), turns, flip))
+
+
+def _used(projections: npt.ArrayLike, theta_deg: npt.ArrayLike, weights: npt.ArrayLike | None) -> tuple[F32, F64]:
+    """Projections and angles whose weight is not 0."""
+    data, theta = np.asarray(projections, dtype=np.float32), np.asarray(theta_deg, dtype=float)
+    if weights is None:
+        return data, theta
+    keep = np.asarray(weights, dtype=float) > 0
+    return data[keep], theta[keep]
 
 
 def _orient(volume: F32, turns: int, flip: bool) -> F32:
@@ -416,3 +463,50 @@ def _tomopy_orientation() -> tuple[int, bool]:
 def available_backends() -> tuple[str, ...]:
     """Return the names of the back ends that can be used here: ``fbp`` always, ``tomopy`` where it is importable."""
     return ("fbp", "tomopy") if importlib.util.find_spec("tomopy") is not None else ("fbp",)
+
+
+def reconstructor(
+    algorithm: str = "fbp",
+    *,
+    filter: str = "ramp",
+    iterations: int = 0,
+    extend: int = 0,
+    threads: int | None = None,
+) -> Reconstructor:
+    """Return what reconstructs in the way a recipe names.
+
+    Parameters
+    ----------
+    algorithm : {"fbp", "sirt", "cgls"} or str
+        ``tomopy-gridrec``, ``tomopy-sirt``, ... are TomoPy's.
+    filter : str
+        Window of `fbp` and of gridrec.
+    iterations : int
+        Of an iterative algorithm; 0 takes those of `ITERATIONS` (TomoPy's: SIRT's).
+    extend : int
+        As in `fbp`.
+    threads : int, optional
+
+    Raises
+    ------
+    XanesTomoError
+        TomoPy is asked for and cannot be imported.
+    """
+    if algorithm == "fbp":
+        return FilteredBackProjection(filter, extend=extend, threads=threads)
+    if algorithm in ITERATIONS:
+        return Iterative(algorithm, iterations=iterations, threads=threads)
+    own, _, theirs = algorithm.partition("tomopy-")
+    if own or not theirs:
+        raise ValueError(f"algorithm: expected fbp, sirt, cgls or tomopy-..., got {algorithm!r}")
+    if "tomopy" not in available_backends():
+        raise XanesTomoError(
+            f"maps.reconstruction: {algorithm} needs TomoPy, which is not installed here (conda install -c conda-forge "
+            "tomopy); fbp, sirt and cgls need nothing"
+        )
+    window = {"ramp": "ramlak", "shepp-logan": "shepp", "cosine": "cosine", "hann": "hann"}
+    options: dict[str, Any] = {"ncore": threads}
+    options |= (
+        {"filter_name": window[filter]} if theirs == "gridrec" else {"num_iter": iterations or ITERATIONS["sirt"]}
+    )
+    return TomoPy(theirs, options=options)

@@ -59,6 +59,7 @@ from .maps import (
 )
 from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
 from .recipe import MapsParameters, Recipe, check_flats, parameter_key
+from .reconstruction import Reconstructor, reconstructor
 from .registration import Template, make_template, reference_energy
 from .registration_qc import ErrorMap, error_map, surface_effect
 from .scale import ScaleReport, magnification_laws, scale_report
@@ -557,6 +558,8 @@ class Workflow:
         last = names.index(step(until).name)
         energies = range(len(self.series.scans))
         judged = accept == "thresholds"
+        if last == len(names) - 1:
+            self._reconstructor()  # one that is not installed is refused before hours of other work
         stopping = judged and self.recipe.on_fail == "stop"
         for e in energies:
             for name in names[: min(last, 1) + 1]:
@@ -631,6 +634,10 @@ class Workflow:
             raise StoppedByThreshold(
                 f"{flags[0]}{more}; look at it and accept it or redo the step in napari, or set on_fail: continue"
             )
+
+    def _reconstructor(self) -> Reconstructor:
+        p = self.recipe.maps
+        return reconstructor(p.reconstruction, filter=p.filter, iterations=p.iterations)
 
     def run_unit(
         self, name: str, energy: int | None = None, *, initial: int | None = None, progress: Progress = no_progress
@@ -1029,6 +1036,7 @@ class Workflow:
             "reference_ev": plan.reference_ev,
             "energies_left_out_ev": list(plan.left_out_ev),
             "scanned_edge_in_elements": p.scanned_edge_in_elements,
+            "reconstruction": self._reconstructor().name,
             "attenuation": _TABLES[p.attenuation],
             "white_line_factors": {e: plan.white_lines.get(e, (p.white_line(e),))[0] for e in plan.elements},
             "white_line_factors_from_spectrum": {e: sigma for e, (_, sigma) in plan.white_lines.items()},
@@ -1049,6 +1057,11 @@ class Workflow:
         notes = [f"{name}: {why}" for name, why in plan.absent.items()]
         if kept is not None:
             notes.append(f"the former maps are kept in {kept.name}")
+        if p.reconstruction != "fbp" and not volumes:
+            notes.append(
+                f"reconstructed by {self._reconstructor().name}: the maps of sigma and the point spread that is stated "
+                "are those of filtered back-projection"
+            )
         numbers = {"absent": dict(plan.absent), "elements": list(plan.elements), "store_key": store.key, **metadata}
         effect = surface_effect(plan).edge_ev
         numbers["edge_ev_per_px"] = [
