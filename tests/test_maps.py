@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from napari_xanes_tomo.maps import (
     map_slab,
     plan_maps,
     require_energies,
+    slab_bytes,
     voxel_choices,
 )
 from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet, XanesTomoError
@@ -816,3 +818,42 @@ def test_no_voxel_above_the_mask_and_nan_leave_nan_not_an_error() -> None:
     for name in (*EDGE_MEASURES, "edge_energy_relative"):
         assert np.isnan(maps[name]).all()
     assert not maps["mask"].any()
+
+
+class _Made(Frames):
+    """Frames that are made when they are read: nothing of a measurement stays in memory."""
+
+    def __init__(self, count: int, shape: tuple[int, int]) -> None:
+        super().__init__(np.broadcast_to(np.float32(0), (count, *shape)))
+
+    def read_rows(self, indices: list[int], y0: int, y1: int) -> npt.NDArray[np.float32]:
+        x = np.arange(self.frame_shape[1], dtype=np.float32) - (self.frame_shape[1] - 1) / 2
+        line = (1000 * np.exp(-0.4 * np.exp(-((x / 12) ** 2)))).astype(np.float32)
+        return np.broadcast_to(line, (len(indices), y1 - y0, len(line))).copy()
+
+
+def test_memory_is_that_of_a_slab() -> None:
+    width, angles, rows = 64, 60, 16
+    theta, p = np.linspace(-90, 87, angles), MapsParameters()
+    found = plan(SIX)
+    peak = {}
+    for height in (80, 320):
+        items = []
+        for energy in SIX:
+            flat = FlatSet(Frames(np.full((2, height, width), 2000, np.float32)), np.full(2, 2.0), ("ok", "ok"))
+            scan = EnergyScan(
+                float(energy), theta, _Made(angles, (height, width)), np.ones(angles), ("ok",) * angles, (flat,),
+                np.zeros(angles, int), 1, VOXEL_NM, np.zeros(angles),
+            )  # fmt: skip
+            aligned = Alignment(np.zeros((angles, 2)), np.full((angles, 2), 0.02), 1.0)
+            items.append(AlignedEnergy(scan, aligned, np.zeros((angles, 3))))
+        slab = Slab(height // 2, height // 2 + rows, halo_rows(p))
+        map_slab(items, found, slab, VOXEL_NM, p, threads=1)  # what is compiled or cached once is there
+        tracemalloc.start()
+        maps = map_slab(items, found, slab, VOXEL_NM, p, threads=1)
+        peak[height] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert maps["Ni"].shape == (rows, width, width)
+    assert peak[320] == pytest.approx(peak[80], rel=0.1)
+    promised = slab_bytes(found, rows + 2 * halo_rows(p), width, angles)
+    assert 0.5 * promised < peak[320] < promised

@@ -523,6 +523,28 @@ def map_slab(
     return finish_slab(plan, volumes, coverage, least, keep, parameters, errors, spectra=spectra)
 
 
+def slab_bytes(plan: MapPlan, rows: int, columns: int, angles: int, bin: int = 1) -> int:
+    """Return what `map_slab` takes at most, bytes; the height of the volume has no part in it.
+
+    Volumes of all components at once with the maps and errors made of them, the sinograms they come from, the recorded
+    rows of one energy, and the work space of the projector.
+
+    Parameters
+    ----------
+    plan : MapPlan
+    rows, columns : int
+        Rows of the slab with its halo, columns of the common grid.
+    angles : int
+        Projections of an energy.
+    bin : int
+        Reference pixels per voxel.
+    """
+    volumes = len(plan.linear) + len(plan.names) + 4
+    lines = len(plan.components) + 4 * bin**2 + 6
+    single = 4 * len(plan.single) * columns**2 * (4 + rows // 8)
+    return 4 * rows * columns * (columns * volumes + angles * lines) + single
+
+
 def _solver(p: MapsParameters, columns: int, threads: int | None) -> Reconstructor:
     """Return what makes slices of combined lines; those of `fbp` hold the angular weights already."""
     extend = columns // 2 if p.local_tomography else 0

@@ -55,6 +55,7 @@ from .maps import (
     map_slab,
     plan_maps,
     require_energies,
+    slab_bytes,
     voxel_choices,
 )
 from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
@@ -1022,10 +1023,7 @@ class Workflow:
         halo = halo_rows(p)
         done = len(store.slabs) - len(pending)
         progress("maps", done, len(store.slabs))
-        # Volumes of all components at once, the sinograms they come from, and the work space of the projector.
-        rows = px * (SLAB_ROWS + 2 * halo)
-        per_slab = 4 * rows * width * (width * (len(plan.linear) + 4) + len(items[0].scan) * (len(plan.components) + 6))
-        per_slab += 4 * len(plan.single) * width * width * (4 + SLAB_ROWS // 8)
+        per_slab = slab_bytes(plan, SLAB_ROWS + 2 * halo, width, len(items[0].scan), px)
         workers = self.execution.workers(len(pending), per_slab, self.memory_bytes)
         shared = SlabWork(tuple(items), plan, voxel_nm, p, store, halo, (y0, c0, c1), px)
         with closing(self.execution.run(make_slab, shared, pending, workers)) as finished:
