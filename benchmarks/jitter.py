@@ -1,30 +1,95 @@
 """Accuracy, honesty and speed of `find_jitter` on digital twins: ``python benchmarks/jitter.py``.
 
-``--preset demo --seeds 3 --energies 6534 8570`` chooses the twins; ``--quanta 1500`` their noise; ``--hard`` gives
-them white jitter of +-30 px (256 px frames), a post below the particle, 4 % bad frames and a 25 px slip from three
-quarters of the scan on. ``--wedge`` keeps +-70 deg in steps of 2 deg with 12 px rms jitter. ``--starts`` begins at the
-truth, 1 px and 20 px off. ``--peer`` runs the reprojection loop with ASTRA (SIRT steps) and scikit-image correlation
-(a stand-in for TomoPy's `align_joint`) on the same tomogram.
+The frames are normalised, screened and judged as a run does it. ``--preset demo --seeds 3 --energies 6534 8570``
+chooses the twins; ``--repeats 10`` measures each particle ten times at every energy, with other motion, illumination
+and noise; ``--quanta 1500`` their noise. ``--hard`` gives them white jitter of +-30 px (256 px frames), a post below
+the particle, 4 % bad frames and a 25 px slip from three quarters of the scan on, and shows all to the search (``--preset
+hard`` is a twin with all that, screened first). ``--wedge`` keeps +-70 deg in steps of 2 deg with 12 px rms jitter.
+``--starts`` begins at the truth, 1 px and 20 px off. ``--peer`` runs the reprojection loop with ASTRA (SIRT steps) and
+scikit-image correlation (a stand-in for TomoPy's `align_joint`) on the same tomogram.
 
 Error: rms over angles of found - true displacement after the best undetermined shift (y: a constant; x: cosine and
 sine), px of the frame. Bound: Cramer-Rao bound of a displacement from the noise-free projections of the twin and the
 variance of its counts, were the object known; rms over angles. error/sigma: the constant in x taken out; all
-projections, then the quartiles of sigma.
+projections, then the quartiles of sigma. Verdict: with the checks of a run.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from napari_xanes_tomo import JitterResult, find_jitter
 from napari_xanes_tomo.agreement import smooth
-from napari_xanes_tomo.model import Alignment
+from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet
 from napari_xanes_tomo.phantom import PRESETS, simulate
+from napari_xanes_tomo.qc import check_projections, check_scores
+from napari_xanes_tomo.recipe import Recipe
 from napari_xanes_tomo.resample import place
+from napari_xanes_tomo.steps import run_flats
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Frames (n, y, x) in memory, as a source of a scan."""
+
+    data: np.ndarray
+
+    @property
+    def frame_shape(self):
+        """Rows and columns."""
+        return self.data.shape[1:]
+
+    @property
+    def dtype(self):
+        """Of the counts."""
+        return self.data.dtype
+
+    def __len__(self):
+        return len(self.data)
+
+    def read(self, index):
+        """Frame `index`."""
+        return self.data[index]
+
+    def read_rows(self, indices, y0, y1):
+        """Rows of some frames."""
+        return self.data[list(indices), y0:y1]
+
+    def fingerprint(self):
+        """Nothing changes."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Tomogram:
+    """What the search is given of one energy, and the truth.
+
+    Attributes
+    ----------
+    stack, variance, theta
+        Absorbance (n, y, x) as a run normalises it, variance (n,), angles (n,).
+    true, bound : (n, 2) arrays
+    spoilt, given : (n,) bool arrays
+        Which projections are useless, and which the search is given.
+    half : (n,) int array
+    """
+
+    stack: np.ndarray
+    variance: np.ndarray
+    theta: np.ndarray
+    true: np.ndarray
+    bound: np.ndarray
+    spoilt: np.ndarray
+    given: np.ndarray
+    half: np.ndarray
+
+    def kept(self, index):
+        """Only some projections."""
+        return replace(self, **{k: v[index] for k, v in vars(self).items()})
 
 
 def orbit(theta, constant):
@@ -56,33 +121,50 @@ def quartiles(error, sigma):
     return [rms(z)] + [rms(z[p]) for p in parts]
 
 
-def twins(preset, seed, energies, quanta, *, hard=False):
-    """Yield ``energy, absorbance (n, y, x), variance (n,), theta, true, bad, bound (n, 2)`` of simulated tomograms."""
+def scan_of(frames, theta, energy, p):
+    """One simulated energy as a scan in memory."""
+    n = len(theta)
+    sets = tuple(FlatSet(Counts(f), np.full(len(f), 0.5), ("ok",) * len(f)) for f in frames.flats)
+    half = (np.arange(n) >= n // 2).astype(int)
+    return EnergyScan(
+        energy, theta, Counts(frames.projections), np.full(n, 0.5), ("ok",) * n, sets, half, p.binning, 20.0,
+        np.full(n, np.nan),
+    )  # fmt: skip
+
+
+def twins(preset, seed, energies, quanta, *, repeats=1, hard=False):
+    """Yield ``energy, number of the measurement, Tomogram`` of simulated particles.
+
+    Measurements of one particle at one energy lie 1 meV apart: every energy has its own motion, beam and noise.
+    """
     p = replace(PRESETS[preset], seed=seed)
-    if energies:
-        p = replace(p, energies_ev=tuple(energies))
+    named = [e for e in energies or p.energies_ev for _ in range(repeats)]
+    numbers = list(range(repeats)) * (len(named) // repeats)
+    p = replace(p, energies_ev=tuple(e + 0.001 * k for e, k in zip(named, numbers, strict=True)))
     if quanta:
         p = replace(p, quanta=quanta)
     truth, measured = simulate(p)
     rng = np.random.default_rng(1000 + seed)
-    for frames, alignment, energy in zip(measured, truth.alignments, p.energies_ev, strict=True):
-        n = len(frames.projections)
-        half = np.arange(n) >= n // 2
-        beam = frames.flats.astype(np.float32).mean(axis=1)
-        counts = np.maximum(frames.projections.astype(np.float32), 0.5)
-        stack = -np.log(counts / np.maximum(beam[half.astype(int)], 0.5))
-        gain, read = p.counts_per_quantum, p.read_noise_counts**2
-        level = counts.mean(axis=(1, 2), dtype=np.float64)
-        flat = float(beam.mean())
-        variance = (read + gain * level) / level**2 + (read + gain * flat) / flat**2 / p.flats_per_set
-        bound = cramer_rao(stack, (read + gain * counts) / counts**2)
-        spoilt = np.zeros(n, dtype=bool)
-        true = alignment.shift
+    theta = truth.theta_deg
+    n = len(theta)
+    for frames, alignment, energy, number in zip(measured, truth.alignments, named, numbers, strict=True):
+        scan = scan_of(frames, theta, p.energies_ev[frames.index], p)
+        flats, data = run_flats(scan, Recipe())
+        stack, true = data.data, alignment.shift
+        counts = frames.projections.astype(np.float32)
+        signal = np.maximum(counts - flats.arrays["stray"].astype(np.float32)[:, None, None], 1.0)
+        bound = cramer_rao(stack, (p.read_noise_counts**2 + p.counts_per_quantum * counts) / signal**2)
+        given = np.ones(n, dtype=bool)
+        given[[int(i) for i, _ in flats.numbers["bad"]]] = False
+        spoilt = np.array([status != "ok" for status in alignment.status])
         if hard:
-            stack, true = harden(stack, true, truth.theta_deg, rng)
+            stack, true = harden(stack, true, theta, rng)
             spoilt[rng.choice(n, max(1, round(0.04 * n)), replace=False)] = True
             spoil(stack, np.flatnonzero(spoilt), rng)
-        yield energy, stack, variance, truth.theta_deg, true, spoilt, bound
+            given[:] = True
+        yield energy, number, Tomogram(
+            stack, flats.arrays["variance"], theta, true, bound, spoilt, given, np.asarray(scan.half)
+        )  # fmt: skip
 
 
 def cramer_rao(stack, variance):
@@ -144,28 +226,42 @@ def spoil(stack, index, rng):
             stack[i] = np.mean([np.roll(stack[i], s, axis=1) for s in range(-12, 13)], axis=0)
 
 
-def row(label, found: JitterResult, true, theta, seconds, bound, spoilt):
-    """Print one line; return rms y, x, centre, its z, the ratios and error/sigma."""
-    good = ~spoilt
-    y, x, ey, ex, centre = errors(found.shift[good], true[good], theta[good])
+def failed(found: JitterResult, t: Tomogram):
+    """Names of the scores that a run would fail, with value and threshold."""
+    seen = t.stack if found.straight is None else t.stack - found.straight.frames(t.stack.shape[1:], t.theta)
+    checks = check_projections(seen, t.theta, found.alignment, variance=t.variance)
+    seams = (np.flatnonzero(np.diff(t.half) != 0) + 1).tolist()
+    scores = (*found.quality.scores, *check_scores(checks, np.arange(len(t.theta)), seams=seams, width=seen.shape[2]))
+    return [f"{s.name} {s.value:.3g} > {s.threshold:.3g}" for s in scores if not s.passed]
+
+
+def row(label, found: JitterResult, t: Tomogram, seconds, screened=0, missed=0, judged=True):
+    """Print one line; return rms y, x, centre, its z, the ratios and error/sigma.
+
+    `screened` good projections were left out and `missed` useless ones given before the search.
+    """
+    good = ~t.spoilt & found.used
+    y, x, ey, ex, centre = errors(found.shift[good], t.true[good], t.theta[good])
     zy, zx = (quartiles(e, found.sigma[good][:, a]) for a, e in ((0, y), (1, x)))
-    ratio = np.array([ey, ex]) / np.sqrt(np.mean(bound[good] ** 2, axis=0))
-    flags = f"   bad found {int((~found.used & spoilt).sum())}/{int(spoilt.sum())}" if spoilt.any() else ""
-    flags += f"   good ones left out {int((~found.used & good).sum())}" if (~found.used & good).any() else ""
+    ratio = np.array([ey, ex]) / np.sqrt(np.mean(t.bound[good] ** 2, axis=0))
+    lost = screened + int((~found.used & ~t.spoilt).sum())
+    flags = f"   bad ones kept {int((found.used & t.spoilt).sum())}" if t.spoilt.any() or missed else ""
+    flags += f"   good ones left out {lost}" if lost else ""
+    why = failed(found, t) if judged else []
+    verdict = "" if not judged else ", good" if not why else f", check ({'; '.join(why)})"
     print(
         f"{label:24s} {ey:7.4f} {ex:7.4f}  {centre:+8.4f} ({centre / found.center_sigma:+5.1f} sigma)  "
         f"{ratio[0]:5.1f} {ratio[1]:5.1f}   {zy[0]:4.2f} [{' '.join(f'{v:4.2f}' for v in zy[1:])}]  "
-        f"{zx[0]:4.2f} [{' '.join(f'{v:4.2f}' for v in zx[1:])}]  {seconds:5.2f} s  {found.method}, "
-        f"{found.quality.verdict}{flags}",
+        f"{zx[0]:4.2f} [{' '.join(f'{v:4.2f}' for v in zx[1:])}]  {seconds:5.2f} s  {found.method}{verdict}{flags}",
         flush=True,
     )
     return [ey, ex, abs(centre), centre / found.center_sigma, *ratio, *zy, *zx, seconds]
 
 
-def timed(stack, theta, variance, **options):
+def timed(t: Tomogram, **options):
     """Run once; return the result and the seconds."""
     start = time.perf_counter()
-    found = find_jitter(stack, theta, variance=variance, **options)
+    found = find_jitter(t.stack, t.theta, variance=t.variance, **options)
     return found, time.perf_counter() - start
 
 
@@ -209,6 +305,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=101)
     parser.add_argument("--energies", type=float, nargs="*", default=None)
     parser.add_argument("--quanta", type=float, default=None)
+    parser.add_argument("--repeats", type=int, default=1)
     for name in ("hard", "wedge", "starts", "peer"):
         parser.add_argument(f"--{name}", action="store_true")
     a = parser.parse_args()
@@ -218,42 +315,40 @@ def main() -> None:
     )
     table = []
     for seed in range(a.first_seed, a.first_seed + a.seeds):
-        for energy, stack, variance, theta, true, spoilt, bound in twins(
-            a.preset, seed, a.energies, a.quanta, hard=a.hard
-        ):
-            label = f"{energy:g} eV, seed {seed}"
+        for energy, number, whole in twins(a.preset, seed, a.energies, a.quanta, repeats=a.repeats, hard=a.hard):
+            label = f"{energy:g} eV, seed {seed}" + (f".{number}" if a.repeats > 1 else "")
+            screened = int((~whole.given & ~whole.spoilt).sum())
+            t = whole.kept(np.flatnonzero(whole.given))
             if a.wedge:
-                keep = np.flatnonzero(np.abs(theta) <= 70)[::2]
+                t = t.kept(np.flatnonzero(np.abs(t.theta) <= 70)[::2])
                 rng = np.random.default_rng(seed)
-                move = rng.normal(0, 12 * stack.shape[2] / 256, (len(keep), 2))
-                stack = place(stack[keep], Alignment(-move, np.zeros_like(move)))
-                theta, true, variance, bound = theta[keep], true[keep] + move, variance[keep], bound[keep]
-                spoilt = spoilt[keep]
-            found, seconds = timed(stack, theta, variance)
-            table.append(row(label, found, true, theta, seconds, bound, spoilt))
+                move = rng.normal(0, 12 * t.stack.shape[2] / 256, t.true.shape)
+                t = replace(t, stack=place(t.stack, Alignment(-move, np.zeros_like(move))), true=t.true + move)
+            found, seconds = timed(t)
+            table.append(row(label, found, t, seconds, screened, int(whole.spoilt.sum())))
             if a.starts:
                 rng = np.random.default_rng(seed)
                 for name, start in (
-                    ("  from the truth", true),
-                    ("  from 1 px off", true + rng.normal(0, 1, true.shape)),
-                    ("  from 20 px off", true + 20 * rng.choice([-1.0, 1.0], true.shape)),
+                    ("  from the truth", t.true),
+                    ("  from 1 px off", t.true + rng.normal(0, 1, t.true.shape)),
+                    ("  from 20 px off", t.true + 20 * rng.choice([-1.0, 1.0], t.true.shape)),
                 ):
-                    other, seconds = timed(stack, theta, variance, initial=start)
-                    row(name, other, true, theta, seconds, bound, spoilt)
-                    dy, dx = errors(other.shift, found.shift, theta)[2:4]
+                    other, seconds = timed(t, initial=start)
+                    row(name, other, t, seconds, judged=False)
+                    dy, dx = errors(other.shift, found.shift, t.theta)[2:4]
                     print(f"{'':24s} differs by {dy:.4f} {dx:.4f} px, {dy / rms(found.sigma[:, 0]):.2f} "
                           f"{dx / rms(found.sigma[:, 1]):.2f} sigma")  # fmt: skip
             if a.peer:
-                (py, px), loop = peer(stack, theta, true)
-                best = min(timed(stack, theta, variance)[1] for _ in range(3))
+                (py, px), loop = peer(t.stack, t.theta, t.true)
+                best = min(timed(t)[1] for _ in range(3))
                 print(f"{'  ASTRA + scikit-image':24s} {py:7.4f} {px:7.4f}   {loop:.0f} s: {loop / best:.0f} x slower, "
                       f"{py / table[-1][0]:.0f} x and {px / table[-1][1]:.0f} x less exact")  # fmt: skip
-    t = np.array(table)
-    worst = np.max(np.abs(t), axis=0)
+    table = np.array(table)
+    worst = np.max(np.abs(table), axis=0)
     print(f"{'worst':24s} {worst[0]:7.4f} {worst[1]:7.4f}  {worst[2]:8.4f} ({worst[3]:5.1f} sigma)  {worst[4]:5.1f} "
-          f"{worst[5]:5.1f}   error/sigma {t[:, 6:16].min():.2f} .. {t[:, 6:16].max():.2f}   "
-          f"{np.median(t[:, 16]):.2f} s (median)")  # fmt: skip
-    print(f"centre: rms(error/sigma) {rms(t[:, 3]):.2f}")
+          f"{worst[5]:5.1f}   error/sigma all {table[:, [6, 11]].min():.2f} .. {table[:, [6, 11]].max():.2f}, quartiles "
+          f"{table[:, 6:16].min():.2f} .. {table[:, 6:16].max():.2f}   {np.median(table[:, 16]):.2f} s (median)")  # fmt: skip
+    print(f"centre: rms(error/sigma) {rms(table[:, 3]):.2f}")
 
 
 if __name__ == "__main__":

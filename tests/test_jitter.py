@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from napari_xanes_tomo.agreement import center_of_rotation
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
 from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
 from napari_xanes_tomo.model import Alignment, Cancelled, XanesTomoError
+from napari_xanes_tomo.qc import check_projections, check_scores
 from napari_xanes_tomo.recipe import AbsorbanceParameters, JitterParameters
 from napari_xanes_tomo.resample import place
 from napari_xanes_tomo.straight import fit_straight, outer_rows
@@ -590,3 +592,37 @@ def test_sigma_is_not_below_the_bound_and_the_search_reaches_it() -> None:
     ratio = found.sigma / found.bound
     assert np.all(ratio > 0.6)
     assert np.median(ratio) < 3
+
+
+# What is said of a result that is right, and of it with displacements that are not; whether it may be called good.
+@pytest.mark.parametrize(
+    ("wrong", "good"),
+    [("", True), ("white", False), ("slip", False), ("drift", False)],
+    ids=["right", "1 px white", "a slip of 1 px", "a drift of half a px"],
+)
+@pytest.mark.parametrize("glass", [False, True], ids=["free", "in a capillary"])
+def test_a_good_result_is_called_good_and_a_wrong_one_is_not(wrong: str, good: bool, glass: bool) -> None:
+    theta, shape = np.arange(-90.0, 90.0, 4.0), (64, 72)
+    n = len(theta)
+    true = motion(n, 3)
+    rng = np.random.default_rng(1)
+    stack = noisy(balls(theta, shape, true) + (wall(theta, shape, true) if glass else 0), 0.005)
+    found = find_jitter(stack, theta, variance=0.005**2, parameters=PARAMETERS)
+    assert (found.straight is not None) == glass
+    assert max(errors(found.shift, true, theta)[:2]) < 0.04
+    by = {
+        "": np.zeros((n, 2)),
+        "white": rng.normal(0, 1, (n, 2)),
+        "slip": np.where(np.arange(n) >= n // 3, 1.0, 0.0)[:, None] * [1.0, 1.0],
+        "drift": np.outer(np.sin(3 * np.deg2rad(theta)), [0.5, 0.5]),
+    }[wrong]
+    stated = replace(found.alignment, shift=found.shift + by)
+    seen = stack if found.straight is None else stack - found.straight.frames(shape, theta)
+    checks = check_projections(seen, theta, stated, variance=np.full(n, 0.005**2))
+    scores = check_scores(checks, np.arange(n), seams=[n // 2], width=shape[1])
+    failed = [s for s in scores if not s.passed]
+    assert (not failed) == good, failed
+    if good:
+        assert found.quality.verdict == "good", found.quality.scores
+    elif wrong != "white":  # what drifts with its neighbours only the moments see
+        assert {s.name for s in failed} & {"moment consistency x", "moment consistency y"}

@@ -266,7 +266,9 @@ def check_projections(
 
     Notes
     -----
-    The first three see slow drifts, the reprojection does not: it drifts with its neighbours.
+    The first three see slow drifts, the reprojection does not: it drifts with its neighbours. They are taken of the
+    object alone: of the pixels its reprojection covers (and three more), less the level and slope of the air beside it
+    in the same rows. What a wall leaves far from the object would move the centre of mass by its long lever.
     """
     stack = np.ascontiguousarray(data, dtype=np.float32)
     theta = np.asarray(theta_deg, dtype=float)
@@ -276,21 +278,20 @@ def check_projections(
     placed = place(stack, alignment)
     rows = _rows_of(placed, alignment)
     placed = placed[:, rows]
-    profile = placed.sum(axis=1, dtype=np.float64)
+    noise = float("nan") if variance is None else float(np.median(np.asarray(variance, dtype=float)))
+    clean, covered, sigma_mass, sigma_center = _without_air(placed, theta, noise)
+    alone = np.where(covered, clean, np.float32(0))
+    model = _held_out(clean, theta, progress)
+    profile = alone.sum(axis=1, dtype=np.float64)
     mass = profile.sum(axis=1)
     typical = float(np.median(mass))
     x = np.arange(width) - (width - 1) / 2
     center = (profile @ x) / np.where(mass > 0, mass, np.nan)
     t = np.deg2rad(theta)
     rest = _beside(center, np.stack([np.ones(n), np.cos(t), np.sin(t)], axis=1))
-    noise = float("nan") if variance is None else float(np.median(np.asarray(variance, dtype=float)))
-    pixels = (rows.stop - rows.start) * width
-    sigma_mass = np.sqrt(noise * pixels) / max(abs(typical), 1e-12)
-    sigma_center = np.sqrt(noise * pixels * float(np.mean(x**2))) / max(abs(typical), 1e-12)
     deviation = mass / typical - 1 if typical > 0 else np.full(n, np.nan)
-    down, sigma_down = _profile_shift(placed.sum(axis=2, dtype=np.float64), noise * width)
-    model = _held_out(placed, theta, progress)
-    step, gain, sigma_step = _against(placed, model, noise)
+    down, sigma_down = _profile_shift(alone.sum(axis=2, dtype=np.float64), noise * covered.mean() * width)
+    step, gain, sigma_step = _against(clean, model, noise)
     return {
         "mass_deviation": _check(deviation, sigma_mass, ""),
         "profile_shift_px": _check(down, sigma_down, "px"),
@@ -299,8 +300,63 @@ def check_projections(
         "residual_shift_x_px": _check(step[:, 1], sigma_step[1], "px"),
         "gain_deviation": _check(gain, float("nan"), ""),
         "background_od": _check(_background(placed, model), float("nan"), "OD"),
-        "frc_px": _rings(placed, model),
+        "frc_px": _rings(clean, model),
     }
+
+
+def _without_air(
+    placed: F32, theta: FloatArray, noise: float
+) -> tuple[F32, npt.NDArray[np.bool_], float, float]:
+    """Take the level and slope (in x) of the air beside the object out of every projection, in the rows of the object.
+
+    Returns
+    -------
+    clean : (n, rows, x) array
+        0 stays where nothing was recorded.
+    covered : (n, rows, x) bool array
+        Where the object is seen, and three pixels more.
+    mass, center : float
+        Standard deviation of the mass of what is covered, relative, and of its centre, px: noise of the pixels and of
+        the air.
+    """
+    from .air import dilated
+
+    n, _, width = placed.shape
+    projector = Projector(width, theta)
+    volume = projector.filtered(placed, angular_weight=angular_weights(theta, max_gap=8.0))
+    model = projector.forward(volume * object_support(volume))
+    covered = dilated(model > 0.03 * max(float(model.max()), 1e-30), 3.0)
+    if not covered.any(axis=(1, 2)).all():
+        covered[:] = True  # nothing is known of the object: all there is
+    recorded = placed != 0
+    air = ~covered & recorded
+    x = np.arange(width) - (width - 1) / 2
+    design = np.stack([np.ones(width), x / (width / 2)], axis=1)
+    count = air.sum(axis=1).astype(float)
+    inverse, fitted = np.zeros((n, 2, 2)), np.zeros((n, 2))
+    normal = np.einsum("nx,xi,xj->nij", count, design, design)
+    rhs = np.where(air, placed, 0).sum(axis=1, dtype=np.float64) @ design
+    for i in range(n):
+        # A slope must be held on both sides; where it could be anything only the level is taken.
+        determinant = normal[i, 0, 0] * normal[i, 1, 1] - normal[i, 0, 1] ** 2
+        if count[i].sum() < 0.005 * count.shape[1] * placed.shape[1]:
+            continue
+        terms = 2 if determinant > normal[i, 0, 0] ** 2 / 60 else 1
+        inverse[i, :terms, :terms] = np.linalg.inv(normal[i, :terms, :terms])
+        fitted[i] = inverse[i] @ rhs[i]
+    clean = (placed - (fitted @ design.T).astype(np.float32)[:, None]) * recorded
+    size = covered.sum(axis=1).astype(float)  # (n, x)
+    profile = np.where(covered, clean, 0).sum(axis=1, dtype=np.float64)
+    mass = profile.sum(axis=1)
+    center = profile @ x / np.where(mass > 0, mass, np.nan)
+    lever = x[None] - np.nan_to_num(center)[:, None]
+    spread = []
+    for by in (np.ones_like(lever), lever):
+        pull = (by * size) @ design
+        spread.append(np.sum(by**2 * size, axis=1) + np.einsum("ni,nij,nj->n", pull, inverse, pull))
+    typical = max(abs(float(np.median(mass))), 1e-12)
+    sigma_mass, sigma_center = (float(np.sqrt(noise * np.median(v)) / typical) for v in spread)
+    return np.asarray(clean, dtype=np.float32), covered, sigma_mass, sigma_center
 
 
 def _check(values: FloatArray, noise: float, unit: str) -> Check:
