@@ -345,9 +345,11 @@ def main() -> None:
                       f"{py / table[-1][0]:.0f} x and {px / table[-1][1]:.0f} x less exact")  # fmt: skip
     table = np.array(table)
     worst = np.max(np.abs(table), axis=0)
-    print(f"{'worst':24s} {worst[0]:7.4f} {worst[1]:7.4f}  {worst[2]:8.4f} ({worst[3]:5.1f} sigma)  {worst[4]:5.1f} "
-          f"{worst[5]:5.1f}   error/sigma all {table[:, [6, 11]].min():.2f} .. {table[:, [6, 11]].max():.2f}, quartiles "
-          f"{table[:, 6:16].min():.2f} .. {table[:, 6:16].max():.2f}   {np.median(table[:, 16]):.2f} s (median)")  # fmt: skip
+    print(
+        f"{'worst':24s} {worst[0]:7.4f} {worst[1]:7.4f}  {worst[2]:8.4f} ({worst[3]:5.1f} sigma)  {worst[4]:5.1f} "
+        f"{worst[5]:5.1f}   error/sigma {table[:, [6, 11]].min():.2f} .. {table[:, [6, 11]].max():.2f}, in quartiles "
+        f"{table[:, 6:16].min():.2f} .. {table[:, 6:16].max():.2f}   {np.median(table[:, 16]):.2f} s (median)"
+    )
     print(f"centre: rms(error/sigma) {rms(table[:, 3]):.2f}")
 
 

@@ -304,9 +304,7 @@ def check_projections(
     }
 
 
-def _without_air(
-    placed: F32, theta: FloatArray, noise: float
-) -> tuple[F32, npt.NDArray[np.bool_], float, float]:
+def _without_air(placed: F32, theta: FloatArray, noise: float) -> tuple[F32, npt.NDArray[np.bool_], float, float]:
     """Take the level and slope (in x) of the air beside the object out of every projection, in the rows of the object.
 
     Returns
