@@ -3,7 +3,7 @@
 The frames are normalised, screened and judged as a run does it. ``--preset demo --seeds 3 --energies 6534 8570``
 chooses the twins; ``--repeats 10`` measures each particle ten times at every energy, with other motion, illumination
 and noise; ``--quanta 1500`` their noise. ``--hard`` gives them white jitter of +-30 px (256 px frames), a post below
-the particle, 4 % bad frames and a 25 px slip from three quarters of the scan on, and shows all to the search (``--preset
+the particle, 4 % bad frames and a 25 px slip from three quarters of the scan on, and shows the search all (``--preset
 hard`` is a twin with all that, screened first). ``--wedge`` keeps +-70 deg in steps of 2 deg with 12 px rms jitter.
 ``--starts`` begins at the truth, 1 px and 20 px off. ``--peer`` runs the reprojection loop with ASTRA (SIRT steps) and
 scikit-image correlation (a stand-in for TomoPy's `align_joint`) on the same tomogram.
