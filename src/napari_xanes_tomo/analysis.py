@@ -19,6 +19,7 @@ __all__ = [
     "Correlation",
     "PrincipalComponents",
     "RegionMeans",
+    "block_voxels",
     "cluster",
     "correlation",
     "principal_components",
@@ -217,6 +218,11 @@ class RegionMeans:
     mean: FloatArray
     sigma: FloatArray
     method: str
+
+
+def block_voxels(psf_sigma_voxel: float | None) -> int:
+    """Return the edge of the blocks to draw from maps with this blur, voxels: ten times the blur, at least four."""
+    return BLOCK_VOXELS if psf_sigma_voxel is None else max(4, int(np.ceil(10 * psf_sigma_voxel)))
 
 
 def region_means(

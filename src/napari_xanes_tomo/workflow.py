@@ -120,6 +120,25 @@ class StoppedByThreshold(XanesTomoError):
     """A run with ``on_fail: stop`` came to a result that does not pass; says what to look at."""
 
 
+@dataclass(frozen=True)
+class VoxelTable:
+    """What maps with voxels of several sizes would be worth.
+
+    Attributes
+    ----------
+    choices : tuple of VoxelChoice
+        Empty where the middle rows hold no voxel of the particle.
+    px : int
+        The size that maps would have, reference pixels.
+    mean_spectrum : tuple of (float, float, bool)
+        Energy in eV, mean attenuation of the particle in 1/cm, and whether the elements are fitted to it.
+    """
+
+    choices: tuple[VoxelChoice, ...]
+    px: int
+    mean_spectrum: tuple[tuple[float, float, bool], ...]
+
+
 class Workflow:
     """One run: a series, an output folder, a recipe. The GUI and the command line are two hands on it.
 
@@ -945,8 +964,11 @@ class Workflow:
         placed = {e: i.scan for e, i in zip(numbers, items, strict=True)} if self.single else None
         return self._look(state, no_progress, (s, s * self.recipe.maps.shape_smoothing), placed)
 
-    def map_plan(self, state: State | None = None) -> tuple[MapPlan, list[AlignedEnergy], float]:
-        """Return the plan of the maps, the energies that take part, and the voxel size in nm."""
+    def map_plan(
+        self, state: State | None = None, parameters: MapsParameters | None = None
+    ) -> tuple[MapPlan, list[AlignedEnergy], float]:
+        """Return the plan of the maps, the energies that take part, and the size of a reference pixel in nm."""
+        p = self.recipe.maps if parameters is None else parameters
         if self.recipe.absorbance.contrast == "phase":
             raise XanesTomoError(
                 "maps: expected absorption contrast, got a recipe with `contrast: phase`; phase frames are aligned and "
@@ -975,23 +997,39 @@ class Workflow:
         spectrum = np.array(mass) / mass[k] * level * 1e7 / voxel_nm
         energies = self.series.energies_ev[numbers]
         areal = items[k].scan.given == "images"
-        references, unread = read_recipe_references(self.recipe.maps)
-        plan = plan_maps(
-            energies, spectrum, np.array(noise) / noise[k], k, self.recipe.maps, areal=areal, references=references
-        )
+        references, unread = read_recipe_references(p)
+        plan = plan_maps(energies, spectrum, np.array(noise) / noise[k], k, p, areal=areal, references=references)
         lost = [f"{v:g}" for e, v in enumerate(self.series.energies_ev) if e not in numbers]
         absent = dict(plan.absent) | unread
         for element in bracketed_elements(self.series.energies_ev) if lost else ():
-            if self.recipe.maps.elements is None and element not in (*plan.elements, *absent):
+            if p.elements is None and element not in (*plan.elements, *absent):
                 absent[element] = f"without {', '.join(lost)} eV, which could not be used, nothing brackets its K edge"
         return replace(plan, absent=absent), items, voxel_nm
+
+    def voxel_table(self, parameters: MapsParameters | None = None) -> VoxelTable:
+        """Say what voxels of several sizes would be worth, from some rows in the middle; nothing is kept.
+
+        Parameters
+        ----------
+        parameters : MapsParameters, optional
+            The recipe's unless given.
+
+        Raises
+        ------
+        XanesTomoError
+            The energies are not registered, or cannot be mapped.
+        """
+        p = self.recipe.maps if parameters is None else parameters
+        plan, items, pixel_nm = self.map_plan(parameters=p)
+        choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS)
+        return VoxelTable(choices, _voxel_px(items, choices, p), _mean_spectrum(plan, items))
 
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
         plan, items, pixel_nm = self.map_plan(state)
         p = self.recipe.maps
         choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS)
         volumes = items[0].variance is not None
-        px = 1 if volumes else choose_voxel(choices, p)
+        px = _voxel_px(items, choices, p)
         voxel_nm = px * pixel_nm
         height, width = (max(1, n // px) for n in self.series.frame_shape)
         specs = [
@@ -1061,6 +1099,7 @@ class Workflow:
                 "are those of filtered back-projection"
             )
         numbers = {"absent": dict(plan.absent), "elements": list(plan.elements), "store_key": store.key, **metadata}
+        numbers["mean_spectrum_per_cm"] = _mean_spectrum(plan, items)
         effect = surface_effect(plan).edge_ev
         numbers["edge_ev_per_px"] = [
             [float(i.scan.energy_ev), float(v)] for i, v in zip(items, effect, strict=True) if np.isfinite(v)
@@ -1264,6 +1303,17 @@ _DESCRIPTIONS = {
 
 
 _TABLES = {"elam": "Elam, Ravel & Sieber 2002, by xraydb", "chantler": "Chantler 2000, by xraydb"}
+
+
+def _mean_spectrum(plan: MapPlan, items: Sequence[AlignedEnergy]) -> tuple[tuple[float, float, bool], ...]:
+    left_out, energies = set(plan.left_out_ev), [float(i.scan.energy_ev) for i in items]
+    return tuple((e, float(mu), e not in left_out) for e, mu in zip(energies, plan.spectrum, strict=True))
+
+
+def _voxel_px(items: Sequence[AlignedEnergy], choices: Sequence[VoxelChoice], p: MapsParameters) -> int:
+    return 1 if items[0].variance is not None else choose_voxel(choices, p)
+
+
 _TABLE_ROWS = 8  # in the middle, for the table of voxel sizes
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from qtpy.QtWidgets import QPushButton, QVBoxLayout
 
 from napari_xanes_tomo.io.store import read_map_attributes
-from napari_xanes_tomo.model import XanesTomoError
-from napari_xanes_tomo.workflow import Candidate
+from napari_xanes_tomo.model import Progress, XanesTomoError
+from napari_xanes_tomo.workflow import Candidate, VoxelTable
 
 from .dock import allow, cell, fit, table, wrapped
 from .layers import is_maps
+from .plots import PointPlot
 from .step_dock import StepDock
 
 __all__ = ["MapsDock"]
@@ -31,6 +35,15 @@ class MapsDock(StepDock):
     def _build_plots(self, box: QVBoxLayout) -> None:
         self.before_label = wrapped()
         box.addWidget(self.before_label)
+        self.voxels_button = QPushButton("What voxel size?")
+        self.voxels_button.clicked.connect(self._try_voxels)
+        box.addWidget(self.voxels_button)
+        self.voxels = table(["voxel", "noise / jump", "sigma", "real spread", "voxels"])
+        self.voxels.hide()
+        box.addWidget(self.voxels)
+        self.spectrum = PointPlot([("1/cm", 2)], "mean of the particle (orange: not in the element fit), eV", 150)
+        self.spectrum.hide()
+        box.addWidget(self.spectrum)
         self.made = table(["map", "unit", "what it is"])
         box.addWidget(self.made)
         self.absent = table(["not made", "reason"])
@@ -57,6 +70,9 @@ class MapsDock(StepDock):
 
     def _show_result(self, candidate: Candidate | None) -> None:
         numbers: dict[str, Any] = {} if candidate is None else dict(candidate.payload["numbers"])
+        if numbers:
+            self._show_voxels(numbers.get("voxel_choices", []), int(numbers.get("voxel_px", 0)))
+            self._show_spectrum(numbers.get("mean_spectrum_per_cm", []))
         made = self._made(str(numbers.get("store_key", "")))
         self.made.setVisible(bool(made))
         self.made.setRowCount(len(made))
@@ -90,6 +106,54 @@ class MapsDock(StepDock):
             lines.append("The maps on disk are those of another result; Run makes these again.")
         self.facts.setText("\n".join(lines))
 
+    def _try_voxels(self) -> None:
+        """Map some rows with the parameters of the form, to say what voxels of several sizes would be worth."""
+        workflow = self.session.workflow
+        if workflow is None:
+            return
+        try:
+            asked = self.form.value
+        except XanesTomoError as error:
+            self._tell(str(error), True)
+            return
+
+        def work(progress: Progress) -> VoxelTable:
+            progress("rows in the middle", 0, 1)
+            return workflow.voxel_table(asked)
+
+        def show(found: VoxelTable) -> None:
+            self._show_voxels([asdict(c) for c in found.choices], found.px)
+            self._show_spectrum(found.mean_spectrum)
+            none = not found.choices
+            self._tell("There is no voxel of the particle in the middle rows." if none else "", none)
+
+        self.session.compute(work, show)
+
+    def _show_voxels(self, choices: Sequence[Mapping[str, Any]], px: int) -> None:
+        self.voxels.setVisible(bool(choices))
+        self.voxels.setRowCount(len(choices))
+        for row, c in enumerate(choices):
+            chosen = c["px"] == px
+            texts = (
+                f"{c['px']} px, {c['nm']:.0f} nm{' (chosen)' if chosen else ''}",
+                f"{c['noise_over_jump']:.3f}",
+                _each(c["sigma"]),
+                _each(c["real"]),
+                str(c["voxels"]),
+            )
+            for column, text in enumerate(texts):
+                self.voxels.setItem(row, column, cell(text, bold=chosen))
+        fit(self.voxels)
+
+    def _show_spectrum(self, points: Sequence[Sequence[Any]]) -> None:
+        self.spectrum.setVisible(bool(points))
+        if not points:
+            return
+        energy, mu, fitted = (np.array(column) for column in zip(*points, strict=True))
+        series = [(np.where(chosen, mu, np.nan), None) for chosen in (fitted, ~fitted)]
+        self.spectrum.show_points(0, energy, series, range(len(energy)), [(energy, mu)])
+        self.spectrum.mark(float("nan"))
+
     def _made(self, key: str) -> dict[str, Any]:
         """Return what is known of every map of the result `key`, without its errors."""
         workflow = self.session.workflow
@@ -110,7 +174,12 @@ class MapsDock(StepDock):
 
     def _update_buttons(self) -> None:
         super()._update_buttons()
-        workflow = self.session.workflow
+        workflow, state = self.session.workflow, self.session.state
+        ready = state is not None and any(state.summary("registration").get(k) for k in ("accepted", "candidate"))
+        why = "Something is running." if self.session.busy else "" if ready else "No energy is registered yet."
+        allow(
+            self.voxels_button, why, "Noise, errors and real spread for voxels of 1 to 6 px, from rows in the middle."
+        )
         there = workflow is not None and is_maps(workflow.output.folder) is not None
         why = "" if there else "There are no finished maps yet."
         allow(self.open_maps_button, why, "In micrometres; projections and maps do not share axes.")
@@ -125,3 +194,14 @@ class MapsDock(StepDock):
                 open_maps(workflow.output.folder)
             except XanesTomoError as error:
                 self._tell(str(error), True)
+
+
+def _each(values: Mapping[str, float]) -> str:
+    """Return the numbers of a voxel size in a line: the edge energy in eV, fractions as they are."""
+    parts = []
+    for name, value in values.items():
+        if name == "edge_energy_relative":
+            parts.append(f"edge {value:.2f} eV")
+        else:
+            parts.append(f"{name.removesuffix('_fraction')} {value:.3f}")
+    return ", ".join(parts)

@@ -83,6 +83,11 @@ class PointPlot(pg.GraphicsLayoutWidget):
                 plot.setXLink(self._plots[0])
         self._plots[-1].setLabel("bottom", x_label)
 
+    def name_axes(self, y: str, x: str) -> None:
+        """Name the vertical axis of the first plot and the common horizontal one."""
+        self._plots[0].setLabel("left", y)
+        self._plots[-1].setLabel("bottom", x)
+
     def show_points(
         self,
         row: int,

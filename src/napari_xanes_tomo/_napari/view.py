@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
 
 from napari_xanes_tomo.model import XanesTomoError
 
+from .analysis_dock import AnalysisDock
 from .docks import attach_docks
 from .layers import METADATA_KEY, is_maps, map_layers
 from .overlay import attach_overlay
@@ -61,6 +62,7 @@ def open_maps(out: str | Path) -> Any:
     viewer.canvas.overlays.scale_bar.visible = True
     _caption(viewer)
     viewer.dims.set_point(0, sum(viewer.dims.range[0][:2]) / 2)
+    viewer.window.add_dock_widget(AnalysisDock(viewer), name="Analysis", area="right")
     table = found.parent / "tables" / "energies.csv"
     if table.is_file():
         viewer.window.add_dock_widget(_table(table), name="Energies", area="bottom")
