@@ -56,6 +56,14 @@ def judge(twin: Path, out: Path):
     _, each = read_map_attributes(out / "maps.ome.zarr")
     step = max(1, round(maps.voxel_nm / true_voxel))
     offset = global_shift(twin, out)
+    # Only where the particle is; as much is cut from either side, so that the middle stays where it is.
+    there = np.argwhere(truth["density"] > 0.02 * truth["density"].max())
+    gap = np.minimum(there.min(axis=0), np.array(truth["density"].shape) - 1 - there.max(axis=0)) - 12
+    gap = np.maximum(gap, 0) // step
+    fine, cut = (tuple(slice(k * g, n - k * g) for g, n in zip(gap, shape, strict=True)) for k, shape in (
+        (step, truth["density"].shape), (1, maps.data["mask"].shape)
+    ))  # fmt: skip
+    truth = {k: v[fine] for k, v in truth.items()}
     density = coarser(truth["density"], step)
     typical = np.percentile(density[density > 0.2 * density.max()], 75)
     solid = density > 0.6 * typical
@@ -78,7 +86,7 @@ def judge(twin: Path, out: Path):
     for name in names:
         if name not in maps.data:
             continue
-        found = np.asarray(maps.data[name])
+        found = np.asarray(maps.data[name][cut])
         blur = float(each[name].get("psf_sigma_voxel", np.hypot(0.75, each[name].get("smoothing_voxel", 0.0)))) * step
 
         def share(values, m):
@@ -101,8 +109,8 @@ def judge(twin: Path, out: Path):
             "bias": b.mean() - a.mean() if name.startswith("edge") else 100 * (b.mean() / a.mean() - 1),
         }
         if f"{name}_sigma" in maps.data:
-            sigma = np.asarray(maps.data[f"{name}_sigma"])[good].astype(float)
-            aligned = np.asarray(maps.data[f"{name}_sigma_alignment"])[good].astype(float)
+            sigma = np.asarray(maps.data[f"{name}_sigma"][cut])[good].astype(float)
+            aligned = np.asarray(maps.data[f"{name}_sigma_alignment"][cut])[good].astype(float)
             error = b - soft[good]
             if name.startswith("edge"):  # an energy scale of its own: the mean spectrum is the particle's
                 error = error - np.average(error)
@@ -127,13 +135,13 @@ def judge(twin: Path, out: Path):
         scores[name] = row
     whole = {}
     if "Ni_fraction" in maps.data and "edge_energy_relative" in maps.data:
-        f, e = np.asarray(maps.data["Ni_fraction"]), np.asarray(maps.data["edge_energy_relative"])
+        f, e = (np.asarray(maps.data[n][cut]) for n in ("Ni_fraction", "edge_energy_relative"))
         good = inside_moved & np.isfinite(f) & np.isfinite(e)
         whole["r(Ni share, edge) found"] = float(np.corrcoef(f[good], e[good])[0, 1])
         true = (shifted["Ni"] / np.maximum(shifted["density"], 1e-6))[good]
         if np.std(true) > 1e-6:
             whole["r(Ni share, edge) true"] = float(np.corrcoef(true, shifted["edge_energy_relative"][good])[0, 1])
-        ni = np.asarray(maps.data["Ni"])
+        ni = np.asarray(maps.data["Ni"][cut])
         whole["r(Ni, edge) found"] = float(np.corrcoef(ni[good], e[good])[0, 1])
         whole["r(Ni, edge) true"] = float(np.corrcoef(shifted["Ni"][good], shifted["edge_energy_relative"][good])[0, 1])
     return scores, whole

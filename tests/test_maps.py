@@ -555,8 +555,12 @@ def test_the_scanned_edge_can_help_without_following_its_shift() -> None:
     mean = np.mean([voxel(s) for s in np.linspace(-1, 1, 21)], axis=0)
     noise = np.ones(len(DEMO))
     without = plan_maps(DEMO, mean, noise, len(DEMO) - 1)
-    helped = plan_maps(DEMO, mean, noise, len(DEMO) - 1, MapsParameters(scanned_edge_in_elements=True))
+    alone = plan_maps(DEMO, mean, noise, len(DEMO) - 1, MapsParameters(scanned_edge_in_elements=False))
+    assert not alone.helped
+    helped = without.with_scanned_edge(dict.fromkeys(without.helped, 0.0))
     assert helped.left_out_ev == without.left_out_ev
+    for e in DENSITY:
+        np.testing.assert_array_equal(alone.components[e], without.components[e])
     # A quarter less noise in nickel; manganese, far from the edge, gains nothing.
     gain = {e: np.linalg.norm(helped.components[e]) / np.linalg.norm(without.components[e]) for e in DENSITY}
     assert gain["Ni"] < 0.8

@@ -93,6 +93,9 @@ class MapPlan:
         White-line factors that were taken from the mean spectrum, and their standard errors.
     white_lines_seen : dict of str to (float, float)
         Those that the mean spectrum shows, taken or not.
+    helped : dict of str to (energies,) array
+        Weights of the elements that use the energies left out as well, see `with_scanned_edge`; empty where those are
+        too few, or not wanted.
     mixture : LinearCombination or None
         Its amounts are the components ``lcf_<name of the reference>``.
     """
@@ -118,6 +121,15 @@ class MapPlan:
     references: tuple[ReferenceSpectrum, ...] = ()
     white_lines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     white_lines_seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    helped: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    def with_scanned_edge(self, slope: Mapping[str, float]) -> MapPlan:
+        """Return the same with the elements of `slope` from all energies: `helped`, less what follows the edge.
+
+        `slope` is what the amounts gain when the component ``shift`` grows by one; see `map_checks.follow_edge`.
+        """
+        better = {e: self.helped[e] - v * self.components["shift"] for e, v in slope.items()}
+        return replace(self, components={**self.components, **better})
 
     def without_single(self) -> MapPlan:
         """Return the same without the measures that need single energies."""
@@ -304,6 +316,7 @@ def plan_maps(
         for e in good:
             absent[e] = f"{int(use.sum())} energies cannot tell {len(kept)} elements and a remainder apart"
         good = ()
+    helped: dict[str, FloatArray] = {}
     seen_white_lines: dict[str, tuple[float, float]] = {}
     found_white_lines: dict[str, tuple[float, float]] = {}
     if good:
@@ -317,13 +330,13 @@ def plan_maps(
         size = np.sqrt(np.sum(weight[:, None] * table**2, axis=0))
         scaled = table / size
         solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
-        if p.scanned_edge_in_elements and scanned in kept:
+        if p.scanned_edge_in_elements and scanned in kept and not areal:
             k = kept.index(scanned)
             more = _with_scanned_edge(energy, mean, use, table, k, solve @ mean, edge_energy_ev(scanned))
             if more is not None:
                 scaled = more / (size := np.sqrt(np.sum(more**2 / noise[:, None], axis=0)))
-                weight = 1.0 / noise
-                solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
+                better = np.linalg.solve(scaled.T @ (scaled / noise[:, None]), scaled.T / noise) / size[:, None]
+                helped = {e: better[kept.index(e)] for e in good}
         components |= {e: solve[kept.index(e)] * (1e3 if areal else 1.0) for e in good}
     edge, jump, half = None, float("nan"), float("nan")
     measures: EdgeMeasures | None = None
@@ -403,6 +416,7 @@ def plan_maps(
         tuple(references),
         found_white_lines,
         seen_white_lines,
+        helped if edge is not None else {},
     )
 
 

@@ -277,10 +277,11 @@ class MapsParameters(_Parameters):
         json_schema_extra=_unit("eV"),
     )
     scanned_edge_in_elements: bool = Field(
-        False,
-        description="Use the energies left out for the amounts as well, with the edge as the particle's mean spectrum "
-        "shows it and free to move and broaden: less noise, but a white line that differs from voxel to voxel counts "
-        "as amount.",
+        True,
+        description="Use the energies left out for the amounts as well: not with the table, but with the edge as the "
+        "particle's mean spectrum shows it, free to move and broaden. What then still follows the edge's position is "
+        "measured on the particle and taken out. Less noise; a white line whose height changes where the edge does not "
+        "move counts as amount.",
     )
     attenuation: Literal["elam", "chantler"] = Field("elam", description="Table of mass attenuation.")
     white_line_factors: tuple[str, ...] = Field(

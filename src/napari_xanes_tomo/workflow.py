@@ -44,6 +44,7 @@ from .io.store import (
 )
 from .jitter_report import views_bytes, views_path, views_read
 from .joint import Joint, join
+from .map_checks import follow_edge, read_rows
 from .maps import (
     AlignedEnergy,
     MapPlan,
@@ -1027,6 +1028,15 @@ class Workflow:
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
         plan, items, pixel_nm = self.map_plan(state)
         p = self.recipe.maps
+        followed: dict[str, float] | str = {}
+        if plan.helped and items[0].variance is None:
+            wide = max(1, -(-self.series.frame_shape[1] // 512))
+            looked = read_rows(
+                items, plan, pixel_nm * wide, rows=24, bin=wide, smoothing=p.smoothing_voxel, filter=p.filter
+            )
+            followed = follow_edge(plan, looked)
+            if not isinstance(followed, str):
+                plan = plan.with_scanned_edge(followed)
         choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS)
         volumes = items[0].variance is not None
         px = _voxel_px(items, choices, p)
@@ -1071,7 +1081,8 @@ class Workflow:
         metadata = {
             "reference_ev": plan.reference_ev,
             "energies_left_out_ev": list(plan.left_out_ev),
-            "scanned_edge_in_elements": p.scanned_edge_in_elements,
+            "scanned_edge_in_elements": bool(followed) and not isinstance(followed, str),
+            "amounts_followed_edge": followed if isinstance(followed, dict) else {},
             "reconstruction": self._reconstructor().name,
             "attenuation": _TABLES[p.attenuation],
             "white_line_factors": {e: plan.white_lines.get(e, (p.white_line(e),))[0] for e in plan.elements},
@@ -1091,6 +1102,8 @@ class Workflow:
         }
         kept = store.finish(absent=dict(plan.absent), metadata=metadata)
         notes = [f"{name}: {why}" for name, why in plan.absent.items()]
+        if isinstance(followed, str):
+            notes.append(f"the amounts are taken without the scanned edge: {followed}")
         if kept is not None:
             notes.append(f"the former maps are kept in {kept.name}")
         if p.reconstruction != "fbp" and not volumes:
