@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np  # noqa: F401  (brings its BLAS)
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from napari_xanes_tomo.parallel import cores, in_threads, share
+from napari_xanes_tomo.parallel import cores, in_threads, one_blas_thread, share
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 100])
@@ -45,3 +47,20 @@ def test_an_exception_comes_back_and_stops_the_rest(where: int) -> None:
     with pytest.raises(KeyError, match=str(where)):
         share(range(10000), work, threads=4)
     assert len(done) < 10000
+
+
+def _blas_threads() -> list[int]:
+    return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+
+def test_blas_has_one_thread_until_the_last_who_asked_is_done() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        before = _blas_threads()
+        one, other = one_blas_thread(), one_blas_thread()
+        one.__enter__()
+        other.__enter__()
+        assert set(_blas_threads()) == {1}
+        one.__exit__(None, None, None)
+        assert set(_blas_threads()) == {1}
+        other.__exit__(None, None, None)
+        assert _blas_threads() == before

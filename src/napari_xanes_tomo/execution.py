@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from .model import XanesTomoError
+from .parallel import one_blas_thread
 
 __all__ = ["WAITING", "Cluster", "Execution", "Threads", "from_options"]
 
@@ -48,15 +49,6 @@ class Execution(Protocol):
 
         Closing the iterator drops what has not begun.
         """
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Keep BLAS from starting threads of its own inside jobs that already run side by side."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
-        yield
 
 
 @contextmanager

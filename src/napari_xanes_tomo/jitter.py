@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from .agreement import center_of_rotation, halve
 from .model import Alignment, Cancelled, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
+from .parallel import one_blas_thread
 from .recipe import JitterParameters
 from .reprojection import FINE_PX, Fit, Scene, gauge_free, orbit
 from .straight import Straight, fit_straight, outer_rows
@@ -139,15 +140,16 @@ def find_jitter(
     start = None if initial is None else np.asarray(initial, dtype=float)
     if start is not None and (start.shape != (len(data), 2) or not np.isfinite(start).all()):
         raise XanesTomoError(f"initial: expected ({len(data)}, 2) finite [dy, dx], got {start.shape}")
-    search = _Search(data, theta, noise, p, progress)
-    try:
-        search.begin(start)
-        search.refine()
-    except Cancelled:
-        if search.best is None:
-            raise
-        search.partial = True
-    return search.result()
+    with one_blas_thread():
+        search = _Search(data, theta, noise, p, progress)
+        try:
+            search.begin(start)
+            search.refine()
+        except Cancelled:
+            if search.best is None:
+                raise
+            search.partial = True
+        return search.result()
 
 
 class _Search:
@@ -692,12 +694,13 @@ def _border_plane(frames: F32) -> F32:
     y = ((at // w) - (h - 1) / 2) / (w / 2)
     x = ((at % w) - (w - 1) / 2) / (w / 2)
     design = np.stack([np.ones_like(y), y, x], axis=1)
+    products = (design[:, :, None] * design[:, None, :]).reshape(-1, 9)
     values = frames.reshape(n, -1)[:, at].astype(np.float64)
     centre = np.median(values, axis=1, keepdims=True)
     keep = np.abs(values - centre) <= 3.0 * 1.4826 * np.median(np.abs(values - centre), axis=1, keepdims=True) + 1e-12
     c: FloatArray = np.zeros((n, 3))
     for _ in range(4):
-        normal = np.einsum("na,ai,aj->nij", keep.astype(float), design, design, optimize=True)
+        normal = (keep @ products).reshape(n, 3, 3)
         rhs = (keep * values) @ design
         c, _ = solve_normal(normal, rhs)
         rest = values - c @ design.T
@@ -715,20 +718,21 @@ def _check(data: F32, theta: FloatArray) -> None:
         raise XanesTomoError(f"stack: expected at least {FEWEST_ANGLES} usable projections, got {len(data)}")
     if not np.isfinite(theta).all():
         raise XanesTomoError("theta: expected finite angles in degrees, got NaN or infinity")
-    if not np.isfinite(data).all():
-        raise XanesTomoError("stack: expected finite values, got NaN or infinity; exclude those projections")
     if min(data.shape[1:]) < FEWEST_PIXELS:
         raise XanesTomoError(
             f"stack: expected frames of at least {FEWEST_PIXELS} x {FEWEST_PIXELS} pixels, got {data.shape[1]} x "
             f"{data.shape[2]}; is the box empty?"
         )
+    low, high = data.min(axis=(1, 2)), data.max(axis=(1, 2))
+    if not (np.isfinite(low) & np.isfinite(high)).all():
+        raise XanesTomoError("stack: expected finite values, got NaN or infinity; exclude those projections")
     different = len(np.unique(np.round(np.mod(theta, 180.0), 3) % 180.0))
     if different < FEWEST_ANGLES:
         raise XanesTomoError(f"theta: expected at least {FEWEST_ANGLES} different angles, got {different}")
-    level = np.abs(data).max(axis=(1, 2))
+    level = np.maximum(-low, high)
     if level.max() > 1e15:
         raise XanesTomoError(f"stack: expected values as of absorbance or counts, got {level.max():.3g}")
-    flat = ~(np.ptp(data, axis=(1, 2)) > 1e-5 * np.maximum(level, 1e-12))
+    flat = ~(high - low > 1e-5 * np.maximum(level, 1e-12))
     if flat.all():
         raise XanesTomoError("stack: expected images with contrast, got constant frames")
     # Some are left out as projections that stand out; many would be taken for what is usual.

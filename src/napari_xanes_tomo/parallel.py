@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, TypeVar
 
-__all__ = ["cores", "in_threads", "share"]
+__all__ = ["cores", "in_threads", "one_blas_thread", "share"]
 
 _T = TypeVar("_T")
 _pool: ThreadPoolExecutor | None = None
+_blas_lock = Lock()
+_blas: list[Any] = []  # the limit in force, once for everyone who asked for it
 
 
 def cores() -> int:
@@ -77,3 +81,25 @@ def in_threads(n: int, work: Callable[[int, int], object], *, threads: int | Non
     """Call ``work(first, end)`` for pieces that make up ``range(n)``, several pieces a core."""
     piece = max(1, -(-n // (4 * max(1, threads or cores()))))
     share([(a, min(a + piece, n)) for a in range(0, n, piece)], lambda bounds: work(*bounds), threads=threads)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Keep BLAS from starting threads of its own, until the last of those who asked for it is done.
+
+    Beside threads that already share the work, and for matrices of a few hundred rows, they get in each other's way by
+    far more than they help; and the last digits of a product depend on how many there are.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with _blas_lock:
+        _blas.append(None if _blas else threadpool_limits(1, user_api="blas"))
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            # Whoever is last lifts the limit that the first one set.
+            if len(_blas) == 1:
+                _blas.pop().restore_original_limits()
+            else:
+                _blas.pop()

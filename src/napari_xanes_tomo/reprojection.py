@@ -124,6 +124,110 @@ def _products(first: int, end: int, images: F32, out: FloatArray) -> None:
                     out[j + k, i0 + i] = total[i, k]
 
 
+@_kernel
+def _weights(first: int, end: int, body: F32, rows: Bool, columns: Bool, out: F32) -> None:
+    """Write ``body`` where a frame has recorded both the row and the column, else 0."""
+    for f in range(first, end):
+        for y in range(body.shape[0]):
+            for x in range(body.shape[1]):
+                out[f, y, x] = body[y, x] if rows[f, y] and columns[f, x] else np.float32(0.0)
+
+
+@_kernel
+def _power(first: int, end: int, weight: F32, data: F32, out: FloatArray) -> None:
+    """Sum ``weight * data**2`` over every frame."""
+    for f in range(first, end):
+        out[f] = 0.0
+        for y in range(data.shape[1]):
+            line = np.float32(0.0)
+            for x in range(data.shape[2]):
+                line += weight[f, y, x] * data[f, y, x] * data[f, y, x]
+            out[f] += line
+
+
+@_kernel
+def _row_power(first: int, end: int, data: F32, out: FloatArray) -> None:
+    """Sum the squares of every row (frames, rows)."""
+    for f in range(first, end):
+        for y in range(data.shape[1]):
+            line = np.float32(0.0)
+            for x in range(data.shape[2]):
+                line += data[f, y, x] * data[f, y, x]
+            out[f, y] = line
+
+
+@_kernel
+def _gradient_power(first: int, end: int, weight: F32, data: F32, out: FloatArray) -> None:
+    """Sum ``weight * gradient**2`` over every row: (frames, 2 [y, x], rows); differences one-sided at the border."""
+    _, h, w = data.shape
+    for f in range(first, end):
+        for y in range(h):
+            above, below = max(y - 1, 0), min(y + 1, h - 1)
+            part = np.float32(1 / (below - above))
+            down = np.float32(0.0)
+            across = np.float32(0.0)
+            for x in range(1, w - 1):
+                dy = part * (data[f, below, x] - data[f, above, x])
+                dx = np.float32(0.5) * (data[f, y, x + 1] - data[f, y, x - 1])
+                down += weight[f, y, x] * dy * dy
+                across += weight[f, y, x] * dx * dx
+            for x in (0, w - 1):
+                dy = part * (data[f, below, x] - data[f, above, x])
+                dx = data[f, y, min(x + 1, w - 1)] - data[f, y, max(x - 1, 0)]
+                down += weight[f, y, x] * dy * dy
+                across += weight[f, y, x] * dx * dx
+            out[f, 0, y] = down
+            out[f, 1, y] = across
+
+
+@_kernel
+def _air_sums(
+    first: int, end: int, data: F32, ring: Bool, rows: Bool, columns: Bool, planes: FloatArray, limit: FloatArray,
+    sums: FloatArray,
+) -> None:  # fmt: skip
+    """Sum over the air of every frame: ``1, y, x, y^2, x y, x^2``, their first three times data, squared misfits.
+
+    Air is where `ring` is, what the frame has recorded, within `limit` of its plane. Lengths in half widths from the
+    middle.
+    """
+    _, height, width = data.shape
+    for f in range(first, end):
+        for row in range(height):
+            if not rows[f, row]:
+                continue
+            y = np.float32((row - (height - 1) / 2) / (width / 2))
+            level = np.float32(planes[f, 0] + planes[f, 1] * y)
+            slope = np.float32(planes[f, 2])
+            n = np.float32(0.0)
+            sx = np.float32(0.0)
+            sxx = np.float32(0.0)
+            d = np.float32(0.0)
+            dx = np.float32(0.0)
+            rest = np.float32(0.0)
+            for column in range(width):
+                x = np.float32((column - (width - 1) / 2) / (width / 2))
+                value = data[f, row, column]
+                off = value - (level + slope * x)
+                inside = ring[row, column] and columns[f, column] and abs(off) < limit[f]
+                use = np.float32(1.0) if inside else np.float32(0.0)
+                n += use
+                sx += use * x
+                sxx += use * x * x
+                d += use * value
+                dx += use * x * value
+                rest += use * off * off
+            sums[f, 0] += n
+            sums[f, 1] += y * n
+            sums[f, 2] += sx
+            sums[f, 3] += y * y * n
+            sums[f, 4] += y * sx
+            sums[f, 5] += sxx
+            sums[f, 6] += d
+            sums[f, 7] += y * d
+            sums[f, 8] += dx
+            sums[f, 9] += rest
+
+
 @dataclass(frozen=True)
 class Fit:
     """Every projection fitted to its own reprojection.
@@ -269,7 +373,9 @@ class Scene:
     def weight(self, shift: FloatArray) -> F32:
         """Where data and reprojection are compared: around the object, on what every frame recorded."""
         y, x = self._inside(shift, _EDGE)
-        return self.body[None] * y[:, :, None] * x[:, None, :].astype(np.float32)
+        out = np.empty((len(shift), *self.body.shape), np.float32)
+        in_threads(len(shift), lambda a, b: _weights(a, b, self.body, y, x, out))
+        return out
 
     def background(self, shift: FloatArray) -> F32:
         """Return the frames less the plane fitted to the air around the object, each frame for itself."""
@@ -278,37 +384,31 @@ class Scene:
         height, width = self.shape
         rows, self.rows = self.rows, (0, height)
         y_in, x_in = self._inside(shift, 1.0)
-        air = self.ring[None] & y_in[:, :, None] & x_in[:, None, :]
         placed = self._place(self.plain, shift)
         self.rows = rows
-        y = ((np.arange(height) - (height - 1) / 2) / (width / 2)).astype(np.float32)[None, :, None]
-        x = ((np.arange(width) - (width - 1) / 2) / (width / 2)).astype(np.float32)[None, None, :]
-        c: FloatArray = np.zeros((len(shift), 3))
-        use = air
-        for _ in range(2):
-            w = use.astype(np.float32)
-            sums = {
-                (i, j): np.einsum("nyx,nyx->n", w * y**i, np.broadcast_to(x**j, w.shape), dtype=np.float64)
-                for i in range(3)
-                for j in range(3 - i)
-            }
-            order = ((0, 0), (1, 0), (0, 1))
-            normal = np.stack([[sums[a + d, b + e] for d, e in order] for a, b in order]).transpose(2, 0, 1)
-            wd = w * placed
-            by_y, by_x = wd.sum(axis=2, dtype=np.float64), wd.sum(axis=1, dtype=np.float64)
-            rhs = np.stack([by_y.sum(axis=1), by_y @ y[0, :, 0], by_x @ x[0, 0]], axis=1)
-            c, inverse = solve_normal(normal, rhs)
+        n = len(shift)
+        c: FloatArray = np.zeros((n, 3))
+        limit = np.full(n, np.inf)
+
+        def air() -> FloatArray:
+            sums = np.zeros((n, 10))
+            in_threads(n, lambda a, b: _air_sums(a, b, placed, self.ring, y_in, x_in, c, limit, sums))
+            return sums
+
+        sums = air()
+        for again in (True, False):
+            rhs = sums[:, 6:9]
+            c, inverse = solve_normal(sums[:, [[0, 1, 2], [1, 3, 4], [2, 4, 5]]], rhs)
             # A plane must be held at three sides: where its slope could be anything only the level is taken.
             loose = ~np.isfinite(inverse).all(axis=(1, 2)) | (
                 inverse[:, 1, 1] + inverse[:, 2, 2] > 60 * inverse[:, 0, 0]
             )
-            count = np.maximum(sums[0, 0], 1.0)
+            count = np.maximum(sums[:, 0], 1.0)
             c[loose] = np.stack([rhs[:, 0] / count, 0 * count, 0 * count], axis=1)[loose]
-            c[sums[0, 0] < 0.005 * height * width] = 0
-            fitted = plane(c, self.shape).astype(np.float32)
-            rest = np.where(use, placed - fitted, 0)
-            spread = np.sqrt(np.einsum("nyx,nyx->n", rest, rest, dtype=np.float64) / count)
-            use = air & (np.abs(placed - fitted) < 2.5 * spread[:, None, None].astype(np.float32))
+            c[sums[:, 0] < 0.005 * height * width] = 0
+            if again:
+                limit = 2.5 * np.sqrt(air()[:, 9] / count)
+                sums = air()
         # The plane was fitted on the common grid: bring it to the frame.
         half = width / 2
         c[:, 0] -= (c[:, 1] * shift[:, 0] + c[:, 2] * shift[:, 1]) / half
@@ -406,7 +506,8 @@ class Scene:
         solution, _ = solve_normal(fit.normal.sum(axis=1)[:, first:, first:], rhs)
         cost = np.maximum(fit.cost.sum(axis=1) - np.einsum("ni,ni->n", solution, rhs), 0)
         count = np.maximum(fit.count.sum(axis=1), 1e-9)
-        power = np.einsum("nyx,nyx,nyx->n", weight, placed, placed, dtype=np.float64)
+        power: FloatArray = np.empty(len(shift))
+        in_threads(len(shift), lambda a, b: _power(a, b, weight, placed, power))
         return Fit(
             steps[0], np.stack(steps[1:]), np.stack(information), gain, cost / count, cost / np.maximum(power, 1e-30)
         )
@@ -414,11 +515,10 @@ class Scene:
     @staticmethod
     def _every_second_band(model: F32, weight: F32) -> Bool:
         """(rows,) True in the second and the fourth of four bands of rows that tell equally much."""
-        power: FloatArray = np.zeros(model.shape[1])
-        for axis in (1, 2):
-            gradient = np.gradient(model, axis=axis)
-            told = np.einsum("nyx,nyx,nyx->y", weight, gradient, gradient, dtype=np.float64)
-            power += told / max(float(told.sum()), 1e-30)
+        told: FloatArray = np.empty((len(model), 2, model.shape[1]))
+        in_threads(len(model), lambda a, b: _gradient_power(a, b, weight, model, told))
+        both = told.sum(axis=0)
+        power = (both / np.maximum(both.sum(axis=1, keepdims=True), 1e-30)).sum(axis=0)
         band = np.floor(4 * (np.cumsum(power) - power / 2) / max(float(power.sum()), 1e-30))
         return np.asarray(band % 2 == 1) if power.sum() > 0 else np.arange(len(power)) % 2 == 1
 
@@ -471,12 +571,13 @@ class Scene:
         """
         n, rows, width = model.shape
         gradient = -np.gradient(model, axis=1 + axis)
-        power = np.einsum("nyx,nyx->y", gradient, gradient, dtype=np.float64)
-        total = np.cumsum(power)
+        power = np.empty((n, rows))
+        in_threads(n, lambda a, b: _row_power(a, b, gradient, power))
+        total = np.cumsum(power.sum(axis=0))
         wanted = (np.arange(_ROWS) + 0.5) / _ROWS * total[-1]
         chosen = np.unique(np.minimum(np.searchsorted(total, wanted), rows - 1))
         lines = np.ascontiguousarray(gradient[:, chosen])
-        own = np.einsum("nyx,nyx->n", lines, lines, dtype=np.float64)
+        own = power[:, chosen].sum(axis=1)
         size = self.projector.filter_length
         root = np.sqrt(self._response(self.projector))
         spectrum = np.fft.rfft(lines, size, axis=2) * root

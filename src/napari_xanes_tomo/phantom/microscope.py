@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_xanes_tomo.model import Alignment, FloatArray, Progress, no_progress
+from napari_xanes_tomo.parallel import one_blas_thread
 from napari_xanes_tomo.recipe import ScanParameters
 
 from .parameters import TwinParameters
@@ -293,18 +293,6 @@ def _illumination(p: TwinParameters, rng: np.random.Generator) -> FloatArray:
     return out
 
 
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Frames run side by side; a BLAS with threads of its own would only get in the way."""
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        yield
-        return
-    with threadpool_limits(1):
-        yield
-
-
 class _Lines:
     """Optical density on the fine grid along every ray of a projection, at one energy."""
 
@@ -394,7 +382,7 @@ def simulate(parameters: TwinParameters, *, progress: Progress = no_progress) ->
     reach = (1 + 2 * (furthest + 8) / p.n) / min(1.0, *(a.magnification for a in alignments))
 
     def measure() -> Iterator[Energy]:
-        with _one_blas_thread(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with one_blas_thread(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for e, alignment in enumerate(alignments):
                 seeds = noise_seeds[e].spawn(n_angles + 2)
                 if e in turned:
