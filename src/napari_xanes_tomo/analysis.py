@@ -29,6 +29,7 @@ __all__ = [
 BLOCK_VOXELS = 12  # edge of a block; ten times the blur of a map: with five times the error comes out 40 % too small
 _DRAWS = 500
 _STARTS = 8
+_SAMPLE = 20_000  # spectra that centres of groups are found with
 _FEWEST_BLOCKS = 5
 
 
@@ -134,7 +135,8 @@ class Clusters:
 def cluster(features: npt.ArrayLike, groups: int, *, seed: int = 0) -> Clusters:
     """Group spectra, or their scores, by k-means (Lloyd 1982, doi 10.1109/TIT.1982.1056489), the best of eight starts.
 
-    The starts are drawn by k-means++ with `seed`: the same input gives the same groups.
+    The starts are drawn by k-means++ with `seed`: the same input gives the same groups. Of many spectra a sample finds
+    the centres; then every spectrum goes to the nearest one.
 
     Parameters
     ----------
@@ -148,9 +150,11 @@ def cluster(features: npt.ArrayLike, groups: int, *, seed: int = 0) -> Clusters:
     points = x[:, good].T
     if not 1 <= groups <= len(points):
         raise XanesTomoError(f"clusters: expected 1 to {len(points)} groups (finite spectra), got {groups}")
-    points = points - points.mean(axis=0)
+    every = points - points.mean(axis=0)
     rng = np.random.default_rng(seed)
-    best: tuple[float, npt.NDArray[np.intp]] | None = None
+    drawn = len(every) > _SAMPLE
+    points = every[np.sort(rng.choice(len(every), _SAMPLE, replace=False))] if drawn else every
+    best: tuple[float, FloatArray] | None = None
     for _ in range(_STARTS):
         centres = _spread(points, groups, rng)
         labels = np.zeros(len(points), dtype=np.intp)
@@ -167,16 +171,18 @@ def cluster(features: npt.ArrayLike, groups: int, *, seed: int = 0) -> Clusters:
             centres = np.stack([np.bincount(labels, p, groups) for p in points.T], axis=1) / counts[:, None]
         cost = float(np.mean(np.sum((points - centres[labels]) ** 2, axis=1)))
         if best is None or cost < best[0] - 1e-12 * abs(best[0]):
-            best = cost, labels
+            best = cost, centres
     assert best is not None
-    rank = np.argsort(np.argsort(-np.bincount(best[1], minlength=groups), kind="stable"), kind="stable")
+    parts = np.array_split(every, -(-len(every) // _SAMPLE))
+    labels = np.concatenate([_distances(part, best[1]).argmin(axis=1) for part in parts])
+    rank = np.argsort(np.argsort(-np.bincount(labels, minlength=groups), kind="stable"), kind="stable")
     out = np.zeros(x.shape[1], dtype=np.intp)
-    out[good] = rank[best[1]] + 1
+    out[good] = rank[labels] + 1
     means = np.stack(
         [x[:, out == k + 1].mean(axis=1) if np.any(out == k + 1) else x[:, 0] * np.nan for k in range(groups)]
     )
-    whole = float(np.mean(np.sum(points**2, axis=1)))
-    return Clusters(out, means, best[0] / whole if whole > 0 else 0.0)
+    whole, inside = (float(np.sum(d**2)) for d in (every, x[:, good] - means[out[good] - 1].T))
+    return Clusters(out, means, inside / whole if whole > 0 else 0.0)
 
 
 def _distances(points: FloatArray, centres: FloatArray) -> FloatArray:

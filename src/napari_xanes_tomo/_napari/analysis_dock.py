@@ -94,7 +94,7 @@ class AnalysisDock(QWidget):
         self.groups = QSpinBox()
         self.groups.setRange(2, 12)
         self.groups.setValue(3)
-        self.groups.setSuffix(" groups")
+        self.groups.setToolTip("Number of groups.")
         self.groups_button = QPushButton("Group voxels")
         self.groups_button.clicked.connect(self._group)
         self.save_button = QPushButton("Save the table ...")

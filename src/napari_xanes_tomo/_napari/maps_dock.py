@@ -38,7 +38,8 @@ class MapsDock(StepDock):
         self.voxels_button = QPushButton("What voxel size?")
         self.voxels_button.clicked.connect(self._try_voxels)
         box.addWidget(self.voxels_button)
-        self.voxels = table(["voxel", "noise / jump", "sigma", "real spread", "voxels"])
+        self.voxels = table([""])
+        self._tried: tuple[int | None, VoxelTable] | None = None  # and the candidate it was tried beside
         self.voxels.hide()
         box.addWidget(self.voxels)
         self.spectrum = PointPlot([("1/cm", 2)], "mean of the particle (orange: not in the element fit), eV", 150)
@@ -70,7 +71,12 @@ class MapsDock(StepDock):
 
     def _show_result(self, candidate: Candidate | None) -> None:
         numbers: dict[str, Any] = {} if candidate is None else dict(candidate.payload["numbers"])
-        if numbers:
+        if self._tried is not None and self._tried[0] == _id(candidate):
+            tried = self._tried[1]
+            self._show_voxels([asdict(c) for c in tried.choices], tried.px)
+            self._show_spectrum(tried.mean_spectrum)
+        else:
+            self._tried = None
             self._show_voxels(numbers.get("voxel_choices", []), int(numbers.get("voxel_px", 0)))
             self._show_spectrum(numbers.get("mean_spectrum_per_cm", []))
         made = self._made(str(numbers.get("store_key", "")))
@@ -122,28 +128,25 @@ class MapsDock(StepDock):
             return workflow.voxel_table(asked)
 
         def show(found: VoxelTable) -> None:
-            self._show_voxels([asdict(c) for c in found.choices], found.px)
-            self._show_spectrum(found.mean_spectrum)
+            self._tried = (_id(self.selected()), found)
+            self.refresh()
             none = not found.choices
             self._tell("There is no voxel of the particle in the middle rows." if none else "", none)
 
         self.session.compute(work, show)
 
     def _show_voxels(self, choices: Sequence[Mapping[str, Any]], px: int) -> None:
+        rows = [_column(c) for c in choices]
+        titles = list(dict.fromkeys(title for row in rows for title in row))
         self.voxels.setVisible(bool(choices))
-        self.voxels.setRowCount(len(choices))
-        for row, c in enumerate(choices):
-            chosen = c["px"] == px
-            texts = (
-                f"{c['px']} px, {c['nm']:.0f} nm{' (chosen)' if chosen else ''}",
-                f"{c['noise_over_jump']:.3f}",
-                _each(c["sigma"]),
-                _each(c["real"]),
-                str(c["voxels"]),
-            )
-            for column, text in enumerate(texts):
-                self.voxels.setItem(row, column, cell(text, bold=chosen))
-        fit(self.voxels)
+        self.voxels.setColumnCount(1 + len(choices))
+        self.voxels.setHorizontalHeaderLabels(["", *(f"{c['px']} px" for c in choices)])
+        self.voxels.setRowCount(len(titles))
+        for row, title in enumerate(titles):
+            self.voxels.setItem(row, 0, cell(title))
+            for column, (c, values) in enumerate(zip(choices, rows, strict=True), 1):
+                self.voxels.setItem(row, column, cell(values.get(title, ""), bold=c["px"] == px))
+        fit(self.voxels, len(titles))
 
     def _show_spectrum(self, points: Sequence[Sequence[Any]]) -> None:
         self.spectrum.setVisible(bool(points))
@@ -196,12 +199,16 @@ class MapsDock(StepDock):
                 self._tell(str(error), True)
 
 
-def _each(values: Mapping[str, float]) -> str:
-    """Return the numbers of a voxel size in a line: the edge energy in eV, fractions as they are."""
-    parts = []
-    for name, value in values.items():
-        if name == "edge_energy_relative":
-            parts.append(f"edge {value:.2f} eV")
-        else:
-            parts.append(f"{name.removesuffix('_fraction')} {value:.3f}")
-    return ", ".join(parts)
+def _id(candidate: Candidate | None) -> int | None:
+    return None if candidate is None else candidate.id
+
+
+def _column(choice: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is said of one voxel size, by its title."""
+    out = {"nm": f"{choice['nm']:.0f}", "noise / jump": f"{choice['noise_over_jump']:.3f}"}
+    for name, sigma in choice["sigma"].items():
+        edge = name == "edge_energy_relative"
+        title, digits = ("edge, eV", 2) if edge else (name.replace("_", " "), 3)
+        out[f"{title}: sigma"] = f"{sigma:.{digits}f}"
+        out[f"{title}: real spread"] = f"{choice['real'].get(name, float('nan')):.{digits}f}"
+    return out | {"voxels, some rows": str(choice["voxels"])}
