@@ -450,8 +450,10 @@ class _Fit:
         """Numbers that are not fitted: ``{number: (value, standard deviation)}``."""
         pixel = self.template.bin * extra
         variance = 0.5 * (self.parameters.blur_px / pixel) ** 2
-        # To first order in the variance v of the blur, -ln(h * exp(-c A)) = c (h * A) - v/2 c^2 |grad A|^2.
-        steep = -variance * self.contrast * (self.contrast - 1)
+        # To first order in the variance v of the blur, -ln(h * exp(-c A)) = c (h * A) - v/2 c^2 |grad A|^2. The blur is
+        # that of recorded pixels: on the common grid its variance is v at the reference, v / M^2 here.
+        c = self.contrast
+        steep = -variance * (c**2 / self.magnification**2 - c)
         held = {8: (steep, 0.35 * abs(steep))}
         if not blur:
             held[7] = (0.0, 0.0)
