@@ -350,8 +350,9 @@ def register(
     m, translation = fit.magnification, fit.translation
     if not np.isfinite(m) or abs(m / magnification - 1) > 0.08 or not np.isfinite(translation).all():
         raise XanesTomoError(
-            f"{what}: expected the particle of the reference energy, but nothing fits (correlation "
-            f"{solved.correlation:.2f}); exclude this energy"
+            f"{what}: expected the particle of the reference energy at a scale near {magnification:.4f}, but nothing "
+            f"fits there (best {m:.4f}, correlation {solved.correlation:.2f}): another sample, a wrong label, or a "
+            "particle outside the field; correct it or exclude this energy"
         )
     return fit.result(solved, jitter, mine, theta, second)
 

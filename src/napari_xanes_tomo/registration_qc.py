@@ -10,9 +10,14 @@ import numpy.typing as npt
 
 from .chemistry import MapPlan
 from .joint import ranking
-from .model import FloatArray
+from .model import Alignment, FloatArray
+from .registration import Template, match_angles
 
-__all__ = ["ErrorMap", "error_map", "surface_effect"]
+__all__ = ["ErrorMap", "error_map", "odd_energies", "part_in_field", "surface_effect"]
+
+_LABEL_SCALE = 4e-3  # a scale further than this from its neighbours' is no zone plate that was refocused a little
+_LABEL_NEAR = 2e-3
+_LESS_ALIKE = 0.7
 
 
 @dataclass(frozen=True)
@@ -128,3 +133,75 @@ def surface_effect(plan: MapPlan) -> SurfaceEffect:
         mean = float(weights @ steps)
         element[name] = weights * steps / mean if mean > 0 else np.full(len(steps), np.nan)
     return SurfaceEffect(edge, element)
+
+
+def part_in_field(template: Template, theta_deg: npt.ArrayLike, alignment: Alignment) -> float:
+    """Return the part of the particle's absorbance that lies inside the recorded frames of an energy, mean of angles.
+
+    Parameters
+    ----------
+    template : Template
+        Of the reference, whose whole particle is in its field.
+    theta_deg : (n,) array
+    alignment : Alignment
+        Of these projections, raw px.
+    """
+    mine, theirs = match_angles(np.asarray(theta_deg, dtype=float), template.theta_deg)
+    _, rows, columns = template.frames.shape
+    total = seen = 0.0
+    for i, k in zip(mine.tolist(), theirs.tolist(), strict=True):
+        frame = template.frames[k]
+        y, x = (alignment.magnification * template.bin * (np.arange(n) - (n - 1) / 2) for n in (rows, columns))
+        y, x = y + alignment.shift[i, 0], x + alignment.shift[i, 1]
+        height, width = ((n - 1) / 2 for n in template.frame_shape)
+        inside = frame[np.abs(y) <= height][:, np.abs(x) <= width]
+        total += float(frame.sum(dtype=np.float64))
+        seen += float(inside.sum(dtype=np.float64))
+    return seen / total if total > 0 else float("nan")
+
+
+def odd_energies(
+    energies_ev: npt.ArrayLike, magnification: npt.ArrayLike, law: npt.ArrayLike, correlation: npt.ArrayLike
+) -> dict[int, list[str]]:
+    """Return energies that look like another sample or bear a wrong label, with the reason, by their number.
+
+    The scale over the calibration is followed from energy to energy by the median of the slopes of all pairs (Theil
+    1950, Sen 1968, doi 10.1080/01621459.1968.10480934), which a quarter of wrong energies does not disturb.
+
+    Parameters
+    ----------
+    energies_ev, magnification, law, correlation : (energies,) arrays
+        Measured scale, scale by the calibration, correlation with the reference; NaN where there is none.
+    """
+    energies, m, expected, alike = (np.asarray(a, dtype=float) for a in (energies_ev, magnification, law, correlation))
+    out: dict[int, list[str]] = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.log(m / expected)
+    good = np.flatnonzero(np.isfinite(ratio) & np.isfinite(energies))
+    if len(good) >= 4:
+        i, j = np.triu_indices(len(good), 1)
+        apart = energies[good][i] != energies[good][j]
+        i, j = good[i[apart]], good[j[apart]]
+        slope = float(np.median((ratio[i] - ratio[j]) / (energies[i] - energies[j]))) if len(i) else 0.0
+        line = slope * energies
+        line += float(np.median(ratio[good] - line[good]))
+        off = ratio - line
+        limit = max(_LABEL_SCALE, 8 * 1.4826 * float(np.median(np.abs(off[good]))))
+        for e in good[np.abs(off[good]) > limit].tolist():
+            others = np.abs(np.log(m[e]) - np.log(expected) - line)
+            others[~np.isfinite(others)] = np.inf
+            near = int(np.argmin(others))
+            like = f", but that of {energies[near]:g} eV" if near != e and others[near] < _LABEL_NEAR else ""
+            out.setdefault(e, []).append(
+                f"its scale is {100 * off[e]:+.2f} % from that of its energy{like}: is the label right?"
+            )
+    known = np.flatnonzero(np.isfinite(alike))
+    for e in known.tolist() if len(known) >= 4 else ():
+        # Projections lose likeness with their contrast, so that only much less than the others' says something.
+        usual = float(np.median(alike[known[known != e]]))
+        if alike[e] < _LESS_ALIKE * usual:
+            out.setdefault(e, []).append(
+                f"it is less like the reference than the others are (correlation {alike[e]:.2f}, usually {usual:.2f}): "
+                "another sample, or not all of it in the field?"
+            )
+    return out

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .model import FloatArray
 from .parallel import share
 
-__all__ = ["CountsSeen", "Screening", "filled", "screen"]
+__all__ = ["CountsSeen", "Screening", "filled", "screen", "shows_something"]
 
 F32 = npt.NDArray[np.float32]
 _T = TypeVar("_T")
@@ -349,3 +349,28 @@ def _copies(digest: npt.NDArray[np.uint64], scene: _Scene) -> list[int]:
         own = group[int(np.argmax(fits))]
         out += [i for i in group if i != own]
     return out
+
+
+def shows_something(frames: npt.ArrayLike, variance: npt.ArrayLike) -> bool:
+    """Whether the projections of an energy together hold more than their noise.
+
+    Parameters
+    ----------
+    frames : (n, y, x) array
+        Absorbance.
+    variance : (n,) array
+        Of a pixel's noise in each.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    data = np.asarray(frames, dtype=np.float32)
+    pick = np.unique(np.linspace(0, len(data) - 1, min(len(data), 60)).astype(int))
+    noise = np.asarray(variance, dtype=float)[pick]
+    noise = noise[np.isfinite(noise)]
+    if not len(noise):
+        return True
+    blur = max(1.0, data.shape[2] / 64)
+    middle = gaussian_filter(np.nan_to_num(np.median(data[pick], axis=0)), blur)
+    # The flats' noise is the same in all projections: at worst that of four of them.
+    variance_left = float(np.median(noise)) * (0.5 * np.pi / len(pick) + 0.25) / (4 * np.pi * blur**2)
+    return bool(float(np.percentile(np.abs(middle - np.median(middle)), 99.5)) > 6 * np.sqrt(variance_left))

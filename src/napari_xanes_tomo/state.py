@@ -454,7 +454,7 @@ def resolve(
     for s in STEPS:
         if s.needs_reference:
             ready = [e for e in range(n) if upstream(s, e) is not None]
-            reference = _reference(recipe, energies_ev, ready)
+            reference = _reference(recipe, energies_ev, _sound(units, ready, recipe))
             hubs = _hubs(energies_ev, ready, reference)
         if s.per_energy:
             for e in range(n):
@@ -492,6 +492,28 @@ def _hubs(energies_ev: Sequence[float], ready: Sequence[int], reference: int | N
 @lru_cache(maxsize=16)
 def _islands(energies_ev: tuple[float, ...]) -> tuple[int, ...]:
     return contrast_islands(energies_ev)
+
+
+def _sound(units: Mapping[Unit, UnitState], ready: Sequence[int], recipe: Recipe) -> list[int]:
+    """Leave out energies that would be a poor reference for all others, unless one is asked for or there are no others.
+
+    Those with much fewer projections, or a much weaker particle, than the others have.
+    """
+    if recipe.registration.reference_ev is not None:
+        return list(ready)
+
+    def number(step_name: str, name: str, e: int) -> float:
+        candidate = units[(step_name, e)].candidate
+        value = None if candidate is None else candidate.payload["numbers"].get(name)
+        return float("nan") if value is None else float(value)
+
+    left = list(ready)
+    for step_name, name, share in (("jitter", "projections", 0.75), ("flats", "object_od", 0.2)):
+        values = {e: number(step_name, name, e) for e in left}
+        known = sorted(v for v in values.values() if v == v)
+        usual = known[len(known) // 2] if known else 0.0
+        left = [e for e in left if not values[e] < share * usual] or left
+    return left
 
 
 def _reference(recipe: Recipe, energies_ev: Sequence[float], ready: Sequence[int]) -> int | None:

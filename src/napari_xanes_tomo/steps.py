@@ -22,9 +22,10 @@ from .joint import Joint, Measured
 from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .qc import check_projections, check_scores, tomogram_views
 from .recipe import Recipe
-from .registration import Template, object_mass, register
+from .registration import Template, match_angles, object_mass, register
+from .registration_qc import part_in_field
 from .resample import place
-from .screening import screen
+from .screening import screen, shows_something
 
 __all__ = [
     "CHECKED",
@@ -391,6 +392,11 @@ def run_jitter(
     """
     n = len(scan)
     dropped = {int(i): str(why) for i, why in flats.numbers.get("bad", ())} if recipe.jitter.screen else {}
+    if not shows_something(data.data, flats.arrays["variance"][data.index]):
+        raise XanesTomoError(
+            f"{scan.energy_ev:g} eV: expected a particle, but the mean of all projections holds nothing beyond their "
+            "noise; exclude this energy"
+        )
     present = set(data.index.tolist())
     dropped = {**_without_object(data), **{i: why for i, why in dropped.items() if i in present}}
     keep = np.array([i not in dropped for i in data.index.tolist()])
@@ -432,6 +438,7 @@ def run_jitter(
     scale = {name: data.bin if check.unit == "px" else 1 for name, check in checks.items()}
     arrays.update({name: _spread(check.values * scale[name], index, n) for name, check in checks.items()})
     numbers = {
+        "projections": int(found.used.sum()),
         "limits": {name: float(check.limit) * scale[name] for name, check in checks.items()},
         "left_out": [int(i) for i in index[~found.used]],
         "slips": [[int(index[k]), dy * data.bin, dx * data.bin] for k, dy, dx in found.slips],
@@ -707,4 +714,10 @@ def run_registration(
         "variance": float(np.median(data.variance) * data.bin**2),
         "correlation": found.correlation,
     }
-    return StepResult(arrays, numbers, found.quality)
+    matched = len(match_angles(theta, template.theta_deg)[0])
+    scores = (
+        *found.quality.scores,
+        Score("part of the angles compared", matched / max(n, len(template.theta_deg)), "", 0.75, "higher"),
+        Score("part of the particle in the field", part_in_field(template, theta, found.alignment), "", 0.98, "higher"),
+    )
+    return StepResult(arrays, numbers, replace(found.quality, scores=scores))

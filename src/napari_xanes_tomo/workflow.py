@@ -63,7 +63,7 @@ from .model import Alignment, Cancelled, EnergyScan, Progress, Quality, Score, S
 from .recipe import MapsParameters, Recipe, check_flats, parameter_key
 from .reconstruction import Reconstructor, reconstructor
 from .registration import Template, make_template, reference_energy
-from .registration_qc import ErrorMap, error_map, surface_effect
+from .registration_qc import ErrorMap, error_map, odd_energies, surface_effect
 from .scale import ScaleReport, magnification_laws, scale_report
 from .single import is_single, mean_image, placed_item, single_jitter, single_registrations
 from .spectra import MEASURES, NOISE_WARNING
@@ -337,8 +337,26 @@ class Workflow:
 
     def _registration_notes(self) -> tuple[str, ...]:
         """Return what all energies together say about single ones and about the scan, in words."""
+        if len(self.series.scans) == 1:
+            return ("one energy only: there is nothing to register it to",)
         solved, report = self.joint(), self.scale_report()
-        return () if solved is None or report is None else (*solved.notes, *report.notes)
+        if solved is None or report is None:
+            return ()
+        odd = [f"{self.series.energies_ev[e]:g} eV: {why}" for e, all_ in self._odd_energies().items() for why in all_]
+        return (*solved.notes, *report.notes, *odd)
+
+    def _odd_energies(self) -> dict[int, list[str]]:
+        """Return energies that look like another sample or bear a wrong label, with the reason."""
+        state = self.state
+        m, law, alike = (np.full(len(self.series.scans), np.nan) for _ in range(3))
+        for e in range(len(m)):
+            unit = state[("registration", e)]
+            if unit.candidate is not None and unit.status not in ("stale", "failed"):
+                numbers = unit.candidate.payload["numbers"]
+                m[e], law[e] = float(numbers["magnification"]), float(numbers.get("law") or np.nan)
+                if e != state.reference and numbers.get("correlation") is not None:
+                    alike[e] = float(numbers["correlation"])
+        return odd_energies(self.series.energies_ev, m, law, alike)
 
     def scale_report(self) -> ScaleReport | None:
         """Return the measured scales beside the laws, None before anything is registered."""
