@@ -504,7 +504,7 @@ def _sound(units: Mapping[Unit, UnitState], ready: Sequence[int], recipe: Recipe
 
     def number(step_name: str, name: str, e: int) -> float:
         candidate = units[(step_name, e)].candidate
-        value = None if candidate is None else candidate.payload["numbers"].get(name)
+        value = None if candidate is None else candidate.payload.get("numbers", {}).get(name)
         return float("nan") if value is None else float(value)
 
     left = list(ready)
