@@ -7,7 +7,7 @@ import pytest
 
 from napari_xanes_tomo import open_series
 from napari_xanes_tomo.absorbance import normalise
-from napari_xanes_tomo.agreement import center_of_rotation
+from napari_xanes_tomo.agreement import center_of_rotation, recorded_rows
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
 from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
 from napari_xanes_tomo.model import Alignment, Cancelled, XanesTomoError
@@ -626,3 +626,36 @@ def test_a_good_result_is_called_good_and_a_wrong_one_is_not(wrong: str, good: b
         assert found.quality.verdict == "good", found.quality.scores
     elif wrong != "white":  # what drifts with its neighbours only the moments see
         assert {s.name for s in failed} & {"moment consistency x", "moment consistency y"}
+
+
+@pytest.mark.parametrize("glass", [False, True], ids=["free", "in a capillary"])
+def test_rows_that_no_beam_reached_are_as_if_the_frame_ended_there(glass: bool) -> None:
+    theta, shape, dark = np.arange(-90.0, 90.0, 4.0), (44, 72), 7
+    n = len(theta)
+    true = motion(n, 3) + [3.0, 0.0]  # at some angles the object reaches into the dark
+    stack = noisy(balls(theta, shape, true) + (wall(theta, shape, true) if glass else 0), 0.005).astype(np.float32)
+    stack[:, -dark:] = 0
+    found = find_jitter(stack, theta, variance=0.005**2, parameters=PARAMETERS)
+    assert max(errors(found.shift, true, theta)[:2]) < 0.04
+    cut = find_jitter(stack[:, :-dark], theta, variance=0.005**2, parameters=PARAMETERS)
+    np.testing.assert_allclose(found.shift, cut.shift - [dark / 2, 0.0], atol=1e-9)
+    assert (found.straight is not None) == glass
+    seen, less = stack, stack[:, :-dark]
+    if found.straight is not None and cut.straight is not None:
+        seen = stack - found.straight.frames(shape, theta)
+        less = less - cut.straight.frames((shape[0] - dark, shape[1]), theta)
+        np.testing.assert_array_equal(seen[:, -dark:], 0)
+        np.testing.assert_array_equal(seen[:, :-dark], less)
+    checks = check_projections(seen, theta, found.alignment)
+    for name, check in check_projections(less, theta, cut.alignment).items():
+        np.testing.assert_allclose(checks[name].values, check.values, atol=1e-6, err_msg=name)
+
+
+def test_level_air_without_noise_was_recorded() -> None:
+    stack = balls(THETA, SHAPE, np.zeros((len(THETA), 2)))
+    assert recorded_rows(stack) == (0, SHAPE[0])
+    assert recorded_rows(noisy(stack)) == (0, SHAPE[0])
+    blocked = noisy(stack)
+    blocked[:, :3] = 0
+    blocked[:, -5:] = 0.1
+    assert recorded_rows(blocked) == (3, SHAPE[0] - 5)

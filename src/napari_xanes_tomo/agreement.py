@@ -26,6 +26,7 @@ __all__ = [
     "displacement_equations",
     "halve",
     "object_support",
+    "recorded_rows",
     "registration_equations",
     "smooth",
     "solve_normal",
@@ -467,3 +468,27 @@ def object_support(volume: F32) -> F32:
     out = np.zeros_like(volume)
     out[:] = mask[: volume.shape[0], : volume.shape[1], : volume.shape[2]]
     return out
+
+
+def recorded_rows(frames: F32) -> tuple[int, int]:
+    """Return the first and the end of the rows of (n, y, x) frames that were recorded.
+
+    Rows at either end that are level in every frame, as those that no beam reaches once they are filled, are not; where
+    air without any noise is level as well, all rows are.
+    """
+    n, height, width = frames.shape
+    if not n or width < 2 or height < 16:
+        return 0, height
+
+    def level(row: int) -> bool:
+        return bool((frames[:, row] == frames[:, row, :1]).all())
+
+    top, bottom = 0, height
+    while top < height // 4 and level(top):
+        top += 1
+    while bottom > height - height // 4 and level(bottom - 1):
+        bottom -= 1
+    side = frames[:, top:bottom]
+    # A twin without noise: level air at the sides as well.
+    quiet = np.mean(side[:, :, 0] == side[:, :, 1]) > 0.1 or np.mean(side[:, :, -1] == side[:, :, -2]) > 0.1
+    return (0, height) if quiet else (top, bottom)

@@ -12,12 +12,12 @@ out of the reconstruction. See ``docs/jitter.md``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from .agreement import center_of_rotation, halve
+from .agreement import center_of_rotation, halve, recorded_rows
 from .model import Alignment, Cancelled, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .parallel import one_blas_thread
 from .recipe import JitterParameters
@@ -140,16 +140,23 @@ def find_jitter(
     start = None if initial is None else np.asarray(initial, dtype=float)
     if start is not None and (start.shape != (len(data), 2) or not np.isfinite(start).all()):
         raise XanesTomoError(f"initial: expected ({len(data)}, 2) finite [dy, dx], got {start.shape}")
+    # Rows that no beam reached say nothing: they are as if the frame ended there.
+    top, bottom = recorded_rows(data)
+    middle = np.array([(top + bottom - len(data[0])) / 2, 0.0])
     with one_blas_thread():
-        search = _Search(data, theta, noise, p, progress)
+        search = _Search(np.ascontiguousarray(data[:, top:bottom]), theta, noise, p, progress)
         try:
-            search.begin(start)
+            search.begin(None if start is None else start - middle)
             search.refine()
         except Cancelled:
             if search.best is None:
                 raise
             search.partial = True
-        return search.result()
+        found = search.result()
+    if (top, bottom) == (0, len(data[0])):
+        return found
+    straight = None if found.straight is None else replace(found.straight, rows=(top, bottom))
+    return replace(found, shift=found.shift + middle, moments=found.moments + middle, straight=straight)
 
 
 class _Search:

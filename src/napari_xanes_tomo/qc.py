@@ -6,14 +6,14 @@ Pure functions; frames are ``[y, x]``, angles degrees, shifts ``[dy, dx]`` of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .absorbance import read_absorbance
-from .agreement import displacement_equations, object_support, smooth
+from .agreement import displacement_equations, object_support, recorded_rows, smooth
 from .counts import own_beam
 from .flats import Beam
 from .model import Alignment, EnergyScan, FloatArray, Progress, Score, XanesTomoError, no_progress
@@ -267,14 +267,18 @@ def check_projections(
     Notes
     -----
     The first three see slow drifts, the reprojection does not: it drifts with its neighbours. They are taken of the
-    object alone: of the pixels its reprojection covers (and three more), less the level and slope of the air beside it
-    in the same rows. What a wall leaves far from the object would move the centre of mass by its long lever.
+    object alone: of the pixels its reprojection covers (and three more), less the level and slopes of the air beside
+    it in the same rows. What a wall leaves far from the object would move the centre of mass by its long lever.
     """
     stack = np.ascontiguousarray(data, dtype=np.float32)
     theta = np.asarray(theta_deg, dtype=float)
     if stack.ndim != 3 or theta.shape != stack.shape[:1]:
         raise ValueError(f"data: expected (n, y, x) with one angle each, got {stack.shape} and {theta.shape} angles")
-    n, _, width = stack.shape
+    n, height, width = stack.shape
+    top, bottom = recorded_rows(stack)
+    if bottom - top < height:
+        stack = np.ascontiguousarray(stack[:, top:bottom])
+        alignment = replace(alignment, shift=alignment.shift - [(top + bottom - height) / 2, 0.0])
     placed = place(stack, alignment)
     rows = _rows_of(placed, alignment)
     placed = placed[:, rows]
@@ -305,7 +309,7 @@ def check_projections(
 
 
 def _without_air(placed: F32, theta: FloatArray, noise: float) -> tuple[F32, npt.NDArray[np.bool_], float, float]:
-    """Take the level and slope (in x) of the air beside the object out of every projection, in the rows of the object.
+    """Take the level and slopes of the air beside the object out of every projection, in the rows of the object.
 
     Returns
     -------
@@ -328,32 +332,44 @@ def _without_air(placed: F32, theta: FloatArray, noise: float) -> tuple[F32, npt
         covered[:] = True  # nothing is known of the object: all there is
     recorded = placed != 0
     air = ~covered & recorded
-    x = np.arange(width) - (width - 1) / 2
-    design = np.stack([np.ones(width), x / (width / 2)], axis=1)
-    count = air.sum(axis=1).astype(float)
-    inverse, fitted = np.zeros((n, 2, 2)), np.zeros((n, 2))
-    normal = np.einsum("nx,xi,xj->nij", count, design, design)
-    rhs = np.where(air, placed, 0).sum(axis=1, dtype=np.float64) @ design
+    rows = placed.shape[1]
+    x, y = (np.arange(k) - (k - 1) / 2 for k in (width, rows))
+    along = np.stack([np.ones(width), x / (width / 2), x * 0], axis=1)
+    down = np.stack([np.zeros(rows), np.zeros(rows), y / (width / 2)], axis=1)
+    design = along[None] + down[:, None]  # (rows, x, 3)
+    products = np.einsum("yxi,yxj->yxij", design, design).reshape(-1, 9)
+
+    def sums(region: npt.NDArray[np.bool_], of: FloatArray) -> FloatArray:
+        flat = region.reshape(n, -1).astype(np.float32) @ of.reshape(rows * width, -1).astype(np.float32)
+        return np.asarray(flat, dtype=float)
+
+    normal = sums(air, products).reshape(n, 3, 3)
+    rhs = np.asarray(np.where(air, placed, 0).reshape(n, -1) @ design.reshape(-1, 3).astype(np.float32), dtype=float)
+    inverse, fitted = np.zeros((n, 3, 3)), np.zeros((n, 3))
     for i in range(n):
-        # A slope must be held on both sides; where it could be anything only the level is taken.
-        determinant = normal[i, 0, 0] * normal[i, 1, 1] - normal[i, 0, 1] ** 2
-        if count[i].sum() < 0.005 * count.shape[1] * placed.shape[1]:
+        count = normal[i, 0, 0]
+        if count < 0.005 * rows * width:
             continue
-        terms = 2 if determinant > normal[i, 0, 0] ** 2 / 60 else 1
+        # A slope must be held on both sides; where one could be anything only the level is taken.
+        mean = normal[i, 0, 1:] / count
+        spread = np.linalg.eigvalsh(normal[i, 1:, 1:] / count - np.outer(mean, mean))
+        terms = 3 if spread[0] > 1 / 60 else 1
         inverse[i, :terms, :terms] = np.linalg.inv(normal[i, :terms, :terms])
         fitted[i] = inverse[i] @ rhs[i]
-    clean = (placed - (fitted @ design.T).astype(np.float32)[:, None]) * recorded
+    level = (fitted @ along.T)[:, None] + (fitted @ down.T)[:, :, None]
+    clean = (placed - level.astype(np.float32)) * recorded
     size = covered.sum(axis=1).astype(float)  # (n, x)
     profile = np.where(covered, clean, 0).sum(axis=1, dtype=np.float64)
     mass = profile.sum(axis=1)
-    center = profile @ x / np.where(mass > 0, mass, np.nan)
-    lever = x[None] - np.nan_to_num(center)[:, None]
-    spread = []
-    for by in (np.ones_like(lever), lever):
-        pull = (by * size) @ design
-        spread.append(np.sum(by**2 * size, axis=1) + np.einsum("ni,nij,nj->n", pull, inverse, pull))
+    center = np.nan_to_num(profile @ x / np.where(mass > 0, mass, np.nan))
+    one = sums(covered, design)  # the same pulls at the level and the slopes of the air
+    by_x = sums(covered, design * x[None, :, None]) - center[:, None] * one
+    lever = np.sum((x[None] - center[:, None]) ** 2 * size, axis=1)
+    spreads = [
+        own + np.einsum("ni,nij,nj->n", pull, inverse, pull) for own, pull in ((size.sum(axis=1), one), (lever, by_x))
+    ]
     typical = max(abs(float(np.median(mass))), 1e-12)
-    sigma_mass, sigma_center = (float(np.sqrt(noise * np.median(v)) / typical) for v in spread)
+    sigma_mass, sigma_center = (float(np.sqrt(noise * np.median(v)) / typical) for v in spreads)
     return np.asarray(clean, dtype=np.float32), covered, sigma_mass, sigma_center
 
 
@@ -550,7 +566,8 @@ def check_scores(
     frc = checks["frc_px"]
     if np.isfinite(frc.values).any():
         out.append(Score("ring correlation ends at", float(np.nanmedian(frc.values)), "px"))
-    odd = set().union(*(c.beyond.tolist() for c in checks.values())) if checks else set()
+    # The level of the air is free in everything else: alone, it says nothing against a projection.
+    odd = {k for name, c in checks.items() if name != "background_od" for k in c.beyond.tolist()}
     out.append(Score("projections beyond a limit", len(odd), "", max(2.0, 0.05 * n)))
     return tuple(out)
 

@@ -55,19 +55,27 @@ class Straight:
         Correlation of what the upper and the lower half of the frames show in the outermost columns, a plane taken out:
         1 where something wider than the field runs straight through it, near 0 for air with noise. What lies inside the
         field, such as an object that leaves it above and below, does not count: a volume of the field can hold it.
+    rows : (int, int) or None
+        First and end of the rows of the frame this was found in, whose middle is meant above; all unless given.
     """
 
     profiles: FloatArray
     slope: FloatArray
     tilt: FloatArray
     shared: float
+    rows: tuple[int, int] | None = None
 
     def unbinned(self, bin: int, sign: float = 1.0) -> Straight:
         """Return the same for frames of `bin` times as many pixels a side, multiplied by `sign`."""
         return replace(self, profiles=sign * _finer(self.profiles, bin), slope=sign * self.slope)
 
     def frames(self, shape: tuple[int, int], theta_deg: FloatArray) -> F32:
-        """Return the structures as (n, y, x) frames."""
+        """Return the structures as (n, y, x) frames, nothing beyond `rows`."""
+        if self.rows is not None:
+            top, bottom = self.rows
+            whole = np.zeros((len(self.profiles), *shape), dtype=np.float32)
+            whole[:, top:bottom] = replace(self, rows=None).frames((bottom - top, shape[1]), theta_deg)
+            return whole
         out = np.empty((len(self.profiles), *shape), dtype=np.float32)
         shear = _shear(self.tilt, theta_deg)
         in_threads(len(out), lambda a, b: _draw(a, b, self.profiles, self.slope, shear, out))
