@@ -632,7 +632,7 @@ def test_a_good_result_is_called_good_and_a_wrong_one_is_not(wrong: str, good: b
 def test_rows_that_no_beam_reached_are_as_if_the_frame_ended_there(glass: bool) -> None:
     theta, shape, dark = np.arange(-90.0, 90.0, 4.0), (44, 72), 7
     n = len(theta)
-    true = motion(n, 3) + [3.0, 0.0]  # at some angles the object reaches into the dark
+    true = motion(n, 3) + np.array([3.0, 0.0])  # at some angles the object reaches into the dark
     stack = noisy(balls(theta, shape, true) + (wall(theta, shape, true) if glass else 0), 0.005).astype(np.float32)
     stack[:, -dark:] = 0
     found = find_jitter(stack, theta, variance=0.005**2, parameters=PARAMETERS)
