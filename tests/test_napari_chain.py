@@ -576,3 +576,22 @@ def test_events_and_reasons_in_words(copied: Path, tiny_twin: Path) -> None:
             text = event_text(event, energies)
             assert text.startswith(f"#{event.seq} ")
             assert "\n" not in text
+
+
+def test_voxel_sizes_are_weighed_before_mapping(open_docks: Any, copied: Path) -> None:
+    docks = open_docks(copied, begin=True)
+    maps, before = docks.maps, docks.session.workflow.journal.events
+    chosen = docks.session.workflow.candidates("maps", None)[-1].payload["numbers"]
+    titles = {maps.voxels.item(r, 0).text(): r for r in range(maps.voxels.rowCount())}
+    assert maps.voxels.item(titles["noise / jump"], 1).text() == f"{chosen['voxel_choices'][0]['noise_over_jump']:.3f}"
+    assert len(maps.spectrum.values(0)[0]) + len(maps.spectrum.values(0, 1)[0]) == len(chosen["mean_spectrum_per_cm"])
+
+    # Twice the smoothing: less noise, told without a run, a decision, or another recipe.
+    maps.form.value = MapsParameters(smoothing_voxel=2.0)
+    maps.form.changed.emit()
+    docks.click(maps.voxels_button)
+    maps.refresh()
+    noise = float(maps.voxels.item(titles["noise / jump"], 1).text())
+    assert noise < 0.6 * chosen["voxel_choices"][0]["noise_over_jump"]
+    assert docks.session.workflow.journal.events == before
+    assert docks.session.workflow.recipe == Recipe()
