@@ -143,6 +143,7 @@ def screen(data: npt.ArrayLike, *, counts: CountsSeen | None = None) -> Screenin
         if len(good) < 2 * _NEIGHBOURS + 1:
             return Screening(reasons, np.maximum(doubt, [float(i in reasons) for i in range(n)]), scores)
         scene.good = good
+    scene.compare_all()
     far = np.full(n, np.nan)
     for i in good.tolist():
         far[i] = np.sort([np.abs(v).max() for v in scene.lags(i)])[1] / small.shape[2]
@@ -292,6 +293,11 @@ class _Scene:
 
     def lags(self, i: int) -> list[tuple[int, int]]:
         return [self.lag(i, j)[0] for j in self.neighbours(i)]
+
+    def compare_all(self) -> None:
+        """Find the displacements of all frames from their neighbours, every pair once."""
+        pairs = {(min(i, j), max(i, j)) for i in self.good.tolist() for j in self.neighbours(i)}
+        share(sorted(pairs), lambda pair: self.lag(*pair))
 
     def likeness(self, i: int, j: int) -> float:
         """Correlation of two frames laid over each other."""

@@ -20,6 +20,7 @@ from .flats import Beam, exposures
 from .jitter import FEWEST_ANGLES, find_jitter
 from .joint import Joint, Measured
 from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
+from .parallel import one_blas_thread
 from .qc import check_projections, check_scores, tomogram_views
 from .recipe import Recipe
 from .registration import Template, match_angles, object_mass, register
@@ -169,6 +170,7 @@ class Confinement:
         return replace(data, data=data.data * inside)
 
 
+@one_blas_thread()
 def run_flats(
     scan: EnergyScan,
     recipe: Recipe,
@@ -367,6 +369,7 @@ def renormalise(
     return within.apply(found)
 
 
+@one_blas_thread()
 def run_jitter(
     scan: EnergyScan,
     recipe: Recipe,
