@@ -7,14 +7,14 @@ import pytest
 
 from napari_xanes_tomo import open_series
 from napari_xanes_tomo.absorbance import normalise
-from napari_xanes_tomo.agreement import center_of_rotation, recorded_rows
+from napari_xanes_tomo.agreement import center_of_rotation, displacement_equations, recorded_rows
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
 from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
 from napari_xanes_tomo.model import Alignment, Cancelled, XanesTomoError
 from napari_xanes_tomo.qc import check_projections, check_scores
 from napari_xanes_tomo.recipe import AbsorbanceParameters, JitterParameters
 from napari_xanes_tomo.resample import place
-from napari_xanes_tomo.straight import fit_straight, outer_rows
+from napari_xanes_tomo.straight import fit_straight, outer_rows, profile_noise
 
 # (y, z, x), radius, attenuation per pixel: an object without symmetry, its parts well inside the field.
 BALLS = (((-3.0, 4.0, -5.0), 9.0, 0.05), ((7.0, -6.0, 6.0), 5.0, 0.08), ((-8.0, -5.0, 8.0), 3.0, 0.1))
@@ -659,3 +659,21 @@ def test_level_air_without_noise_was_recorded() -> None:
     blocked[:, :3] = 0
     blocked[:, -5:] = 0.1
     assert recorded_rows(blocked) == (3, SHAPE[0] - 5)
+
+
+def test_what_the_noise_of_a_wall_adds_to_the_variance_in_x() -> None:
+    n, shape, rows = 1500, (32, 40), 12
+    rng = np.random.default_rng(5)
+    model = np.repeat(balls([30.0], shape, np.zeros((1, 2))), n, axis=0)
+    weight = np.ones_like(model)
+    pixels = 0.01 * rng.standard_normal(model.shape)
+    profile = 0.01 * rng.standard_normal((n, 1, shape[1])) / np.sqrt(rows) * np.ones(model.shape)
+
+    def variance(noise: npt.NDArray) -> npt.NDArray:
+        data = (model + noise).astype(np.float32)
+        return displacement_equations(data, model, weight, slopes=True).solve()[0][:, :2].var(axis=0)
+
+    expected = profile_noise(model[:1], weight[:1], np.full((1, shape[1]), float(rows)))[0]
+    added = variance(profile) / variance(pixels)
+    assert added[1] == pytest.approx(expected, rel=0.15)
+    assert added[0] < 0.3 * added[1]

@@ -22,7 +22,7 @@ from .model import Alignment, Cancelled, FloatArray, Progress, Quality, Score, X
 from .parallel import one_blas_thread
 from .recipe import JitterParameters
 from .reprojection import FINE_PX, Fit, Scene, gauge_free, orbit
-from .straight import Straight, fit_straight, outer_rows
+from .straight import Straight, fit_straight, outer_rows, profile_noise
 
 __all__ = ["FEWEST_ANGLES", "JitterResult", "find_jitter"]
 
@@ -396,7 +396,13 @@ class _Search:
         solver = _Coupled(scene, model, fit.information[0])
         # What is left beyond the noise counts as noise; the model's own adds up to 0.7 of it.
         noise = np.maximum(self.noise, self.fit.residual / (1.7 * _noise_left()))
-        self.sigma, self.center_sigma, self.bound = solver.errors(fit, noise, self.theta, self.fit)
+        shared: FloatArray | float = 0.0
+        if self.straight is not None:
+            air = scene.air(shift).sum(axis=1).astype(float)
+            at = np.arange(air.shape[1])
+            air = np.stack([np.interp(at + dx, at, row) for dx, row in zip(shift[:, 1], air, strict=True)])
+            shared = profile_noise(model, scene.weight(shift), air)
+        self.sigma, self.center_sigma, self.bound = solver.errors(fit, noise, self.theta, self.fit, shared)
         if self.method == "moments" and np.isfinite(self.moment_spread):
             self.sigma[:, 1] = np.maximum(self.sigma[:, 1], self.moment_spread)
         self.scene = scene
@@ -478,13 +484,14 @@ class _Coupled:
         return out
 
     def errors(
-        self, fit: Fit, noise: FloatArray, theta: FloatArray, held_out: Fit
+        self, fit: Fit, noise: FloatArray, theta: FloatArray, held_out: Fit, shared: FloatArray | float = 0.0
     ) -> tuple[FloatArray, float, FloatArray]:
         """Return standard errors (n, 2), that of the rotation centre, and the bound (n, 2).
 
         The formal covariance is that of the coupled fit with the measured noise. Two halves of the rows, in bands that
         take turns, answer independently, and so does each projection against the volume it had no part in: where they
-        differ by more than their formal errors allow, the errors are that much larger.
+        differ by more than their formal errors allow, the errors are that much larger. `shared` is what the noise of
+        straight structures that were taken out adds to the variance in x, see `profile_noise`.
         """
         n = len(theta)
         sigma, bound = np.empty((n, 2)), np.empty((n, 2))
@@ -493,7 +500,7 @@ class _Coupled:
         for axis, (value, vector) in enumerate(self.modes):
             information = np.maximum(fit.information[:, :, axis], 1e-30)
             root = self._root(information[0])
-            score = noise * _score_noise(self.model, axis)
+            score = noise * (_score_noise(self.model, axis) + (shared if axis == 1 else 0.0))
             value = np.maximum(value, 0.05)
             # Newton: s = A^-1 b with A = root (1 - K) root and cov(b) = A * noise.
             half = (vector / np.sqrt(value)) @ vector.T

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .model import FloatArray
 from .parallel import in_threads
 
-__all__ = ["Straight", "fit_straight", "outer_rows"]
+__all__ = ["Straight", "fit_straight", "outer_rows", "profile_noise"]
 
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
@@ -265,6 +265,39 @@ def fit_straight(frames: F32, air: Bool, theta_deg: FloatArray, *, tilt: FloatAr
         if k and (strict or float(np.abs(step).max()) < 5e-4 or k >= _ROUNDS - 4):
             strict += 1
     return Straight(profiles, slope, angle, shared)
+
+
+def profile_noise(model: F32, weight: F32, air: FloatArray) -> FloatArray:
+    """Return (n,) what the noise of the profiles adds to the variance of a displacement in x, over what the pixels make.
+
+    A profile is known from the air of its column, and its noise is the same in all rows of the object: it does not
+    average out over them, and halves of the rows share it. In y it does not matter: along a column the gradients of an
+    object in air add up to nothing.
+
+    Parameters
+    ----------
+    model, weight : (n, rows, x) arrays
+        What the projections are fitted to, with gain, level and slopes as nuisances, and where.
+    air : (n, x) array
+        Rows of air that every column of the profile was found in.
+    """
+    n, rows, width = model.shape
+    gradient = -np.gradient(model, axis=2)
+    y = np.linspace(-1, 1, rows, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
+    flat = np.stack([np.ones_like(y * x), y + 0 * x, x + 0 * y]).reshape(3, -1)
+    out = np.empty(n)
+    for i in range(n):
+        u = weight[i].ravel()
+        terms = np.concatenate([model[i].reshape(1, -1), flat])
+        normal = ((terms * u) @ terms.T).astype(float)
+        rhs = ((terms * u) @ gradient[i].ravel()).astype(float)
+        c = np.linalg.lstsq(normal, rhs, rcond=1e-6)[0]
+        pull = u * (gradient[i].ravel() - c.astype(np.float32) @ terms)
+        held = float(pull @ gradient[i].ravel())
+        column = pull.reshape(rows, width).sum(axis=0, dtype=np.float64)
+        out[i] = np.sum(column**2 / np.maximum(air[i], 1.0)) / held if held > 0 else 0.0
+    return out
 
 
 def _solve(frames: F32, weight: F32, shear: FloatArray) -> tuple[FloatArray, FloatArray]:
