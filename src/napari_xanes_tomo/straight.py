@@ -268,7 +268,7 @@ def fit_straight(frames: F32, air: Bool, theta_deg: FloatArray, *, tilt: FloatAr
 
 
 def profile_noise(model: F32, weight: F32, air: FloatArray) -> FloatArray:
-    """Return (n,) what the noise of the profiles adds to the variance of a displacement in x, over what the pixels make.
+    """Return (n,) what the noise of the profiles adds to the variance of a displacement in x, over that of the pixels.
 
     A profile is known from the air of its column, and its noise is the same in all rows of the object: it does not
     average out over them, and halves of the rows share it. In y it does not matter: along a column the gradients of an
