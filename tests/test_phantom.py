@@ -17,7 +17,16 @@ from napari_xanes_tomo.io.scan import parse_script
 from napari_xanes_tomo.io.store import read_energies, read_shifts, rows_alignments
 from napari_xanes_tomo.io.xrm import read_header
 from napari_xanes_tomo.model import Cancelled, XanesTomoError
-from napari_xanes_tomo.phantom import PRESETS, Truth, TwinParameters, ni_xanes, simulate, twin_parameters, write_twin
+from napari_xanes_tomo.phantom import (
+    PRESETS,
+    Truth,
+    TwinParameters,
+    draw_motion,
+    ni_xanes,
+    simulate,
+    twin_parameters,
+    write_twin,
+)
 from napari_xanes_tomo.phantom.particle import metal_attenuation
 from napari_xanes_tomo.recipe import AbsorbanceParameters, ScanParameters
 from napari_xanes_tomo.resample import place
@@ -283,6 +292,16 @@ def measured(**options: object) -> tuple[Truth, list[npt.NDArray[np.float64]], l
 
 def optical_density(counts: npt.NDArray[np.float64], flat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(-np.log(np.maximum(counts, 0.5) / flat))
+
+
+def test_the_motion_alone_is_that_of_the_measurement() -> None:
+    p = replace(SMALL, refocus_jump=3e-3, shrinkage=1e-3, seed=5)
+    truth, _ = simulate(p)
+    alignments, instrument = draw_motion(p)
+    assert instrument == truth.instrument
+    for drawn, true in zip(alignments, truth.alignments, strict=True):
+        assert drawn.magnification == true.magnification
+        np.testing.assert_array_equal(drawn.shift, true.shift)
 
 
 def test_options_change_nothing_else() -> None:

@@ -8,8 +8,17 @@ measurement can be switched on one by one: see `TwinParameters`.
 """
 
 from .files import write_twin
-from .microscope import Truth, simulate
+from .microscope import Truth, draw_motion, simulate
 from .parameters import PRESETS, TwinParameters, twin_parameters
 from .particle import ni_xanes
 
-__all__ = ["PRESETS", "Truth", "TwinParameters", "ni_xanes", "simulate", "twin_parameters", "write_twin"]
+__all__ = [
+    "PRESETS",
+    "Truth",
+    "TwinParameters",
+    "draw_motion",
+    "ni_xanes",
+    "simulate",
+    "twin_parameters",
+    "write_twin",
+]

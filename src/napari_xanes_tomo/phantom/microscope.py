@@ -20,7 +20,7 @@ from .parameters import TwinParameters
 from .particle import FINE, METALS, attenuation, draw_particle, project, truth_maps
 from .scene import Scene, draw_scene, oxide
 
-__all__ = ["BadFrame", "Energy", "Instrument", "Truth", "simulate"]
+__all__ = ["BadFrame", "Energy", "Instrument", "Truth", "draw_motion", "simulate"]
 
 F32 = npt.NDArray[np.float32]
 _EXPOSURES = 9  # positions a motion-blurred frame is the mean of
@@ -173,6 +173,17 @@ def _disturbed(
             Instrument(p.energies_ev[e], float(optics[e]), float(size[e]), float(psf[e]), offset, at, *map(float, slip))
         )
     return tuple(out), tuple(instrument)
+
+
+def draw_motion(parameters: TwinParameters) -> tuple[tuple[Alignment, ...], tuple[Instrument, ...]]:
+    """Draw only what moves: the true alignment and the optics of every energy, as `simulate` has them."""
+    p = parameters
+    root = np.random.SeedSequence(p.seed)
+    _, motion_seed, *_ = root.spawn(3 + len(p.energies_ev))
+    _, optics_seed, *_ = root.spawn(2 + len(p.energies_ev))
+    theta = -90.0 + np.arange(p.n_angles) * (180.0 / p.n_angles)
+    motion = _true_alignments(p, theta, np.random.default_rng(motion_seed))
+    return _disturbed(p, motion, np.random.default_rng(optics_seed))
 
 
 @dataclass(frozen=True)
@@ -332,16 +343,14 @@ def simulate(parameters: TwinParameters, *, progress: Progress = no_progress) ->
     """
     p = parameters
     root = np.random.SeedSequence(p.seed)
-    particle_seed, motion_seed, beam_seed, *noise_seeds = root.spawn(3 + len(p.energies_ev))
-    scene_seed, optics_seed, *fault_seeds = root.spawn(2 + len(p.energies_ev))
+    particle_seed, _, beam_seed, *noise_seeds = root.spawn(3 + len(p.energies_ev))
+    scene_seed, _, *fault_seeds = root.spawn(2 + len(p.energies_ev))
     theta = -90.0 + np.arange(p.n_angles) * (180.0 / p.n_angles)
     second_half = np.arange(p.n_angles) >= p.n_angles // 2
     true_theta = theta[0] + (theta - theta[0]) * (1 + p.angle_step_error) + p.half_angle_offset_deg * second_half
     particle = draw_particle(p, particle_seed)
     progress("particle", 1, 3)
-    alignments, instrument = _disturbed(
-        p, _true_alignments(p, theta, np.random.default_rng(motion_seed)), np.random.default_rng(optics_seed)
-    )
+    alignments, instrument = draw_motion(p)
     faults = [_faults(p, np.random.default_rng(s)) for s in fault_seeds]
     bad = tuple(
         BadFrame(energy, frame, found.kind, found.detail)
