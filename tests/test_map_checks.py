@@ -1,13 +1,30 @@
 """Checks before the maps, on rows of line integrals made from known voxels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
-from napari_xanes_tomo.chemistry import MapPlan, plan_maps
+from napari_xanes_tomo.artefact import added_components, displaced_lines
+from napari_xanes_tomo.chemistry import MapPlan, finish_slab, plan_maps
 from napari_xanes_tomo.edges import mass_attenuation
-from napari_xanes_tomo.map_checks import Rows, follow_edge
+from napari_xanes_tomo.map_checks import (
+    MASS_LIMIT,
+    Displaced,
+    MapChecks,
+    MassBalance,
+    Rows,
+    displacements,
+    follow_edge,
+    half_sets,
+    mass_balance,
+)
+from napari_xanes_tomo.map_report import checks_section
 from napari_xanes_tomo.phantom import PRESETS, ni_xanes
 from napari_xanes_tomo.projector import Projector
+from napari_xanes_tomo.recipe import MapsParameters
+from napari_xanes_tomo.reconstruction import fbp
 
 DEMO = np.array(PRESETS["demo"].energies_ev)
 THETA = np.arange(-90.0, 90.0, 3.0)
@@ -40,7 +57,9 @@ def measured(grows: float, noise: float, valence: float = 1.0, seed: int = 0) ->
     lines = np.repeat(lines.transpose(1, 0, 2)[:, :, None], ROWS, axis=2)
     rng = np.random.default_rng(seed)
     lines = lines + noise * rng.normal(size=lines.shape)
-    return plan, Rows((lines * np.pi / len(THETA)).astype(np.float32), THETA, per_cm, 1.0, "ramp"), body
+    share = np.full(lines.shape[:2], np.pi / len(THETA))
+    rows = Rows((lines * np.pi / len(THETA)).astype(np.float32), THETA, share, per_cm, 1.0, "ramp")
+    return plan, rows, body
 
 
 def inner(volume: np.ndarray) -> np.ndarray:
@@ -86,11 +105,154 @@ def test_an_edge_that_moves_nowhere_is_not_followed() -> None:
 
 def test_no_half_sets_no_particle_no_energies_is_said() -> None:
     plan, rows, _ = measured(0.0, 0.0)
-    few = Rows(rows.lines[:, :8], rows.theta_deg[:8], rows.per_cm, 1.0, "ramp")
+    few = Rows(rows.lines[:, :8], rows.theta_deg[:8], rows.share[:, :8], rows.per_cm, 1.0, "ramp")
     assert "8 angles" in follow_edge(plan, few)
-    empty = Rows(0 * rows.lines, rows.theta_deg, rows.per_cm, 1.0, "ramp")
+    empty = Rows(0 * rows.lines, rows.theta_deg, rows.share, rows.per_cm, 1.0, "ramp")
     assert "0 voxels" in follow_edge(plan, empty)
     six = np.array([6534.0, 6558.0, 7704.0, 7728.0, 8178.0, 8570.0])
     at = np.isin(DEMO, six)
     short = plan_maps(DEMO[at], spectrum(0.0)[at], np.ones(6), 5)
     assert "too few energies" in follow_edge(short, rows)
+
+
+# --------------------------------------------------------------------------------- displacements, mass, half sets
+
+
+def porous(shifts: dict[int, tuple[float, float, float, float]], rim: float = 0.0) -> tuple[MapPlan, Rows]:
+    """A body with pores, three grains of their own composition and an edge that moves by `rim` eV in its outer shell.
+
+    `shifts` displaces whole energies: y, z, x, rotation centre in px.
+    """
+    n, rows, theta = 64, 20, np.arange(-90.0, 90.0, 4.0)
+    rng = np.random.default_rng(3)
+    c = np.arange(n) - (n - 1) / 2
+    y, z, x = np.meshgrid(np.arange(rows) - (rows - 1) / 2, c, c, indexing="ij")
+    radius = np.sqrt(z**2 + x**2)
+    body = (radius < 22).astype(float)
+    for _ in range(40):
+        p, size = rng.uniform([-9, -18, -18], [9, 18, 18]), rng.uniform(1.5, 4)
+        body[(y - p[0]) ** 2 + (z - p[1]) ** 2 + (x - p[2]) ** 2 < size**2] = 0
+    grain = (np.arctan2(z, x) // (2 * np.pi / 3)).astype(int) + 2
+    shell = (radius > 19) & (body > 0)
+    spectra = [spectrum(0.0, ni) for ni in (1.3, 1.4, 1.5)]
+    rims = [spectrum(rim, ni) for ni in (1.3, 1.4, 1.5)]
+    plan = plan_maps(DEMO, np.mean(spectra, axis=0), np.ones(len(DEMO)), len(DEMO) - 1)
+    per_cm, projector = 1e7 / VOXEL_NM, Projector(n, theta)
+    lines = np.empty((len(DEMO), len(theta), rows, n), np.float32)
+    for e in range(len(DEMO)):
+        levels = np.array([s[e] for s in spectra])[np.clip(grain, 0, 2)]
+        levels = np.where(shell, np.array([s[e] for s in rims])[np.clip(grain, 0, 2)], levels)
+        soft = gaussian_filter((body * levels / per_cm).astype(np.float32), 0.7)
+        lines[e] = displaced_lines(projector.forward(soft), theta, shifts.get(e, (0, 0, 0, 0)))
+    share = np.full(lines.shape[:2], np.pi / len(theta))
+    return plan, Rows((lines * np.pi / len(theta)).astype(np.float32), theta, share, per_cm, 1.0, "ramp")
+
+
+# Displacement put in (y, z, x, rotation centre), px, and how exactly it comes back.
+@pytest.mark.parametrize(
+    ("energy", "by"),
+    [(9, (1.0, 0.0, 0.0, 0.0)), (4, (0.0, 0.0, 1.0, 0.0)), (1, (0.0, -0.5, 0.0, 0.0)), (12, (0.3, 0.0, 0.0, 1.0))],
+)
+def test_a_displaced_energy_is_found(energy: int, by: tuple[float, float, float, float]) -> None:
+    found = displacements(*porous({energy: by}))
+    assert np.flatnonzero(found.found).tolist() == [energy]
+    np.testing.assert_allclose(found.shift[energy], by, atol=0.1)
+    others = np.delete(found.length, energy)
+    assert others.max() < 0.08
+
+
+@pytest.mark.parametrize("rim", [0.0, 1.0])
+def test_a_real_rim_is_no_displacement(rim: float) -> None:
+    found = displacements(*porous({}, rim=rim))
+    assert not found.found.any()
+    assert found.length.max() < 0.08
+
+
+def finished(plan: MapPlan, rows: Rows, found: Displaced) -> dict[str, np.ndarray]:
+    """Maps of the rows with their artefact; the standard error of the edge energy is 0.1 eV everywhere."""
+    plan = replace(plan, displacement=np.where(found.found[:, None], found.shift, 0.0))
+    volumes = {n: rows.volume(plan.components[n], smoothing=0.0) for n in plan.linear}
+    lines = np.tensordot(plan.components["shape"], rows.lines / rows.share[:, :, None, None], axes=(0, 0))
+    added = added_components(
+        lines.astype(np.float32), rows.theta_deg, rows.share, plan.spectrum / plan.shape_level,
+        {n: plan.components[n] for n in ("shift", "level")}, plan.displacement,
+    )  # fmt: skip
+    unit = np.ones(len(rows.theta_deg))
+    wrong = {n: fbp(v, rows.theta_deg, weights=unit) * np.float32(rows.per_cm) for n, v in added.items()}
+    cover = np.ones_like(volumes["shape"][2:-2])
+    return finish_slab(plan, volumes, cover, cover, slice(2, -2), MapsParameters(), wrong=wrong)
+
+
+@pytest.mark.parametrize("energy", [9, 10, 4])
+def test_the_artefact_map_marks_the_false_rim_and_nothing_else(energy: int) -> None:
+    clean, false = porous({}), porous({energy: (0.0, 0.0, 1.0, 0.0)})
+    before = finished(*clean, displacements(*clean))
+    after = finished(*false, displacements(*false))
+    body = (before["mask"] > 0.5) & np.isfinite(before["edge_energy_relative"] + after["edge_energy_relative"])
+    error = np.abs(after["edge_energy_relative"] - before["edge_energy_relative"])
+    flagged = np.abs(after["edge_energy_artefact"]) > 0.1
+    assert (error[body] > 0.2).sum() > 200
+    assert flagged[body & (error > 0.2)].mean() >= 0.9
+    assert flagged[body & (error < 0.05)].mean() <= 0.1
+    assert before["artefact"].sum() == 0
+    assert np.all((after["artefact"] > 0.5) == (np.abs(np.nan_to_num(after["edge_energy_artefact"])) > 0))
+
+
+def test_a_real_rim_is_not_flagged() -> None:
+    rim = porous({}, rim=1.0)
+    maps = finished(*rim, displacements(*rim))
+    body = maps["mask"] > 0.5
+    assert np.nanmax(maps["edge_energy_relative"][body]) > 0.5
+    assert maps["artefact"][body].mean() <= 0.2
+
+
+def test_mass_is_conserved_unless_something_leaves_the_field() -> None:
+    plan, rows = porous({})
+    good = mass_balance(plan, rows)
+    assert good.ratio == pytest.approx(1.0, abs=0.005)
+    assert good.scatter < 0.005
+    turned = (rows.theta_deg > 45)[:, None, None] & (np.arange(64) >= 40)  # leaves the field at some angles
+    assert mass_balance(plan, replace(rows, lines=np.where(turned, 0, rows.lines))).lost > MASS_LIMIT
+    extra = replace(rows, lines=rows.lines * (1 + 0.05 * np.sin(np.deg2rad(4 * rows.theta_deg)))[:, None, None])
+    assert mass_balance(plan, extra).lost == pytest.approx(0.05 / np.sqrt(2), rel=0.1)
+    nothing = mass_balance(plan, replace(rows, share=0 * rows.share))
+    assert np.isnan(nothing.ratio)
+
+
+def test_half_sets_agree_less_with_noise() -> None:
+    plan, rows = porous({})
+    noisy = replace(rows, lines=rows.lines + np.random.default_rng(0).normal(0, 4e-4, rows.lines.shape).astype("f4"))
+    quiet, loud = (half_sets(plan, r, "Ni", VOXEL_NM) for r in (rows, noisy))
+    assert quiet is not None
+    assert loud is not None
+    low = (quiet.frequency > 0.03) & (quiet.frequency < 0.12)
+    assert np.nanmean(quiet.correlation[low]) > 0.97
+    high = quiet.frequency > 0.3
+    assert np.nanmean(loud.correlation[high]) < np.nanmean(quiet.correlation[high]) - 0.1
+    assert loud.detail_nm() is not None
+    assert half_sets(plan, replace(rows, lines=0 * rows.lines), "Ni", VOXEL_NM) is None
+
+
+def test_what_is_wrong_is_said_in_colours() -> None:
+    plan, rows = porous({9: (1.0, 0.0, 0.0, 0.0)})
+    found = displacements(plan, rows)
+    effect = np.full(len(DEMO), 0.5)
+    lost = MassBalance(0.96, 0.01)
+    bad = MapChecks(plan.energies_ev, "too few energies", found, lost, {}, effect)
+    assert any("edge dipole, red: 8343 eV" in n for n in bad.notes)
+    assert any("mass, amber" in n for n in bad.notes), "4 % are no more than amber"
+    assert any("without the scanned edge" in n for n in bad.notes)
+    assert not any(s.passed for s in bad.scores)
+    good = MapChecks(plan.energies_ev, {}, displacements(*porous({})), MassBalance(1.001, 0.001), {}, effect)
+    assert good.notes == ()
+    assert all(s.passed for s in good.scores)
+    html = checks_section(bad.numbers | {"shell_correlation": {}})
+    assert "to be looked at" in html
+    assert "8343" in html
+    assert "passed" in checks_section(good.numbers)
+    curve = half_sets(plan, rows, "Ni", VOXEL_NM)
+    assert curve is not None
+    shown = checks_section(MapChecks(plan.energies_ev, {}, found, lost, {"Ni": curve}, effect).numbers)
+    assert "Fourier shell correlation" in shown
+    assert "no resolution stated" in shown or "nm" in shown
+    assert checks_section({}) == ""

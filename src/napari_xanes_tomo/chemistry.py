@@ -46,8 +46,12 @@ SYSTEMATIC = {"attenuation": 0.02, "pixel_size": 0.012}
 SYSTEMATIC_WHITE_LINE = {False: 0.10, True: 0.03}  # without and with a declared factor
 # Relative error of the mean spectrum from energy to energy (masses, air), as registered twins show it.
 MEAN_ERROR = 0.007
+EDGE = ("shift", "level")  # the components of the edge energy
 SINGLE = "@"  # begins the name of a component that is one energy
 SIGMA = "_sigma"  # total standard error of a map
+ARTEFACT = "edge_energy_artefact"  # what displaced energies make of the edge energy
+FLAG = "artefact"  # 1 where that is more than ARTEFACT_SIGMA standard errors
+ARTEFACT_SIGMA = 1.0
 SIGMA_ALIGNMENT = "_sigma_alignment"  # the part of it that comes from jitter correction and registration
 
 
@@ -96,6 +100,9 @@ class MapPlan:
     helped : dict of str to (energies,) array
         Weights of the elements that use the energies left out as well, see `with_scanned_edge`; empty where those are
         too few, or not wanted.
+    displacement : (energies, 4) array or None
+        What energies were found to be displaced by after their registration, y, z, x and rotation centre, px of the
+        reference; 0 for those that are not. None where that was not looked for. Nothing is corrected: see `ARTEFACT`.
     mixture : LinearCombination or None
         Its amounts are the components ``lcf_<name of the reference>``.
     """
@@ -122,6 +129,7 @@ class MapPlan:
     white_lines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     white_lines_seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     helped: Mapping[str, FloatArray] = field(default_factory=dict)
+    displacement: FloatArray | None = None
 
     def with_scanned_edge(self, slope: Mapping[str, float]) -> MapPlan:
         """Return the same with the elements of `slope` from all energies: `helped`, less what follows the edge.
@@ -181,7 +189,8 @@ class MapPlan:
             out += [*self.amounts, *(["valence"] if self.mixture.valences is not None else [])]
         out.append("morphology")
         errors = [f"{n}{end}" for n in out for end in (SIGMA, SIGMA_ALIGNMENT)]
-        return (*out, *errors, "mask", "coverage")
+        artefact = (ARTEFACT, FLAG) if self.edge is not None and self.displacement is not None else ()
+        return (*out, *errors, *artefact, "mask", "coverage")
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -203,7 +212,7 @@ class MapPlan:
 
         `blur_px` is the blur of the recorded frames (point spread and pixel), px of the reference.
         """
-        if name in ("mask", "coverage") or name.endswith((SIGMA, SIGMA_ALIGNMENT)):
+        if name in ("mask", "coverage", ARTEFACT, FLAG) or name.endswith((SIGMA, SIGMA_ALIGNMENT)):
             return {}
         amount = name in self.elements or name in ("density", "morphology")
         smoothing = parameters.smoothing_voxel * (parameters.shape_smoothing if amount else 1.0)
@@ -248,7 +257,7 @@ class MapPlan:
         if name in MEASURES:
             return MEASURES[name][0]
         per = "" if self.areal else "1/cm"
-        units = {"edge_energy_relative": "eV", "edge_energy": "eV", "edge_jump": per, "morphology": per}
+        units = {"edge_energy_relative": "eV", ARTEFACT: "eV", "edge_energy": "eV", "edge_jump": per, "morphology": per}
         return units.get(name, "")
 
 
@@ -510,6 +519,7 @@ def finish_slab(
     errors: Covariance | None = None,
     *,
     spectra: Callable[[int], F32] | None = None,
+    wrong: Mapping[str, F32] | None = None,
 ) -> dict[str, F32]:
     """Turn component volumes (rows with halo, z, x) into maps of the rows `keep`.
 
@@ -517,6 +527,7 @@ def finish_slab(
     hold NaN where a ratio has no meaning (no nickel, no density); ``mask`` is 1 inside the particle where at least half
     of the angles of every energy needed saw the voxel. Without `errors` the standard errors are NaN. `spectra` gives
     the smoothed energies ``plan.single`` of a kept row, (energy, z, x), where the plan has any.
+    `wrong` is what displaced energies have added to the volumes of ``shift`` and ``level``.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -564,6 +575,11 @@ def finish_slab(
     for name in plan.names:
         if name not in maps:
             maps[name] = np.full(body.shape, np.nan, np.float32)
+    if ARTEFACT in plan.names and plan.edge is not None:
+        made = {n: 0.0 if wrong is None else (gaussian_filter(wrong[n], s) if s > 0 else wrong[n])[keep] for n in EDGE}
+        right = {n: np.asarray(v[n] - made[n], np.float32) for n in EDGE}
+        clean = np.where(right["level"] > LEAST_LEVEL / 2, plan.edge.shift(right["shift"], right["level"]), np.nan)
+        maps[ARTEFACT] = (maps["edge_energy_relative"] - clean).astype(np.float32)
     if errors is not None:
         whole = soft["shape"]
         for k in range(len(body)):
@@ -577,6 +593,10 @@ def finish_slab(
             if inside.any():
                 slope = None if errors is None else _gradient(soft["shape"], (keep.start or 0) + k, errors.y[k])
                 _row_measures(plan, spectra(k)[:, inside], inside, errors, slope, maps, k, parameters)
+    if ARTEFACT in plan.names:
+        noise = np.nan_to_num(maps["edge_energy_relative" + SIGMA])
+        size = np.abs(maps[ARTEFACT])
+        maps[FLAG] = (np.isfinite(size) & (size > ARTEFACT_SIGMA * noise) & (size > 0)).astype(np.float32)
     return {name: np.ascontiguousarray(maps[name]) for name in plan.names}
 
 

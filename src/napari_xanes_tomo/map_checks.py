@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .agreement import band_pass
+from .artefact import displaced_lines
 from .chemistry import MapPlan
-from .maps import AlignedEnergy, component_sinograms, grid_of
-from .model import FloatArray
-from .reconstruction import fbp
+from .fsc import ShellCorrelation, shell_correlation
+from .maps import AlignedEnergy, common_angles, component_sinograms, grid_of
+from .model import FloatArray, Score
+from .recipe import MapsParameters
+from .reconstruction import angular_weights, fbp
 
-__all__ = ["Rows", "follow_edge", "read_rows"]
+__all__ = [
+    "DISPLACED_PX",
+    "Displaced",
+    "MapChecks",
+    "MassBalance",
+    "Rows",
+    "check_maps",
+    "displacements",
+    "follow_edge",
+    "half_sets",
+    "mass_balance",
+    "read_rows",
+]
 
 F32 = npt.NDArray[np.float32]
 _LEAST_VOXELS = 2000  # for the slopes of the amounts over the edge energy
@@ -28,6 +45,9 @@ class Rows:
     lines : (energy, angle, row, column) array
         Line integrals times the share of the half turn that the angle stands for at its energy.
     theta_deg : (angles,) array
+        Ascending.
+    share : (energy, angle) array
+        That part; 0 where an energy has no projection.
     per_cm : float
         1/cm of a reconstructed 1/voxel.
     smoothing : float
@@ -38,6 +58,7 @@ class Rows:
 
     lines: F32
     theta_deg: FloatArray
+    share: FloatArray
     per_cm: float
     smoothing: float
     filter: str
@@ -92,7 +113,10 @@ def read_rows(
     first = max(0, (height - rows) // 2)
     lines, theta = component_sinograms(energies, single, (first, min(height, first + rows)), bin=bin, threads=threads)
     order = np.argsort(theta, kind="stable")
-    return Rows(np.ascontiguousarray(lines[:, order]), theta[order], 1e7 / voxel_nm, smoothing, filter)
+    share = np.zeros((n, len(theta)))
+    for e, (item, where) in enumerate(zip(energies, common_angles(energies)[1], strict=True)):
+        share[e, where] = angular_weights(np.asarray(item.scan.theta_deg, dtype=float)[item.members])
+    return Rows(np.ascontiguousarray(lines[:, order]), theta[order], share[:, order], 1e7 / voxel_nm, smoothing, filter)
 
 
 def follow_edge(plan: MapPlan, rows: Rows) -> dict[str, float] | str:
@@ -132,3 +156,344 @@ def follow_edge(plan: MapPlan, rows: Rows) -> dict[str, float] | str:
         right = [more[0] @ v[1] + more[1] @ v[0] for v in (shift, level)]
         out[element] = float(np.linalg.solve(cross, np.array(right) / 2)[0])
     return out
+
+
+_BAND_PX = (0.7, 2.0)  # surfaces and cracks are common to all elements, gradients of the composition are not
+DISPLACED_PX = 0.1  # of an energy as a whole: from here on it is told, and counted in the artefact map
+_FLOOR_PX = 0.02  # what is left of the composition in that band, as displacement
+_BLOCKS = 12  # of neighbouring angles, for the standard errors
+
+
+@dataclass(frozen=True)
+class Displaced:
+    """How far every energy lies from the others, by the surfaces of the object: the edge-dipole test.
+
+    An energy that lies beside the others adds to every map a dipole along its displacement: too much on one side of
+    every surface, too little on the other. A rim that is really there has no direction.
+
+    Attributes
+    ----------
+    shift : (energies, 4) array
+        Content displaced by this, y, z, x in px of the reference, against the median energy; and the error of the
+        rotation centre, which displaces all projections alike.
+    sigma : (energies, 4) array
+        From the scatter of blocks of angles, what is left of the composition, and the error that the registration
+        stated.
+    """
+
+    shift: FloatArray
+    sigma: FloatArray
+
+    @property
+    def length(self) -> FloatArray:
+        """(energies,) px."""
+        return np.asarray(np.linalg.norm(self.shift, axis=1))
+
+    @property
+    def found(self) -> npt.NDArray[np.bool_]:
+        """(energies,) whether the displacement stands out: more than four standard errors and a tenth of a pixel."""
+        z2 = np.sum((self.shift / self.sigma) ** 2, axis=1)
+        return np.asarray(np.isfinite(z2) & (z2 > 16) & (self.length > DISPLACED_PX))
+
+
+def displacements(plan: MapPlan, rows: Rows, *, stated: FloatArray | None = None, bin: int = 1) -> Displaced:
+    """Measure how far every energy lies from the mean of all others in the rows, px of the reference.
+
+    Every projection is compared with the weighted mean of the same angle's projections of all other energies, both
+    band-passed (0.7..2 px), by least squares on gain, displacement, rotation centre (one for all angles) and
+    magnification. Every energy but the displaced ones shares a part of their displacement through the mean; the joint
+    solution takes that out.
+
+    Parameters
+    ----------
+    plan : MapPlan
+    rows : Rows
+    stated : (energies, 3) array, optional
+        Standard errors y, z, x that the registration stated, px of the reference.
+    bin : int
+        Reference pixels per voxel of the rows.
+    """
+    n, angles = rows.share.shape
+    share = np.where(rows.share > 0, rows.share, np.nan)
+    lines = rows.lines / share[:, :, None, None].astype(np.float32)
+    there = rows.share > 0
+    lines = np.nan_to_num(lines)
+    weight = plan.components["shape"] / np.maximum(plan.spectrum, 1e-9)  # every energy brought to one contrast
+    weight = np.where(plan.spectrum > 0, weight, 0.0)
+    weight /= max(weight.sum(), 1e-12)
+    total = np.tensordot(weight.astype(np.float32), lines, axes=(0, 0))
+    seen = weight @ there
+    t = np.deg2rad(rows.theta_deg)
+    block = np.minimum(np.arange(angles) * _BLOCKS // max(1, angles), _BLOCKS - 1)
+    measured, sigma = np.full((n, 4), np.nan), np.full((n, 4), np.nan)
+    for e in range(n):
+        rest = seen - weight[e] * there[e]
+        use = np.flatnonzero(there[e] & (rest > 0.5 * (1 - weight[e])))
+        if len(use) < 8 or weight[e] == 0:
+            continue
+        mean = (total[use] - np.float32(weight[e]) * lines[e, use]) / rest[use, None, None].astype(np.float32)
+        own, found = lines[e, use], np.zeros(4)
+        for _ in range(4):
+            normal, right = _dipole_equations(
+                own, displaced_lines(mean, rows.theta_deg[use], found), t[use], block[use]
+            )
+            step = np.linalg.lstsq(normal.sum(axis=0), right.sum(axis=0), rcond=1e-10)[0]
+            gain = step[0] if abs(step[0]) > 1e-6 else np.nan
+            move = np.clip(step[1:5] / gain, -2, 2) if np.isfinite(gain) else np.zeros(4)
+            found = found + move
+            if np.linalg.norm(found) < DISPLACED_PX or np.linalg.norm(move) < 0.01:
+                break
+        parts = []
+        for b in np.unique(block[use]):  # one block left out at a time
+            s = np.linalg.lstsq(normal.sum(axis=0) - normal[b], right.sum(axis=0) - right[b], rcond=1e-10)[0]
+            parts.append(s[1:5] / s[0])
+        m = len(parts)
+        measured[e] = found
+        sigma[e] = np.sqrt((m - 1) / m * np.sum((np.array(parts) - np.mean(parts, axis=0)) ** 2, axis=0))
+    good = np.isfinite(measured).all(axis=1)
+    out = np.full((n, 4), np.nan)
+    if good.sum() > 2:
+        w = weight[good]
+        share_of = w[None, :] / (1 - w)[:, None]
+        np.fill_diagonal(share_of, 0.0)
+        solved = np.linalg.pinv(np.eye(len(w)) - share_of) @ measured[good]
+        out[good] = solved - np.median(solved, axis=0)
+    told = np.zeros((n, 4))
+    if stated is not None:
+        told[:, :3] = stated
+    return Displaced(out * bin, np.sqrt((sigma * bin) ** 2 + _FLOOR_PX**2 + told**2))
+
+
+def _dipole_equations(
+    own: F32, mean: F32, theta: FloatArray, block: npt.NDArray[np.intp]
+) -> tuple[FloatArray, FloatArray]:
+    """Return normal equations (block, 6, 6) and (block, 6): gain, y, z, x, centre and magnification."""
+    a, b = (band_pass(np.ascontiguousarray(v), *_BAND_PX) for v in (own, mean))
+    dy = -np.gradient(b, axis=1) if b.shape[1] > 1 else np.zeros_like(b)
+    dc = -np.gradient(b, axis=2)
+    y, c = ((np.arange(k) - (k - 1) / 2).astype(np.float32) for k in b.shape[1:])
+    design = [
+        b,
+        dy,
+        dc * np.sin(theta).astype(np.float32)[:, None, None],
+        dc * np.cos(theta).astype(np.float32)[:, None, None],
+        dc,
+        dy * y[:, None] + dc * c,
+    ]
+    edge = 3 if b.shape[1] > 12 else 0  # the band-pass does not know what lies beyond the rows
+    cut = slice(edge, b.shape[1] - edge)
+    k = len(design)
+    normal, right = np.zeros((_BLOCKS, k, k)), np.zeros((_BLOCKS, k))
+    for i, first in enumerate(design):
+        value = np.einsum("ayc,ayc->a", first[:, cut], a[:, cut], dtype=np.float64)
+        right[:, i] = np.bincount(block, value, _BLOCKS)
+        for j in range(i, k):
+            value = np.einsum("ayc,ayc->a", first[:, cut], design[j][:, cut], dtype=np.float64)
+            normal[:, i, j] = normal[:, j, i] = np.bincount(block, value, _BLOCKS)
+    return normal, right
+
+
+@dataclass(frozen=True)
+class MassBalance:
+    """The mass of the reconstructed rows against that of their projections.
+
+    Attributes
+    ----------
+    ratio : float
+        Sum over the volume / mean sum over the projections, of the mean of all energies.
+    scatter : float
+        Standard deviation of the projections' sums from angle to angle, relative.
+    """
+
+    ratio: float
+    scatter: float
+
+    @property
+    def lost(self) -> float:
+        """What is lost or gained, relative: root mean square over the projections against the volume."""
+        return float(np.hypot(self.ratio - 1, self.scatter))
+
+
+def mass_balance(plan: MapPlan, rows: Rows) -> MassBalance:
+    """Compare the mass of the reconstruction with that of every projection: parallel beams conserve it.
+
+    What stands in the field beside the object, leaves it, or was cut from it breaks the balance.
+    """
+    weights = plan.components["shape"]
+    share = np.asarray(weights @ rows.share)
+    use = share > 0.5 * share.max(initial=0)
+    sums = np.tensordot(weights, rows.lines.sum(axis=(2, 3), dtype=np.float64), axes=(0, 0))
+    each = sums[use] / share[use]
+    mean = float(each.mean()) if use.any() else float("nan")
+    volume = rows.volume(weights, smoothing=0.0) / np.float32(rows.per_cm)
+    total = float(volume.sum(dtype=np.float64))
+    good = mean > 0
+    return MassBalance(total / mean if good else float("nan"), float(each.std() / mean) if good else float("nan"))
+
+
+def half_sets(plan: MapPlan, rows: Rows, name: str, voxel_nm: float) -> ShellCorrelation | None:
+    """Correlate a component made from even with the same made from odd angles, shell by shell, inside the particle.
+
+    The two share the alignment and the flats, not the counts and not the angles: the curve sees noise and how finely
+    the angles sample, and is blind to what both are wrong by. None where the rows hold no particle.
+
+    Parameters
+    ----------
+    plan : MapPlan
+    rows : Rows
+    name : str
+        Of the component.
+    voxel_nm : float
+        Of the rows.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    if len(rows.theta_deg) < 16:
+        return None
+    body = rows.volume(plan.components["shape"]) > 0.5 * plan.shape_level
+    if body.sum() < _LEAST_VOXELS:
+        return None
+    mask = np.clip(2 * gaussian_filter(body.astype(np.float32), 2.0), 0, 1)
+    y = np.arange(len(mask))
+    ends = np.minimum(y + 0.5, len(y) - y - 0.5) / 4  # the rows are cut out of the particle: no sharp end
+    mask *= np.clip(ends, 0, 1)[:, None, None].astype(np.float32)
+    weights = plan.weights(name)
+    halves = [rows.volume(weights, part=slice(k, None, 2), smoothing=0.0) for k in (0, 1)]
+    return shell_correlation(halves[0], halves[1], mask=mask, voxel_nm=voxel_nm)
+
+
+MASS_LIMIT = 0.02  # relative
+_RED = {"displacement": 0.3, "mass": 0.05}  # px, relative; amber from DISPLACED_PX and MASS_LIMIT on
+_ROWS = 32  # in the middle
+_WIDEST = 512  # columns; larger frames are looked at with larger voxels
+
+
+@dataclass(frozen=True)
+class MapChecks:
+    """What was found in the middle rows before the maps were made.
+
+    Attributes
+    ----------
+    energies_ev : (energies,) array
+    followed : dict or str
+        See `follow_edge`.
+    displaced : Displaced
+    mass : MassBalance
+    shells : dict of str to ShellCorrelation
+        Even against odd angles, by the name of the component.
+    edge_ev : (energies,) array
+        eV of the edge energy for a px of displacement at a surface; NaN where there is no such map.
+    """
+
+    energies_ev: FloatArray
+    followed: dict[str, float] | str
+    displaced: Displaced
+    mass: MassBalance
+    shells: dict[str, ShellCorrelation]
+    edge_ev: FloatArray
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The displacement that is found, else the largest there is, and the mass that is lost."""
+        d = self.displaced
+        most = d.length[d.found] if d.found.any() else np.minimum(d.length, DISPLACED_PX)
+        worst = float(np.nanmax(most)) if np.isfinite(most).any() else float("nan")
+        out = [] if np.isnan(worst) else [Score("edge dipole of an energy", worst, "px", DISPLACED_PX)]
+        if np.isfinite(self.mass.lost):
+            out.append(Score("mass of the volume against the projections", self.mass.lost, "", MASS_LIMIT))
+        return tuple(out)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is not as it should be: amber, or red."""
+        out = []
+        if isinstance(self.followed, str) and self.followed:
+            out.append(f"the amounts are taken without the scanned edge: {self.followed}")
+        d = self.displaced
+        for e in np.flatnonzero(d.found).tolist():
+            colour = "red" if d.length[e] > _RED["displacement"] else "amber"
+            effect = d.length[e] * abs(self.edge_ev[e])
+            does = f"; at surfaces that is up to {effect:.2g} eV of false edge energy" if effect > 0 else ""
+            y, z, x, centre = d.shift[e]
+            out.append(
+                f"edge dipole, {colour}: {self.energies_ev[e]:g} eV lies {d.length[e]:.2f} px beside the other "
+                f"energies (y {y:+.2f}, z {z:+.2f}, x {x:+.2f}, rotation centre {centre:+.2f}){does}; register it "
+                "again, or exclude it"
+            )
+        if self.mass.lost > MASS_LIMIT:
+            colour = "red" if self.mass.lost > _RED["mass"] else "amber"
+            out.append(
+                f"mass, {colour}: the projections differ from the mass of the volume by {100 * self.mass.lost:.1f} % "
+                f"(mean {100 * (1 - self.mass.ratio):+.1f} %); something leaves the field, or the background is not out"
+            )
+        return tuple(out)
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Return plain numbers for the journal and the report."""
+        d = self.displaced
+        rows = [
+            [float(e), *(round(float(v), 4) for v in (*s, *u)), bool(f)]
+            for e, s, u, f in zip(self.energies_ev, d.shift, d.sigma, d.found, strict=True)
+            if np.isfinite(s).all()
+        ]
+        curves = {}
+        for name, c in self.shells.items():
+            good = np.isfinite(c.correlation)
+            columns = (c.frequency * 1e3 / c.voxel_nm, c.correlation, c.half_bit, c.chance)
+            curves[name] = {
+                "per_um_correlation_half_bit_chance": np.round(np.stack(columns, axis=1)[good], 4).tolist(),
+                "half_bit_nm": c.detail_nm(),
+                "one_seventh_nm": c.detail_nm(0.143),
+                "voxel_nm": c.voxel_nm,
+                "mask_part": round(c.mask_part, 4),
+            }
+        return {
+            "amounts_followed_edge": self.followed if isinstance(self.followed, dict) else {},
+            "edge_dipole_ev_yzxc_sigma_found": rows,
+            "mass_ratio": self.mass.ratio,
+            "mass_scatter": self.mass.scatter,
+            "shell_correlation": curves,
+        }
+
+
+def check_maps(
+    energies: Sequence[AlignedEnergy],
+    plan: MapPlan,
+    pixel_nm: float,
+    parameters: MapsParameters,
+    *,
+    edge_ev: FloatArray,
+    threads: int | None = None,
+) -> tuple[MapPlan, MapChecks]:
+    """Look at rows in the middle before the maps are made; return the plan with what was found, and what was found.
+
+    Parameters
+    ----------
+    energies : sequence of AlignedEnergy
+        Projections, in the order of the plan.
+    plan : MapPlan
+    pixel_nm : float
+        Of the reference.
+    parameters : MapsParameters
+    edge_ev : (energies,) array
+        What a px of displacement does at a surface, see `MapChecks`.
+    threads : int, optional
+    """
+    wide = max(1, -(-energies[0].scan.frames.frame_shape[1] // _WIDEST))
+    rows = read_rows(
+        energies, plan, pixel_nm * wide, rows=_ROWS, bin=wide, smoothing=parameters.smoothing_voxel,
+        filter=parameters.filter, threads=threads,
+    )  # fmt: skip
+    followed: dict[str, float] | str = follow_edge(plan, rows) if plan.helped else {}
+    if isinstance(followed, dict) and followed:
+        plan = plan.with_scanned_edge(followed)
+    stated = np.array([[i.translation_sigma[0], i.translation_sigma[2], i.translation_sigma[1]] for i in energies])
+    displaced = displacements(plan, rows, stated=stated, bin=wide)
+    plan = replace(plan, displacement=np.where(displaced.found[:, None], np.nan_to_num(displaced.shift), 0.0))
+    shells = {}
+    for name, component in (("morphology", "shape"), *((e, e) for e in plan.elements), ("edge_jump", "level")):
+        curve = half_sets(plan, rows, component, pixel_nm * wide) if component in plan.components else None
+        if curve is not None:
+            shells[name] = curve
+    return plan, MapChecks(plan.energies_ev, followed, displaced, mass_balance(plan, rows), shells, edge_ev)

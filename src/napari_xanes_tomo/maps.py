@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .air import plane
-from .chemistry import SIGMA, SIGMA_ALIGNMENT, MapPlan, atomic_mass, finish_slab, plan_maps
+from .artefact import added_components
+from .chemistry import EDGE, SIGMA, SIGMA_ALIGNMENT, MapPlan, atomic_mass, finish_slab, plan_maps
 from .counts import bin_frames, own_beam, read_absorbance
 from .flats import Beam, exposures
 from .model import Alignment, EnergyScan, FloatArray, XanesTomoError
@@ -405,12 +406,7 @@ def covariance(
     step = coarse_step(grid[1])
     coarse_rows, columns = -(-grid[0] // step), made.noise.shape[3]
     theta = made.theta_deg
-    total = np.zeros(len(theta))
-    for e, (item, where) in enumerate(zip(energies, common_angles(energies)[1], strict=True)):
-        turns = np.asarray(item.scan.theta_deg, dtype=float)[item.members]
-        total[where] += plan.components["shape"][e] * (angular_weights(turns) if p.reconstruction == "fbp" else 1.0)
-    shape = made.sinograms[list(plan.components).index("shape")]
-    lines = shape / np.maximum(total, 1e-12).astype(np.float32)[:, None, None]
+    lines, _ = _mean_lines(energies, plan, made, p)
     inside = slice(keep[0] - rows[0], keep[1] - rows[0])
     up, across = moved_variance(lines, filter=p.filter, smoothing=p.smoothing_voxel, keep=inside)
     up, across = decimate(up, step, columns), decimate(across, step, columns)
@@ -433,6 +429,19 @@ def covariance(
         upsampler(grid[1], columns, step),
         np.arange(*keep) - (grid[0] - 1) / 2,
     )
+
+
+def _mean_lines(
+    energies: Sequence[AlignedEnergy], plan: MapPlan, made: Combined, p: MapsParameters
+) -> tuple[F32, FloatArray]:
+    """Return the object's line integrals (angle, row, column), and what projections count for, (energy, angle)."""
+    share = np.zeros((len(energies), len(made.theta_deg)))
+    for e, (item, where) in enumerate(zip(energies, common_angles(energies)[1], strict=True)):
+        turns = np.asarray(item.scan.theta_deg, dtype=float)[item.members]
+        share[e, where] = angular_weights(turns) if p.reconstruction == "fbp" else 1.0
+    shape = made.sinograms[list(plan.components).index("shape")]
+    total = np.maximum(plan.components["shape"] @ share, 1e-12)
+    return np.asarray(shape / total.astype(np.float32)[:, None, None]), share
 
 
 def coverage_slab(
@@ -519,8 +528,16 @@ def map_slab(
     errors = errors.scaled(per_cm)
     coverage, least = coverage_slab(energies, plan, wanted, bin=bin)
     keep = slice(slab.y0 - rows[0], slab.y1 - rows[0])
+    wrong = None
+    if plan.displacement is not None and plan.edge is not None and np.any(plan.displacement):
+        lines, share = _mean_lines(energies, plan, made, parameters)
+        added = added_components(
+            lines, theta, share, plan.spectrum / plan.shape_level, {n: plan.components[n] for n in EDGE},
+            plan.displacement / bin,
+        )  # fmt: skip
+        wrong = {n: solve(x, theta, weights=usable) * per_cm for n, x in added.items()}
     spectra = single_rows(made, plan, keep, per_cm, parameters, threads=threads) if plan.single else None
-    return finish_slab(plan, volumes, coverage, least, keep, parameters, errors, spectra=spectra)
+    return finish_slab(plan, volumes, coverage, least, keep, parameters, errors, spectra=spectra, wrong=wrong)
 
 
 def slab_bytes(plan: MapPlan, rows: int, columns: int, angles: int, bin: int = 1) -> int:

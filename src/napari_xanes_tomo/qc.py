@@ -16,6 +16,7 @@ from .absorbance import read_absorbance
 from .agreement import displacement_equations, object_support, recorded_rows, smooth
 from .counts import own_beam
 from .flats import Beam
+from .fsc import half_bit
 from .model import Alignment, EnergyScan, FloatArray, Progress, Score, XanesTomoError, no_progress
 from .projector import Projector
 from .reconstruction import angular_weights
@@ -455,12 +456,6 @@ def _scatter(values: FloatArray) -> float:
     """Five robust standard deviations."""
     centre = np.nanmedian(values) if np.isfinite(values).any() else 0.0
     return 5 * 1.4826 * float(np.nanmedian(np.abs(values - centre))) if np.isfinite(values).any() else 0.0
-
-
-def half_bit(count: npt.ArrayLike) -> FloatArray:
-    """Return the 1/2-bit threshold of rings of `count` independent Fourier coefficients."""
-    root = np.sqrt(np.maximum(np.asarray(count, dtype=float), 1.0))
-    return np.asarray((0.2071 + 1.9102 / root) / (1.2071 + 0.9102 / root))
 
 
 def ring_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:

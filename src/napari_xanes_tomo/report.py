@@ -32,6 +32,7 @@ from .io.store import (
     read_shifts,
 )
 from .jitter_report import JitterRow, jitter_section, views_path, views_read
+from .map_report import checks_section
 from .model import XanesTomoError
 from .recipe import EDGE_MEASURES, Recipe
 from .state import active_events, candidates_in, quality_of
@@ -445,7 +446,7 @@ def _maps(run: _Run) -> str:
         text += f"; reference energy {run.maps['reference_ev']:g} eV"
     return (
         f'<h2>Maps</h2><p>{escape(text)}.</p><div class="row">{"".join(figures)}</div>'
-        f"<p></p>{table(header, rows)}{_absent(run)}"
+        f"<p></p>{table(header, rows)}{_absent(run)}{checks_section(run.maps)}"
     )
 
 

@@ -22,6 +22,7 @@ from psygnal import Signal
 
 from .absorbance import Normalised
 from .agreement import center_of_rotation
+from .chemistry import ARTEFACT, FLAG
 from .edges import ReferenceSpectrum, bracketed_elements, edge_energy_ev
 from .execution import WAITING, Execution, Threads
 from .given import given_flats, given_jitter, given_registration, look_at
@@ -44,7 +45,7 @@ from .io.store import (
 )
 from .jitter_report import views_bytes, views_path, views_read
 from .joint import Joint, join
-from .map_checks import follow_edge, read_rows
+from .map_checks import MapChecks, check_maps
 from .maps import (
     AlignedEnergy,
     MapPlan,
@@ -1046,15 +1047,9 @@ class Workflow:
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
         plan, items, pixel_nm = self.map_plan(state)
         p = self.recipe.maps
-        followed: dict[str, float] | str = {}
-        if plan.helped and items[0].variance is None:
-            wide = max(1, -(-self.series.frame_shape[1] // 512))
-            looked = read_rows(
-                items, plan, pixel_nm * wide, rows=24, bin=wide, smoothing=p.smoothing_voxel, filter=p.filter
-            )
-            followed = follow_edge(plan, looked)
-            if not isinstance(followed, str):
-                plan = plan.with_scanned_edge(followed)
+        checks: MapChecks | None = None
+        if items[0].variance is None:
+            plan, checks = check_maps(items, plan, pixel_nm, p, edge_ev=surface_effect(plan).edge_ev)
         choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS)
         volumes = items[0].variance is not None
         px = _voxel_px(items, choices, p)
@@ -1099,8 +1094,10 @@ class Workflow:
         metadata = {
             "reference_ev": plan.reference_ev,
             "energies_left_out_ev": list(plan.left_out_ev),
-            "scanned_edge_in_elements": bool(followed) and not isinstance(followed, str),
-            "amounts_followed_edge": followed if isinstance(followed, dict) else {},
+            "scanned_edge_in_elements": checks is not None
+            and isinstance(checks.followed, dict)
+            and bool(checks.followed),
+            **({} if checks is None else checks.numbers),
             "reconstruction": self._reconstructor().name,
             "attenuation": _TABLES[p.attenuation],
             "white_line_factors": {e: plan.white_lines.get(e, (p.white_line(e),))[0] for e in plan.elements},
@@ -1120,8 +1117,7 @@ class Workflow:
         }
         kept = store.finish(absent=dict(plan.absent), metadata=metadata)
         notes = [f"{name}: {why}" for name, why in plan.absent.items()]
-        if isinstance(followed, str):
-            notes.append(f"the amounts are taken without the scanned edge: {followed}")
+        notes += () if checks is None else checks.notes
         if kept is not None:
             notes.append(f"the former maps are kept in {kept.name}")
         if p.reconstruction != "fbp" and not volumes:
@@ -1155,7 +1151,10 @@ class Workflow:
             for e, (factor, sigma) in plan.white_lines_seen.items()
             if e not in plan.white_lines
         ]
-        scores = (Score("noise / edge jump", noise, "", p.noise_limit),) if made_with is not None else ()
+        scores: tuple[Score, ...] = (
+            (Score("noise / edge jump", noise, "", p.noise_limit),) if made_with is not None else ()
+        )
+        scores += () if checks is None else checks.scores
         return StepResult({}, numbers, Quality(scores, tuple(notes)))
 
     # ----------------------------------------------------------------------------------------------- tables
@@ -1328,6 +1327,8 @@ _DESCRIPTIONS = {
     "edge_jump": "step of the scanned edge",
     **{name: text for name, (_, text) in MEASURES.items()},
     "valence": "mean valence of the references, by their fractions",
+    ARTEFACT: "what energies found to lie beside the others make of edge_energy_relative; it is not taken out",
+    FLAG: f"1 where {ARTEFACT} is more than a standard error: valence contrast that misregistration explains",
     "mask": "1 inside the particle where every energy saw the voxel",
     "coverage": "part of all (energy, angle) pairs that saw the voxel",
 }
