@@ -256,3 +256,17 @@ def test_what_is_wrong_is_said_in_colours() -> None:
     assert "Fourier shell correlation" in shown
     assert "no resolution stated" in shown or "nm" in shown
     assert checks_section({}) == ""
+
+
+def test_rows_that_hold_nothing_and_an_energy_that_shows_nothing_are_said_not_raised() -> None:
+    plan, rows = porous({})
+    for lines in (0 * rows.lines, np.full_like(rows.lines, np.nan)):
+        bad = replace(rows, lines=lines)
+        assert isinstance(follow_edge(plan, bad), str), "no voxel of the particle"
+        assert not displacements(plan, bad).found.any()
+        assert np.isnan(mass_balance(plan, bad).lost)
+        assert half_sets(plan, bad, "Ni", VOXEL_NM) is None
+    dead = replace(rows, lines=np.where(np.arange(len(DEMO))[:, None, None, None] == 3, 0, rows.lines).astype("f4"))
+    found = displacements(plan, dead)
+    assert np.flatnonzero(~np.isfinite(found.length)).tolist() == [3]
+    assert not found.found.any()

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.float32]
+_STEEPEST = 0.2  # part of an amount that an eV of the edge may pretend
 _LEAST_VOXELS = 2000  # for the slopes of the amounts over the edge energy
 
 
@@ -155,6 +156,11 @@ def follow_edge(plan: MapPlan, rows: Rows) -> dict[str, float] | str:
         more = [rows.volume(weights - plan.components[element], part=part)[body].astype(float) for part in halves]
         right = [more[0] @ v[1] + more[1] @ v[0] for v in (shift, level)]
         out[element] = float(np.linalg.solve(cross, np.array(right) / 2)[0])
+        amount = float(plan.components[element] @ plan.spectrum)
+        if not abs(out[element]) < _STEEPEST * abs(amount):
+            return (
+                f"{element} would follow the edge by {out[element]:.2g} per eV of {amount:.2g}: an energy is not right"
+            )
     return out
 
 
@@ -239,10 +245,14 @@ def displacements(plan: MapPlan, rows: Rows, *, stated: FloatArray | None = None
             )
             step = np.linalg.lstsq(normal.sum(axis=0), right.sum(axis=0), rcond=1e-10)[0]
             gain = step[0] if abs(step[0]) > 1e-6 else np.nan
-            move = np.clip(step[1:5] / gain, -2, 2) if np.isfinite(gain) else np.zeros(4)
+            if not np.isfinite(gain):
+                break
+            move = np.clip(step[1:5] / gain, -2, 2)
             found = found + move
             if np.linalg.norm(found) < DISPLACED_PX or np.linalg.norm(move) < 0.01:
                 break
+        if not np.isfinite(found).all() or not np.isfinite(gain):
+            continue  # an energy that shows nothing
         parts = []
         for b in np.unique(block[use]):  # one block left out at a time
             s = np.linalg.lstsq(normal.sum(axis=0) - normal[b], right.sum(axis=0) - right[b], rcond=1e-10)[0]
