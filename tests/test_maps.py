@@ -591,6 +591,10 @@ def test_a_white_line_that_nobody_declared_is_found_in_the_mean(
     unasked = plan_maps(energies, mu, np.ones(len(energies)), len(energies) - 1, MapsParameters(attenuation=table))
     assert unasked.white_lines == {}, "nothing is taken unless the user says so"
     assert unasked.white_lines_seen == found.white_lines, "but it is told"
+    # ... and no less than what it does is stated as systematic.
+    for e, factor in factors.items():
+        stated = unasked.about(e, MapsParameters(attenuation=table), 0.7)["systematic_relative"]["white_line"]
+        assert stated >= max(0.1, abs(factor - 1) - 0.06)
     for e, factor in factors.items():
         assert found.white_lines[e][0] == pytest.approx(factor, abs=0.06)
     for e, true in DENSITY.items():

@@ -207,6 +207,16 @@ class MapPlan:
             return np.asarray(np.sum([self.components[e] for e in self.elements], axis=0))
         return self.components[name]
 
+    def _white_line_error(self, element: str, parameters: MapsParameters) -> float:
+        """Return the systematic error of an amount by its white-line factor, relative."""
+        if element in self.white_lines:
+            return max(self.white_lines[element][1], SYSTEMATIC_WHITE_LINE[True])
+        declared = parameters.declared_white_line(element) is not None
+        least = SYSTEMATIC_WHITE_LINE[declared]
+        # The mean spectrum contradicts the factor of 1 that was used: the amount is off by as much.
+        seen = self.white_lines_seen.get(element)
+        return least if declared or seen is None else max(least, round(abs(seen[0] - 1), 3))
+
     def about(self, name: str, parameters: MapsParameters, blur_px: float, bin: int = 1) -> dict[str, Any]:
         """Return what a reader of the map `name` must know: its point spread, and its systematic errors as numbers.
 
@@ -223,12 +233,7 @@ class MapPlan:
             # The step a few eV above an edge is the white line's, not the table's; a declared factor is known better.
             near = [e for e in self.elements if self._white_line_seen(e)]
             if near and (name == "density" or name.split("_")[0] in near or name.endswith("_fraction")):
-                terms["white_line"] = max(
-                    max(self.white_lines[e][1], SYSTEMATIC_WHITE_LINE[True])
-                    if e in self.white_lines
-                    else SYSTEMATIC_WHITE_LINE[parameters.declared_white_line(e) is not None]
-                    for e in near
-                )
+                terms["white_line"] = max(self._white_line_error(e, parameters) for e in near)
             out["systematic_relative"] = terms
         if name in self.measured and self.measures is not None:
             out["normalisation"] = self.measures.description
