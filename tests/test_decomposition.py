@@ -48,6 +48,13 @@ def test_every_part_is_found(energies: int, tolerance: float) -> None:
     assert found.rms["synchronous"] == pytest.approx([0.5, 0.5], rel=tolerance)
     assert found.rms["remainder"] == pytest.approx([0.3, 0.3], rel=tolerance)
     assert list(found.rms) == list(PARTS)
+    columns = found.columns([180] * energies)
+    rigid_y = columns["rigid_y_px"].reshape(energies, 180)
+    np.testing.assert_allclose(rigid_y[:, 0], found.place[:, 0] - found.place[:, 0].mean(), atol=1e-9)
+    total = sum(columns[f"{name}_x_px"] for name in PARTS[1:])
+    expected = (common[None] + rigid + steps + remainder)[..., 1] - found.gauge()[None, :, 1]
+    np.testing.assert_allclose(total, expected.ravel(), atol=1e-9)
+    assert "repeated at every energy 0.5" in found.text() or "repeated at every energy 0.4" in found.text()
 
 
 def test_nothing_repeats_where_nothing_does() -> None:

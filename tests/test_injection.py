@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from napari_xanes_tomo import open_series
 from napari_xanes_tomo.cli import app
-from napari_xanes_tomo.injection import recover_jitter
+from napari_xanes_tomo.injection import recover_jitter, recover_registration
 from napari_xanes_tomo.model import XanesTomoError
 from napari_xanes_tomo.phantom import TwinParameters, write_twin
 
@@ -56,4 +56,28 @@ def test_on_the_command_line(twin: Path, tmp_path: Path) -> None:
     assert (result.exit_code, "8570 eV" in result.stdout) == (0, True)
     (tmp_path / "empty").mkdir()
     result = CliRunner().invoke(app, ["test", str(tmp_path / "empty")])
+    assert result.exit_code == 1
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    p = TwinParameters(n=96, n_angles=48, energies_ev=(8400.0, 8570.0), grains=60, flats_per_set=4)
+    return write_twin(tmp_path_factory.mktemp("two") / "twin", parameters=p)
+
+
+def test_displacements_and_a_scale_are_found_against_the_reference(two: Path) -> None:
+    scan, reference = open_series(two).scans
+    found = recover_registration(scan, reference, shift_px=12.0)
+    assert found.injected.std(axis=0) == pytest.approx([1.1, 1.1], rel=0.4)
+    assert (found.error_px < 0.1).all()
+    assert (np.abs(found.common_px) < 0.06).all()
+    assert found.scale_found == pytest.approx(1.003, abs=max(5e-4, 3 * found.scale_sigma))
+    assert "scale: 1.00300 put in" in found.text()
+
+
+def test_the_reference_is_not_registered_to_itself(two: Path) -> None:
+    _, reference = open_series(two).scans
+    with pytest.raises(XanesTomoError, match="choose another energy"):
+        recover_registration(reference, reference)
+    result = CliRunner().invoke(app, ["test", str(two), "--registration", "--energy", "8570"])
     assert result.exit_code == 1

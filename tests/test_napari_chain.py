@@ -389,6 +389,13 @@ def test_what_is_left_of_the_registration_is_seen_and_led_to(open_docks: Any, co
     docks.click(dock.worst_button)
     assert docks.session.frame == (e2, i2)
 
+    docks.session.go_to(2, 4)
+    parts = workflow.decomposition()
+    np.testing.assert_allclose(dock.parts.values(0, 1)[1], parts.remainder[2, :, 0])
+    np.testing.assert_allclose(dock.parts.values(1, 0)[1], parts.synchronous[:, 1])
+    assert parts.text() in dock.parts_label.text()
+    docks.session.go_to(e2, i2)
+
     dock.matrix_combo.setCurrentText("closure, y")
     np.testing.assert_array_equal(dock.matrix.values, workflow.joint().closure_matrix("ty"))
     dock.matrix.press(1, 2)

@@ -444,17 +444,21 @@ def _options(texts: list[str]) -> dict[str, Any]:
 def on_my_data(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A measurement: its script, folder or file.")],
     energy: Annotated[
-        float | None, typer.Option(help="The energy (eV) nearest to this; the last one by default.")
+        float | None, typer.Option(help="The energy (eV) nearest to this; by default the last (--registration: first).")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(metavar="R.yaml", help="Parameters of the steps.")] = None,
     shift: Annotated[float, typer.Option(min=0, max=100, help="Rms displacement put in, px of 1024 columns.")] = 4.0,
     bad: Annotated[int, typer.Option(min=0, help="Number of bad frames put in.")] = 7,
     seed: Annotated[int, typer.Option(min=0, help="Other displacements and bad frames.")] = 0,
+    registration: Annotated[
+        bool, typer.Option("--registration", help="Test the registration to the reference energy, with a scale jump.")
+    ] = False,
+    scale: Annotated[float, typer.Option(min=0.98, max=1.02, help="Scale put in (--registration).")] = 1.003,
     verbose: _Verbose = False,
 ) -> None:
     """Put known displacements and bad frames into copies of your projections and tell how well they are found again."""
     with _one_line(verbose):
-        from .injection import recover_jitter
+        from .injection import JitterTest, RegistrationTest, recover_jitter, recover_registration
         from .io.scan import open_series
         from .recipe import Recipe
 
@@ -463,9 +467,18 @@ def on_my_data(
             series = open_series(path, use.scan, progress=show)
             if not series.scans:
                 raise XanesTomoError(f"{path.name}: expected a measurement with projections, got none")
-            wanted = series.energies_ev[-1] if energy is None else energy
+            wanted = series.energies_ev[0 if registration else -1] if energy is None else energy
             scan = min(series.scans, key=lambda s: abs(s.energy_ev - wanted))
-            found = recover_jitter(scan, use, shift_px=shift, bad_frames=bad, seed=seed, progress=show)
+            found: JitterTest | RegistrationTest
+            if registration:
+                from .registration import reference_energy
+
+                reference = series.scans[reference_energy(series.energies_ev, use.registration.reference_ev)]
+                found = recover_registration(
+                    scan, reference, use, shift_px=shift, scale=scale, seed=seed, progress=show
+                )
+            else:
+                found = recover_jitter(scan, use, shift_px=shift, bad_frames=bad, seed=seed, progress=show)
         typer.echo(found.text())
 
 

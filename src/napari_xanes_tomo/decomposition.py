@@ -73,6 +73,35 @@ class Decomposition:
             return np.asarray(sum(parts.values()))
         return np.asarray(parts[name])
 
+    def gauge(self) -> FloatArray:
+        """(angles, 2) Mean of `rigid`: where the object and the axis lie in the whole scan, which is no motion."""
+        middle = np.nanmean(self.place, axis=0)
+        t = np.deg2rad(self.theta_deg)
+        x = middle[1] + middle[2] * np.cos(t) + middle[3] * np.sin(t)
+        return np.stack([np.full(len(t), middle[0]), x], axis=1)
+
+    def columns(self, lengths: Sequence[int]) -> dict[str, npt.NDArray[np.float64]]:
+        """Return what ``quality.csv`` says of it; `lengths` is how many projections every energy has."""
+        out: dict[str, npt.NDArray[np.float64]] = {}
+        for name in PARTS[1:]:
+            values = self.of_projections(name, lengths)
+            if name == "rigid" and np.isfinite(values).any():
+                values = values - self.gauge()[np.concatenate(self.index)]
+            out |= {f"{name}_{axis}_px": values[:, k].astype(np.float64) for k, axis in enumerate("yx")}
+        return out
+
+    def text(self) -> str:
+        """Return the rms of every part in one line."""
+        words = {"synchronous": "repeated at every energy", "rigid": "motion of the object from energy to energy"}
+        words |= {"steps": "steps where flats were taken", "remainder": "what is left"}
+        parts = [
+            f"{words[n]} {y:.2f} / {x:.2f}" if np.isfinite(y) else f"{words[n]} unknown (fewer than 3 energies)"
+            for n, (y, x) in self.rms.items()
+            if n in words
+        ]
+        y, x = self.rms["total"]
+        return f"Shifts of {y:.2f} / {x:.2f} px (rms, y / x): {', '.join(parts)} px."
+
     def of_projections(self, name: str, lengths: Sequence[int]) -> FloatArray:
         """Return a part as (projections, 2), one energy after the other; `lengths` is how many each of them has."""
         values = self.part(name)
@@ -212,10 +241,7 @@ def _rms(
         return np.asarray(np.sqrt(np.nanmean(values**2, axis=(0, 1)))) if known.any() else np.full(2, np.nan)
 
     out = {name: rms(found.part(name)) for name in PARTS if name != "total"}
-    # The gauge of the scan (where the object lies in all of them) is no motion.
-    middle = np.nanmean(found.place, axis=0) if known.any() else np.full(4, np.nan)
-    t = np.deg2rad(found.theta_deg)
-    gauge = np.stack([np.full(len(t), middle[0]), middle[1] + middle[2] * np.cos(t) + middle[3] * np.sin(t)], axis=1)
+    gauge = found.gauge() if known.any() else np.zeros((len(found.theta_deg), 2))
     out["rigid"] = rms(found.rigid - gauge[None])
     out["total"] = rms(found.part("total") - gauge[None])
     if not shared.any():

@@ -18,10 +18,11 @@ from .counts import read_absorbance
 from .flats import Beam, exposures
 from .model import Alignment, EnergyScan, FloatArray, FrameSource, Progress, XanesTomoError, no_progress
 from .recipe import Recipe
+from .registration import make_template
 from .resample import place
-from .steps import run_flats, run_jitter
+from .steps import StepResult, alignment_of, run_flats, run_jitter, run_registration
 
-__all__ = ["KINDS", "JitterTest", "moved_copies", "recover_jitter"]
+__all__ = ["KINDS", "JitterTest", "RegistrationTest", "moved_copies", "recover_jitter", "recover_registration"]
 
 KINDS = ("beam loss", "black", "saturated", "duplicate", "displaced", "motion-blurred", "flat")
 
@@ -175,6 +176,131 @@ def recover_jitter(
     old = {int(i) for i, _ in before.numbers["dropped"]}
     flagged = {int(i): str(why) for i, why in after.numbers["dropped"] if int(i) not in old}
     return JitterTest(scan.energy_ev, injected, found, sigma, dict(sorted(bad.items())), flagged)
+
+
+@dataclass(frozen=True)
+class RegistrationTest:
+    """What was put in and what was found against the reference.
+
+    Attributes
+    ----------
+    energy_ev, reference_ev : float
+    scale, scale_found, scale_sigma : float
+        By which the copies were enlarged; by how much more the registration found them to be than the recorded frames.
+    injected, found : (n, 2) arrays
+        ``[dy, dx]`` put in, and the change of the registered displacements beyond that of the scale, raw px; NaN where
+        there is none. Nothing is undetermined here.
+    common_sigma : (2,) array
+        Stated standard errors of what all projections share, y and x, raw px.
+    """
+
+    energy_ev: float
+    reference_ev: float
+    scale: float
+    scale_found: float
+    scale_sigma: float
+    injected: FloatArray
+    found: FloatArray
+    common_sigma: FloatArray
+
+    @property
+    def error_px(self) -> FloatArray:
+        """(2,) rms of found minus injected, y and x."""
+        return np.asarray(np.sqrt(np.nanmean((self.found - self.injected) ** 2, axis=0)))
+
+    @property
+    def common_px(self) -> FloatArray:
+        """(2,) mean of found minus injected: the error of the energy as a whole."""
+        return np.asarray(np.nanmean(self.found - self.injected, axis=0))
+
+    def text(self) -> str:
+        """Return the outcome in a few lines."""
+        (ey, ex), (cy, cx), (sy, sx) = self.error_px, self.common_px, self.common_sigma
+        py, px = np.sqrt(np.nanmean(self.injected**2, axis=0))
+        return (
+            f"{self.energy_ev:g} eV against {self.reference_ev:g} eV: displacements of {py:.2f} / {px:.2f} px (rms, "
+            f"y / x) put in, found within {ey:.3f} / {ex:.3f} px; the energy as a whole {cy:+.3f} / {cx:+.3f} px off, "
+            f"stated error {sy:.3f} / {sx:.3f} px\n"
+            f"scale: {self.scale:.5f} put in, {self.scale_found:.5f} found, stated error {self.scale_sigma:.5f}"
+        )
+
+
+def recover_registration(
+    scan: EnergyScan,
+    reference: EnergyScan,
+    recipe: Recipe | None = None,
+    *,
+    shift_px: float = 4.0,
+    scale: float = 1.003,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> RegistrationTest:
+    """Put known displacements and a jump of the scale into copies of one energy and register both to the reference.
+
+    What is compared is the change between the recorded frames and the copies.
+
+    Parameters
+    ----------
+    scan, reference : EnergyScan
+        Two energies of a measurement.
+    recipe : Recipe, optional
+        The parameters of the steps.
+    shift_px : float
+        Standard deviation of the displacements put in, for 1024 columns; at least half a pixel.
+    scale : float
+        By which the copies are enlarged.
+    seed : int
+        Other displacements.
+    progress : callable
+        See `Progress`.
+
+    Raises
+    ------
+    XanesTomoError
+        The two are one energy, or a step cannot be done.
+    """
+    use = Recipe() if recipe is None else recipe
+    if scan.energy_ev == reference.energy_ev:
+        raise XanesTomoError(
+            f"test: expected an energy to register to the reference, got the reference ({scan.energy_ev:g} eV) itself; "
+            "choose another energy"
+        )
+    if len(np.unique(np.asarray(scan.theta_deg)[scan.usable])) < 8:
+        raise XanesTomoError("test: expected a tomogram, got fewer than 8 angles")
+    flats, data = run_flats(reference, use)
+    known = alignment_of(run_jitter(reference, use, flats, data), reference)
+    good = np.isfinite(known.shift[data.index]).all(axis=1)
+    index = data.index[good]
+    template = make_template(
+        data.data[good], np.asarray(reference.theta_deg, dtype=float)[index],
+        Alignment(known.shift[index], known.sigma[index]), bin=data.bin, frame_shape=data.frame_shape,
+    )  # fmt: skip
+    guess = reference.pixel_size_nm / scan.pixel_size_nm if scan.pixel_size_nm > 0 else 1.0
+
+    def registered(of: EnergyScan) -> tuple[Alignment, StepResult, Beam | None]:
+        flats, data = run_flats(of, use)
+        jitter = run_jitter(of, use, flats, data)
+        result = run_registration(of, use, jitter, data, template, magnification=guess, reference=False)
+        return alignment_of(result, of), result, data.beam
+
+    before, _, beam = registered(scan)
+    assert beam is not None
+    rng = np.random.default_rng(seed)
+    usable = np.isfinite(before.shift).all(axis=1)
+    shift = np.zeros((len(scan), 2))
+    shift[usable] = rng.normal(size=(int(usable.sum()), 2)) * max(0.5, shift_px * scan.frames.frame_shape[1] / 1024)
+    copies = moved_copies(scan, beam, shift, scale=scale, rng=rng, progress=progress)
+    after, result, _ = registered(replace(scan, frames=copies))
+    progress("test", len(scan), len(scan))
+    # p' = scale * p + shift: what was found before is enlarged as well.
+    change = after.shift - scale * before.shift
+    m = after.magnification
+    ty, a, b = (float(v) * m for v in result.numbers["translation_sigma"])
+    return RegistrationTest(
+        scan.energy_ev, reference.energy_ev, scale, m / before.magnification,
+        float(result.numbers["magnification_sigma"]) / before.magnification,
+        np.where(np.isfinite(change), shift, np.nan), change, np.array([ty, np.hypot(a, b) / np.sqrt(2)]),
+    )  # fmt: skip
 
 
 def moved_copies(

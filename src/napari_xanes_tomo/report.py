@@ -297,6 +297,78 @@ def _law_plot(run: _Run) -> str:
     return f"<figure>{plot.svg()}</figure>"
 
 
+_SHIFT_PARTS = {
+    "synchronous": "repeated at every energy (the stage)",
+    "rigid": "motion of the object and the axis from energy to energy",
+    "steps": "steps where flats were taken",
+    "remainder": "what is left",
+}
+
+
+def _shift_parts(run: _Run) -> str:
+    """Return what the shifts of all energies are made of."""
+    q = run.quality
+    if q is None or not all(f"{n}_{a}_px" in q.scores for n in _SHIFT_PARTS for a in "yx"):
+        return ""
+    rows = []
+    for name, text in _SHIFT_PARTS.items():
+        rms = [float(np.sqrt(np.mean(v[np.isfinite(v)] ** 2))) if np.isfinite(v).any() else math.nan
+               for v in (q.scores[f"{name}_{a}_px"] for a in "yx")]  # fmt: skip
+        rows.append((text, *(number_text(v, 2) for v in rms)))
+    if not any(cell for row in rows for cell in row[1:]):
+        return ""
+    note = '<p class="note">Rms over all projections, px of the common grid.</p>'
+    header = [("part of the shifts", True), ("y, px", False), ("x, px", False)]
+    return "<h2>What the shifts are made of</h2>" + table(header, rows) + note
+
+
+def _surfaces(run: _Run) -> str:
+    """Return what is left of displacements at surfaces, energy by energy, and pairs that should not differ."""
+    journal = Journal(run.out)
+    found = {e: p for (name, e), p in run.candidates.items() if name == "registration" and e is not None}
+    rows = []
+    for e, p in sorted(found.items()):
+        numbers = p["numbers"]
+        if e >= len(run.energies) or numbers.get("dipole_px") is None:
+            continue
+        pairs = zip(numbers["dipole_px"], numbers["dipole_sigma_px"], strict=True)
+        cells = [_with_sigma(v, s) for v, s in (*pairs, (numbers["outward_px"], numbers["outward_sigma_px"]))]
+        rows.append((f"{run.energies[e].energy_ev:g}", *cells))
+    out = ""
+    if rows:
+        header = [("eV", False), *((f"{axis}, px", False) for axis in ("y", "z", "x", "outward"))]
+        note = (
+            '<p class="note">Slope of the difference to the reference on its gradient near surfaces: by how much the '
+            "energy seems displaced there, px of the common grid. Outward: all surfaces together; another contrast, "
+            "another point spread and a scale that is wrong look like it.</p>"
+        )
+        out = "<h2>Displacement left at surfaces</h2>" + table(header, rows) + note
+
+    def arrays(e: int) -> dict[str, F64]:
+        stored = found[e]["arrays"]
+        names = ("samples", "probe_at", "probe_numbers", "probe_bin")
+        try:
+            return {n: journal.get_array(stored[n]).astype(np.float64) for n in names if n in stored}
+        except XanesTomoError:
+            return {}
+
+    reference = next((i for i, r in enumerate(run.energies) if r.reference), None)
+    probe = None if reference is None or reference not in found else Probe.of(arrays(reference))
+    if probe is None or reference is None:
+        return out
+    samples = [arrays(e).get("samples") if e in found else None for e in range(len(run.energies))]
+    samples = [s if s is not None and s.shape[1] == len(probe.value) else None for s in samples]
+    tests = null_tests([r.energy_ev for r in run.energies], samples, probe, reference)
+    items = "".join(f"<li>{escape(t.text())}</li>" for t in tests)
+    return out + (f"<p>Energies with no edge between them, after one factor:</p><ul>{items}</ul>" if items else "")
+
+
+def _with_sigma(value: float | None, sigma: float | None) -> str:
+    if value is None or sigma is None or not (math.isfinite(value) and math.isfinite(sigma)):
+        return ""
+    return f"{value:+.3f} &plusmn; {sigma:.3f}"
+
+
 def _jitter(run: _Run) -> str:
     """Return the section about the jitter correction."""
     maps = run.candidates.get(("maps", None), {})
@@ -553,6 +625,8 @@ def write_report(out: str | Path) -> Path:
             _steps(run),
             _energies(run),
             law,
+            _shift_parts(run),
+            _surfaces(run),
             _jitter(run),
             _shift_plots(run),
             _heat_map(run),

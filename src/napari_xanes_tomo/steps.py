@@ -16,6 +16,7 @@ from .absorbance import Normalised, normalise
 from .axis import FEWEST_FOR_AXIS, find_axis
 from .counts import bin_frames
 from .detector import Detector, stray_law
+from .differences import FEWEST_SAMPLED, Probe, against_reference, sample
 from .flats import Beam, exposures
 from .jitter import FEWEST_ANGLES, find_jitter
 from .joint import Joint, Measured
@@ -638,13 +639,15 @@ def run_registration(
     second: Template | None = None,
     hub: int | None = None,
     hub_place: Sequence[float] | None = None,
+    probe: Probe | None = None,
     progress: Progress = no_progress,
 ) -> StepResult:
     """Register one energy: ``shift``, ``sigma`` (n, 2) raw px and ``residual`` (n,), with M and the translation.
 
     ``residual_shift``, ``residual_sigma`` (n, 2) raw px are what each projection by itself is displaced by beyond that;
     ``block_shift``, ``block_sigma`` (4, 4, 2) what parts of the object are, ``block_place`` where they are. The numbers
-    ``second`` are the place against the template of another energy, number `hub`, see `joint.Measured`. The reference
+    ``second`` are the place against the template of another energy, number `hub`, see `joint.Measured`. With a `probe`,
+    ``samples`` (2, voxels) are the volume over the reference's mean attenuation there, see `differences`. The reference
     itself is not moved.
     """
     n = len(scan)
@@ -667,6 +670,9 @@ def run_registration(
             "variance": float(np.median(data.variance) * data.bin**2),
         }
         arrays = {"shift": whole.shift, "sigma": whole.sigma, "residual": np.full(n, np.nan)}
+        if probe is not None and len(theta) >= FEWEST_SAMPLED:
+            arrays["samples"] = _samples(data, theta, part, probe, template)
+            arrays |= probe.arrays()
         return StepResult(arrays, numbers, Quality((), ("reference",)))
     found = register(
         data.data,
@@ -690,7 +696,18 @@ def run_registration(
         "block_sigma": found.block_sigma,
         "block_place": found.block_place,
     }
+    surface: dict[str, Any] = {}
+    if probe is not None and len(theta) >= FEWEST_SAMPLED:
+        arrays["samples"] = _samples(data, theta, found.alignment, probe, template)
+        dipole = against_reference(arrays["samples"].astype(float) * template.level, probe)
+        surface = {
+            "dipole_px": [float(v) for v in dipole.shift],
+            "dipole_sigma_px": [float(v) for v in dipole.sigma],
+            "outward_px": dipole.outward,
+            "outward_sigma_px": dipole.outward_sigma,
+        }
     numbers = {
+        **surface,
         "magnification": found.alignment.magnification,
         "magnification_sigma": found.magnification_sigma,
         "roll_deg": found.alignment.roll_deg,
@@ -724,3 +741,11 @@ def run_registration(
         Score("part of the particle in the field", part_in_field(template, theta, found.alignment), "", 0.98, "higher"),
     )
     return StepResult(arrays, numbers, replace(found.quality, scores=scores))
+
+
+def _samples(
+    data: Normalised, theta: FloatArray, alignment: Alignment, probe: Probe, template: Template
+) -> npt.NDArray[np.float16]:
+    """Return `differences.sample` over the reference's mean attenuation, as it is kept."""
+    found = sample(data.data, theta, alignment, probe, data.frame_shape) / template.level
+    return np.asarray(np.clip(found, -1e4, 1e4), dtype=np.float16)

@@ -23,6 +23,8 @@ from psygnal import Signal
 from .absorbance import Normalised
 from .agreement import center_of_rotation
 from .chemistry import ARTEFACT, FLAG
+from .decomposition import Decomposition, decompose
+from .differences import NullTest, Probe, make_probe, null_tests
 from .edges import ReferenceSpectrum, bracketed_elements, edge_energy_ev
 from .execution import WAITING, Execution, Threads
 from .given import given_flats, given_jitter, given_registration, look_at
@@ -217,6 +219,7 @@ class Workflow:
             log.warning(message)
         self._data: tuple[str, Normalised] | None = None
         self._template: tuple[str, Template] | None = None
+        self._probe: tuple[Template, Probe | None] | None = None
         self._hub: tuple[str, Template | None, list[float] | None] | None = None
         self._joint: tuple[tuple[int, Recipe], Joint] | None = None
         self._looked: tuple[str, Survey] | None = None
@@ -398,6 +401,37 @@ class Workflow:
             shifts.append(arrays.get("residual_shift"))
             sigmas.append(arrays.get("residual_sigma"))
         return error_map(self.series.energies_ev, shifts, sigmas)
+
+    def decomposition(self) -> Decomposition:
+        """Return the shifts of all registered energies taken apart, px of the common grid."""
+        scans = [self.scan(e) for e in range(len(self.series.scans))]
+        shifts: list[npt.NDArray[Any] | None] = []
+        for e, scan in enumerate(scans):
+            unit = self.state[("registration", e)]
+            if scan.gridded or unit.candidate is None or unit.status in ("stale", "failed"):
+                shifts.append(None)
+                continue
+            found = alignment_of(self.result(unit.candidate), scan)
+            ok = np.array([s == "ok" for s in found.status])
+            shifts.append(np.where(ok[:, None], found.shift, np.nan) / found.magnification)
+        theta = [np.asarray(s.theta_deg, dtype=float) for s in scans]
+        return decompose(self.series.energies_ev, theta, shifts, segment=[s.half for s in scans])
+
+    def null_tests(self) -> tuple[NullTest, ...]:
+        """Return by how much pairs of registered energies differ that should differ by a factor alone."""
+        state, probe = self.state, None
+        samples: list[npt.NDArray[Any] | None] = []
+        for e in range(len(self.series.scans)):
+            unit = state[("registration", e)]
+            known = unit.candidate is not None and unit.status not in ("stale", "failed")
+            arrays = self.result(unit.candidate).arrays if known and unit.candidate is not None else {}
+            samples.append(arrays.get("samples"))
+            if e == state.reference:
+                probe = Probe.of(arrays)
+        if probe is None or state.reference is None:
+            return ()
+        samples = [s if s is not None and s.shape[1] == len(probe.value) else None for s in samples]
+        return null_tests(self.series.energies_ev, samples, probe, state.reference)
 
     def edge_effect_ev(self, energy: int) -> float:
         """Return what one px of an energy as a whole does to the edge energy at a surface, eV; 0 before the maps."""
@@ -805,8 +839,18 @@ class Workflow:
             second=second,
             hub=hub,
             hub_place=hub_place,
+            probe=self._probe_of(template),
             progress=progress,
         )
+
+    def _probe_of(self, template: Template) -> Probe | None:
+        """Return the voxels at which registered energies are compared; the last one is kept."""
+        if self._probe is None or self._probe[0] is not template:
+            try:
+                self._probe = (template, make_probe(template))
+            except XanesTomoError:
+                self._probe = (template, None)
+        return self._probe[1]
 
     def _registered_image(self, energy: int, state: State, progress: Progress) -> StepResult:
         """Register the images of all energies of 2-D XANES together, once, and return that of one."""
@@ -1228,6 +1272,7 @@ class Workflow:
                     "held_out_residual": np.concatenate(residual),
                     **{name: np.concatenate(column) for name, column in screened.items()},
                     **left.columns([len(s) for s in scans]),
+                    **self.decomposition().columns([len(s) for s in scans]),
                     "filled": np.concatenate(refilled),
                 },
                 tuple(verdicts),

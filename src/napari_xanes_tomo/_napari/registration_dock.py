@@ -18,7 +18,10 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
 )
 
+from napari_xanes_tomo.decomposition import Decomposition
+from napari_xanes_tomo.differences import NullTest
 from napari_xanes_tomo.graph import PARAMETERS
+from napari_xanes_tomo.injection import RegistrationTest, recover_registration
 from napari_xanes_tomo.registration_qc import ErrorMap
 from napari_xanes_tomo.workflow import Candidate, scale_laws
 
@@ -138,7 +141,24 @@ class RegistrationDock(StepDock):
         inner.addWidget(self.matrix)
         self.matrix_label = wrapped(faint=True)
         inner.addWidget(self.matrix_label)
+        self.test_button = QPushButton("Test on my data")
+        self.test_button.clicked.connect(self._test)
+        inner.addWidget(self.test_button)
+        self.test_label = wrapped()
+        self.test_label.hide()
+        inner.addWidget(self.test_label)
+        self.parts = PointPlot((("y, px", 2), ("x, px", 2)), "angle (deg)", 240)
+        inner.addWidget(self.parts)
+        self.parts_label = wrapped(faint=True)
+        inner.addWidget(self.parts_label)
+        self.null_label = wrapped(faint=True)
+        self.null_label.setToolTip(
+            "Pairs of energies with no edge between them: after one factor nothing but noise should be left."
+        )
+        inner.addWidget(self.null_label)
         box.addWidget(group)
+        self._decomposition: Decomposition | None = None
+        self._nulls: tuple[NullTest, ...] = ()
         self._errors: ErrorMap | None = None
         self._visited = 0
 
@@ -214,6 +234,9 @@ class RegistrationDock(StepDock):
         workflow, scan, name = self.session.workflow, self.session.scan, self.matrix_combo.currentText()
         known = workflow is not None and scan is not None and not self.session.busy
         self._errors = workflow.error_map() if known and workflow is not None else None
+        self._decomposition = workflow.decomposition() if known and workflow is not None else None
+        self._nulls = workflow.null_tests() if known and workflow is not None else ()
+        self._fill_parts()
         any_known = self._errors is not None and bool(np.isfinite(self._errors.z).any())
         allow(self.worst_button, "" if any_known else "No displacement of single projections is known here.", "")
         names = [] if scan is None else [f"{s.energy_ev:g}" for s in scan.series.scans]
@@ -235,6 +258,23 @@ class RegistrationDock(StepDock):
             self.matrix.show_matrix(values, rows=names, left="energy (eV)", bottom="projection")
         self._mark(self.session.frame[1])
 
+    def _fill_parts(self) -> None:
+        """Show what of the shifts repeats at every energy, and what is left at this one."""
+        found, energy = self._decomposition, self.energy
+        if found is None or not 0 <= energy < len(found.energies_ev) or not np.isfinite(found.remainder).any():
+            self.parts_label.setText("")
+            self.null_label.setText("")
+            for row in range(2):
+                self.parts.show_points(row, [], [], [])
+            return
+        for row in range(2):
+            parts = [(found.synchronous[:, row], None), (found.remainder[energy, :, row], None)]
+            self.parts.show_points(row, found.theta_deg, parts, list(range(len(found.theta_deg))))
+        self.null_label.setText("\n".join(t.text() for t in self._nulls))
+        self.parts_label.setText(
+            f"{found.text()} Blue: what repeats at every energy (the stage); orange: what is left at this energy."
+        )
+
     def _jump_in_matrix(self, row: int, column: int) -> None:
         if MATRICES[self.matrix_combo.currentText()][0] in PARAMETERS:
             column = max(0, self.session.frame[1])
@@ -251,6 +291,19 @@ class RegistrationDock(StepDock):
         dy, dx = self._errors.shift[e, i]  # type: ignore[union-attr]
         place = f"{self._energy_text()}, projection {i}"
         self._tell(f"{place}: displaced by {dy:+.2f}, {dx:+.2f} px (y, x), {z:.1f} times what is usual there.", False)
+
+    def _test(self) -> None:
+        scan, state, workflow, energy = self.session.scan, self.session.state, self.session.workflow, self.energy
+        if scan is None or state is None or workflow is None or state.reference is None:
+            return
+        one, reference, recipe = workflow.scan(energy), workflow.scan(state.reference), workflow.recipe
+        self.session.compute(
+            lambda progress: recover_registration(one, reference, recipe, progress=progress), self._show_test
+        )
+
+    def _show_test(self, found: RegistrationTest) -> None:
+        self.test_label.setText(f"Test on my data, {found.text()}")
+        self.test_label.show()
 
     def _mark(self, angle: int) -> None:
         matrix_of_energies = MATRICES[self.matrix_combo.currentText()][0] in PARAMETERS
@@ -328,6 +381,7 @@ class RegistrationDock(StepDock):
             self.magnification_spin.setValue(float(candidate.payload["numbers"]["magnification"]))
         if self.blocks_box.isChecked():
             self._show_blocks(True)
+        self._fill_parts()
 
     def _jump(self, energy: int) -> None:
         self.session.go_to(energy, max(0, self.session.frame[1]))
@@ -348,6 +402,11 @@ class RegistrationDock(StepDock):
         mine = why or ("The reference's magnification is 1 by definition." if is_reference else "")
         allow(self.fix_button, mine, "Use this magnification instead of measuring it.")
         allow(self.measure_button, mine or ("" if fixed is not None else "It is measured."), "Measure it again.")
+        allow(
+            self.test_button,
+            mine,
+            "Known displacements and a scale jump of 3e-3 are put into copies of this energy and found again.",
+        )
         lines = [f"All: {why}"] if why else [f"Magnification: {mine}"] if mine else []
         if out and state is not None:
             lines.append(f"{self._energy_text()} is excluded ({state.manual.energies[energy]}).")
