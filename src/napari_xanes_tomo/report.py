@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import __version__
+from .differences import Probe, null_tests
 from .drawing import Plot, data_uri, mark, number_text, png, slice_picture, table, value_range
 from .io.atomic import atomic_write
 from .io.store import (
