@@ -35,6 +35,7 @@ _RESAMPLING_PX = 0.0015  # what halving and resampling leave without any noise, 
 _CENTER_PX = 0.002  # the same for the rotation axis, where it does not average out
 _STRAIGHT = 0.4  # correlation of both halves of the frames at the sides from which on something runs straight through
 _FEWEST_ROWS = 32  # and columns, for that to be asked
+_NEAR = 0.3  # pixels of those frames: after a first step below this the coupling is what it was
 _BAND_PX = 8.0  # outer width of the band-pass where the background asks for one, of those
 
 
@@ -309,17 +310,16 @@ class _Search:
             self.method = "moments"
             self._judge(scene, start)
             return
-        first = scene.held_out(start)
         if scene.mask is not None:
             mask, footprint = scene.mask, scene.footprint
+            placed = scene.placed(start)
+            bounded_misfit = scene.misfit(start, placed)
             scene.mask, scene.footprint = None, scene._circle()
-            free = scene.held_out(start)
-            if np.median(free.residual) < 0.9 * np.median(first.residual):
-                first = free
+            if scene.misfit(start, placed) < 0.9 * bounded_misfit:
                 self.notes.append("something besides the object turns with it: the volume is not bounded")
             else:
                 scene.mask, scene.footprint = mask, footprint
-        shift = self._newton(scene, start, self.p.iterations)
+        shift, known = self._newton(scene, start, self.p.iterations)
         if np.quantile(np.abs(shift - start), 0.5) > 0.2:
             # Where the object is was settled from displacements that were off: look again.
             bounded = scene.mask is not None
@@ -328,55 +328,59 @@ class _Search:
                 scene.set_data(scene.background(shift))
             if not bounded:
                 scene.mask, scene.footprint = None, scene._circle()
-            shift = self._newton(scene, shift, self.p.iterations)
-        candidates = {"reprojection": shift}
+            shift, known = self._newton(scene, shift, self.p.iterations)
         moments_kept = self.method == "moments" and np.isfinite(self.moments).all()
-        fits = {"reprojection": scene.held_out(shift)}
+        refined = scene.held_out(shift, scene.placed(shift, known))
         noise = np.median(self.noise) * _noise_left()
-        if np.median(fits["reprojection"].residual) > 4 * noise:
+        if np.median(refined.residual) > 4 * noise:
             # The misfit is more than noise: is it slow enough for a band-pass to help?
             band = scene.banded(_BAND_PX * scene.shape[1] / _COLUMNS)
-            other = self._newton(band, shift, self.p.iterations, floor=0.2)
+            other, _ = self._newton(band, shift, self.p.iterations, floor=0.2)
             before, after = band.held_out(shift), band.held_out(other)
             if _better(before, after, band.usable, by=0.05):
-                candidates["reprojection, band-passed"] = other
                 self.method, self.best, self.scene = "reprojection, band-passed", other, band
                 self._judge(band, other)
                 return
         # Where the projections hardly overlap in Fourier space a reprojection says little: it must show its worth.
-        refined, plain = fits["reprojection"], scene.held_out(self.moments) if moments_kept else None
+        plain = scene.held_out(self.moments, scene.placed(self.moments, known)) if moments_kept else None
         if plain is not None and (
             _better(refined, plain, scene.usable) if scene.shared() else not _better(plain, refined, scene.usable)
         ):
             self.method, self.best = "moments", self.moments
             self.notes.append("the refinement was no better")
+            self._judge(scene, self.best)
         else:
             self.method, self.best = "reprojection", shift
-        self._judge(scene, self.best)
+            self._judge(scene, shift, known, refined)
 
-    def _newton(self, scene: Scene, start: FloatArray, iterations: int, floor: float = 0.1) -> FloatArray:
+    def _newton(
+        self, scene: Scene, start: FloatArray, iterations: int, floor: float = 0.1
+    ) -> tuple[FloatArray, F32 | None]:
+        """Return the displacements where the steps end, and the reprojections of the last volume."""
         shift = start
         known: F32 | None = None
         solver: _Coupled | None = None
+        moved = np.inf
         for k in range(iterations):
             placed, model = scene.model(shift, known)
             known = model
             fit = scene.compare(placed, model, shift)
             self._leave_out(scene, fit)
             size = float(np.quantile(np.abs(fit.step[scene.usable]), 0.8))
-            if solver is None or k < 2:
+            if solver is None or (k < 2 and moved > _NEAR):
                 solver = _Coupled(scene, model, fit.information[0])
             step = solver.solve(fit.step, fit.information[0], 0.5 if size > 0.3 else floor)
             step = gauge_free(step, self.theta, scene.usable + 1e-6)
             step = np.clip(step, -0.05 * scene.shape[1], 0.05 * scene.shape[1])
             shift = shift + step
+            moved = float(np.quantile(np.abs(step[scene.usable]), 0.8))
             self.best = shift
             self.method = "reprojection"
             self._report(3 + k)
             formal = np.sqrt(np.median(self.noise) / np.maximum(np.median(fit.information[0], axis=0), 1e-30))
             if k and np.all(np.sqrt(np.mean(step[scene.usable] ** 2, axis=0)) < 0.1 * formal + 1e-4):
                 break
-        return shift
+        return shift, known
 
     def _leave_out(self, scene: Scene, fit: Fit) -> None:
         """Projections that do not fit the others have no part in the volume; at most a third of them."""
@@ -388,11 +392,14 @@ class _Search:
 
     # ---------------------------------------------------------------------------------------------- judging
 
-    def _judge(self, scene: Scene, shift: FloatArray) -> None:
-        """Find the standard errors of `shift`, and how well it predicts projections that were held out."""
-        placed, model = scene.model(shift)
+    def _judge(self, scene: Scene, shift: FloatArray, known: F32 | None = None, held_out: Fit | None = None) -> None:
+        """Find the standard errors of `shift`, and how well it predicts projections that were held out.
+
+        `known` are reprojections that are about right, `held_out` the fit to those that were held out, if it is there.
+        """
+        placed, model = scene.model(shift, known)
         fit = scene.compare(placed, model, shift)
-        self.fit = scene.held_out(shift, model)
+        self.fit = scene.held_out(shift, placed) if held_out is None else held_out
         solver = _Coupled(scene, model, fit.information[0])
         # What is left beyond the noise counts as noise; the model's own adds up to 0.7 of it.
         noise = np.maximum(self.noise, self.fit.residual / (1.7 * _noise_left()))
@@ -628,7 +635,7 @@ def _correlated(scene: Scene, start: FloatArray, limit: float, *, rounds: int) -
     unexplained = float("inf")
     best = (float("inf"), start)
     for _ in range(rounds):
-        _, model = scene.held_out_model(shift)
+        model = scene.held_out_model(scene.placed(shift))
         found, score = scene.correlate(model, limit)
         trusted = score > 0.3 * np.median(score)
         unexplained = float(np.median(1 - np.clip(score, 0, 1) ** 2))

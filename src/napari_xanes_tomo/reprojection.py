@@ -471,16 +471,20 @@ class Scene:
         placed = self.placed(shift, known)
         return placed, self.projector.forward(self._volume(self.projector, placed, self.usable))
 
-    def held_out_model(self, shift: FloatArray, known: F32 | None = None) -> tuple[F32, F32]:
-        """Return the same, each projection against the volume of the half of the angles it does not belong to."""
-        placed = self.placed(shift, known)
+    def held_out_model(self, placed: F32) -> F32:
+        """Return reprojections, each of the volume of the half of the angles it does not belong to."""
         model = np.zeros_like(placed)
         for k in (0, 1):
-            known_half, asked = self.halves[k], self.halves[1 - k]
-            if self.usable[known_half].any():
-                volume = self._volume(self.half_projectors[k], placed[known_half], self.usable[known_half], own=False)
-                model[asked] = self.half_projectors[1 - k].forward(volume)
-        return placed, model
+            model[self.halves[1 - k]] = self._other_half(placed, k)
+        return model
+
+    def _other_half(self, placed: F32, k: int) -> F32:
+        """Return the reprojections of the volume of half `k` of the angles, at the angles of the other half."""
+        part = self.halves[k]
+        if not self.usable[part].any():
+            return np.zeros((len(self.halves[1 - k]), *placed.shape[1:]), np.float32)
+        volume = self._volume(self.half_projectors[k], placed[part], self.usable[part], own=False)
+        return self.half_projectors[1 - k].forward(volume)
 
     def compare(self, placed: F32, model: F32, shift: FloatArray, *, keep_step: bool = False) -> Fit:
         """Fit displacement, gain and background of every projection to `model`.
@@ -522,10 +526,16 @@ class Scene:
         band = np.floor(4 * (np.cumsum(power) - power / 2) / max(float(power.sum()), 1e-30))
         return np.asarray(band % 2 == 1) if power.sum() > 0 else np.arange(len(power)) % 2 == 1
 
-    def held_out(self, shift: FloatArray, known: F32 | None = None) -> Fit:
+    def held_out(self, shift: FloatArray, placed: F32 | None = None) -> Fit:
         """Fit every projection to the reprojection of the others; its displacement stays in the residual."""
-        placed, model = self.held_out_model(shift, known)
-        return self.compare(placed, model, shift, keep_step=True)
+        frames = self.placed(shift) if placed is None else placed
+        return self.compare(frames, self.held_out_model(frames), shift, keep_step=True)
+
+    def misfit(self, shift: FloatArray, placed: F32) -> float:
+        """Median residual of every second projection, in the order of the angles, against the volume of the others."""
+        asked = self.halves[1]
+        fit = self.compare(placed[asked], self._other_half(placed, 0), shift[asked], keep_step=True)
+        return float(np.median(fit.residual))
 
     def correlate(self, model: F32, limit: float) -> tuple[FloatArray, FloatArray]:
         """Where the content of every frame lies against `model`, pixels (n, 2), anywhere within `limit`.
