@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,5 +93,8 @@ def test_docks_follow_and_a_layer_that_is_removed_stops_it(make_napari_viewer: A
     viewer.layers.clear()
     viewer.open(str(twin), plugin="napari-xanes-tomo")
     qtbot.waitUntil(lambda: bool(refine._running), timeout=WAIT)
+    through = threading.Event()
+    next(iter(refine._running)).jobs._running.afterwards(through.set)
     viewer.layers.clear()
     assert not refine._running
+    qtbot.waitUntil(through.is_set, timeout=WAIT)  # the file that was being read is closed
