@@ -6,6 +6,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import binary_erosion
 
 from napari_xanes_tomo.edges import ReferenceSpectrum, mass_attenuation
 from napari_xanes_tomo.maps import (
@@ -466,7 +467,7 @@ def covered(shift: tuple[float, float], magnification: float = 1.0, share: float
     moved[: round(share * n)] = shift
     a = AlignedEnergy(items[0].scan, Alignment(moved, np.zeros((n, 2)), magnification), items[0].air)
     b = AlignedEnergy(items[1].scan, Alignment.identity(n), items[1].air)
-    return coverage_slab([a, b], plan(SIX[:2]), (0, SHAPE[0]))
+    return coverage_slab([a, b], plan(SIX[:2]), (0, SHAPE[0]))[:2]
 
 
 def test_rows_without_good_pixels_are_not_seen() -> None:
@@ -475,7 +476,7 @@ def test_rows_without_good_pixels_are_not_seen() -> None:
     mask[-4:] = True
     mask[3, 5:8] = True
     items = [replace(i, alignment=Alignment.identity(len(THETA)), mask=mask) for i in measured(SIX[:2])]
-    total, least = coverage_slab(items, plan(SIX[:2]), (0, SHAPE[0]))
+    total, least, _ = coverage_slab(items, plan(SIX[:2]), (0, SHAPE[0]))
     middle = SHAPE[1] // 2
     assert (total[-4:] == 0).all()
     assert (least[-4:] == 0).all()
@@ -483,8 +484,40 @@ def test_rows_without_good_pixels_are_not_seen() -> None:
     shift = np.zeros((len(THETA), 2))
     shift[::2, 0] = 2  # every other projection 2 px lower: it loses two more rows
     items[0] = replace(items[0], alignment=Alignment(shift, np.zeros_like(shift)))
-    total, least = coverage_slab(items, plan(SIX[:2]), (0, SHAPE[0]))
+    total, least, _ = coverage_slab(items, plan(SIX[:2]), (0, SHAPE[0]))
     np.testing.assert_allclose(least[-7:, middle, middle], [1, 0.5, 0.5, 0, 0, 0, 0], atol=0.5 / len(THETA))
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("blind", [(0,), (1, 3), (0, 1, 2, 3, 4, 5)])
+def test_the_errors_know_what_was_not_seen(blind: tuple[int, ...], share: float) -> None:
+    """Rows 14 on are dark at some energies and angles: what the maps lack there is in their standard errors."""
+    found = plan(SIX)
+    clear = measured(SIX)
+    items = []
+    for e, item in enumerate(clear):
+        shift = item.alignment.shift.copy()
+        if e in blind:
+            away = np.arange(len(THETA)) % 10 < round(10 * share)
+            shift[away, 0] += 100.0  # those angles show other rows
+        items.append(replace(item, alignment=replace(item.alignment, shift=shift)))
+    slab, p = Slab(14, 17, 1), MapsParameters()
+    right = map_slab(clear, found, slab, VOXEL_NM, p, threads=1)
+    maps = map_slab(items, found, slab, VOXEL_NM, p, threads=1)
+    body = binary_erosion(right["mask"] > 0.5, np.ones((1, 3, 3)), iterations=2)
+    assert body.sum() > 100
+    for name in found.names:
+        if name.endswith(("_sigma", "_sigma_alignment")) or name in ("mask", "coverage"):
+            continue
+        sigma = maps[f"{name}_sigma"]
+        assert not np.any(sigma <= 0)
+        at = body & np.isfinite(maps[name])
+        if share < 1 or len(blind) < 6:
+            assert np.isfinite(sigma[at]).all()
+            off = np.abs(maps[name] - right[name])[at] / np.hypot(sigma[at], right[f"{name}_sigma"][at])
+            assert np.median(off) < 1.5
+        else:
+            assert not np.isfinite(sigma[at]).any(), "nothing was seen, nothing is known"
 
 
 def test_coverage_of_the_whole_field() -> None:

@@ -36,7 +36,7 @@ from .spectra import (
     edge_shift,
     normalisation,
 )
-from .uncertainty import Covariance
+from .uncertainty import Covariance, Unseen
 
 __all__ = ["SIGMA", "SIGMA_ALIGNMENT", "MapPlan", "atomic_mass", "finish_slab", "plan_maps"]
 
@@ -525,6 +525,7 @@ def finish_slab(
     *,
     spectra: Callable[[int], F32] | None = None,
     wrong: Mapping[str, F32] | None = None,
+    unseen: Unseen | None = None,
 ) -> dict[str, F32]:
     """Turn component volumes (rows with halo, z, x) into maps of the rows `keep`.
 
@@ -532,7 +533,9 @@ def finish_slab(
     hold NaN where a ratio has no meaning (no nickel, no density); ``mask`` is 1 inside the particle where at least half
     of the angles of every energy needed saw the voxel. Without `errors` the standard errors are NaN. `spectra` gives
     the smoothed energies ``plan.single`` of a kept row, (energy, z, x), where the plan has any.
-    `wrong` is what displaced energies have added to the volumes of ``shift`` and ``level``.
+    `wrong` is what displaced energies have added to the volumes of ``shift`` and ``level``, and `unseen` what the
+    volumes lack where energies did not see a voxel: the maps stay as they are, their standard errors grow by what it
+    would change.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -550,6 +553,54 @@ def finish_slab(
         with np.errstate(divide="ignore", invalid="ignore"):
             maps["morphology"] = fine
             sharper = np.where(v["shape"] > 0.2 * plan.shape_level, fine / v["shape"], 1.0).astype(np.float32)
+    maps |= _composed(plan, v, sharper, body, parameters)
+    maps["mask"] = (body & (least >= 0.5)).astype(np.float32)
+    maps["coverage"] = coverage
+    for name in plan.names:
+        if name not in maps:
+            maps[name] = np.full(body.shape, np.nan, np.float32)
+    if ARTEFACT in plan.names and plan.edge is not None:
+        made = {n: 0.0 if wrong is None else (gaussian_filter(wrong[n], s) if s > 0 else wrong[n])[keep] for n in EDGE}
+        right = {n: np.asarray(v[n] - made[n], np.float32) for n in EDGE}
+        clean = np.where(right["level"] > LEAST_LEVEL / 2, plan.edge.shift(right["shift"], right["level"]), np.nan)
+        maps[ARTEFACT] = (maps["edge_energy_relative"] - clean).astype(np.float32)
+    if errors is not None:
+        whole = soft["shape"]
+        for k in range(len(body)):
+            gradient = _gradient(whole, (keep.start or 0) + k, errors.y[k])
+            linear = [pair for pair in plan.pairs if not pair[0].startswith(SINGLE)]
+            row = errors.row(k, gradient, linear)
+            here = {n: x[k] for n, x in v.items()}
+            more = None if unseen is None else unseen.row(k, here["shape"])
+            lacking: dict[str, F32] = {}
+            if more is not None:
+                with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                    whole_row = {n: x + more[n] for n, x in here.items()}
+                    lacking = _composed(plan, whole_row, sharper[k], body[k], parameters)
+                    lacking = {n: x - maps[n][k] for n, x in lacking.items()}
+                lacking["morphology"] = more["shape"]
+            _row_errors(plan, here, sharper[k], row, maps, k, lacking)
+    if plan.measured and spectra is not None:
+        for k in range(len(body)):
+            inside = body[k] & (v["level"][k] > LEAST_LEVEL)
+            if inside.any():
+                slope = None if errors is None else _gradient(soft["shape"], (keep.start or 0) + k, errors.y[k])
+                more = None if unseen is None else unseen.row(k, v["shape"][k])
+                lines = spectra(k)[:, inside]
+                lost = None if more is None else np.stack([more[f"{SINGLE}{e}"][inside] for e in plan.single])
+                _row_measures(plan, lines, inside, errors, slope, maps, k, parameters, lost)
+    if ARTEFACT in plan.names:
+        noise = np.nan_to_num(maps["edge_energy_relative" + SIGMA])
+        size = np.abs(maps[ARTEFACT])
+        maps[FLAG] = (np.isfinite(size) & (size > ARTEFACT_SIGMA * noise) & (size > 0)).astype(np.float32)
+    return {name: np.ascontiguousarray(maps[name]) for name in plan.names}
+
+
+def _composed(
+    plan: MapPlan, v: Mapping[str, F32], sharper: F32, body: npt.NDArray[np.bool_], parameters: MapsParameters
+) -> dict[str, F32]:
+    """Return the maps that are made voxel by voxel from the smoothed components `v`, arrays of any one shape."""
+    maps: dict[str, F32] = {}
     if plan.elements:
         for e in plan.elements:
             maps[e] = v[e] * sharper
@@ -575,34 +626,7 @@ def finish_slab(
         maps |= dict(zip(plan.amounts, shares, strict=True))
         if plan.mixture.valences is not None:
             maps["valence"] = np.tensordot(np.array(plan.mixture.valences), shares, axes=(0, 0)).astype(np.float32)
-    maps["mask"] = (body & (least >= 0.5)).astype(np.float32)
-    maps["coverage"] = coverage
-    for name in plan.names:
-        if name not in maps:
-            maps[name] = np.full(body.shape, np.nan, np.float32)
-    if ARTEFACT in plan.names and plan.edge is not None:
-        made = {n: 0.0 if wrong is None else (gaussian_filter(wrong[n], s) if s > 0 else wrong[n])[keep] for n in EDGE}
-        right = {n: np.asarray(v[n] - made[n], np.float32) for n in EDGE}
-        clean = np.where(right["level"] > LEAST_LEVEL / 2, plan.edge.shift(right["shift"], right["level"]), np.nan)
-        maps[ARTEFACT] = (maps["edge_energy_relative"] - clean).astype(np.float32)
-    if errors is not None:
-        whole = soft["shape"]
-        for k in range(len(body)):
-            gradient = _gradient(whole, (keep.start or 0) + k, errors.y[k])
-            linear = [pair for pair in plan.pairs if not pair[0].startswith(SINGLE)]
-            row = errors.row(k, gradient, linear)
-            _row_errors(plan, {n: x[k] for n, x in v.items()}, sharper[k], row, maps, k)
-    if plan.measured and spectra is not None:
-        for k in range(len(body)):
-            inside = body[k] & (v["level"][k] > LEAST_LEVEL)
-            if inside.any():
-                slope = None if errors is None else _gradient(soft["shape"], (keep.start or 0) + k, errors.y[k])
-                _row_measures(plan, spectra(k)[:, inside], inside, errors, slope, maps, k, parameters)
-    if ARTEFACT in plan.names:
-        noise = np.nan_to_num(maps["edge_energy_relative" + SIGMA])
-        size = np.abs(maps[ARTEFACT])
-        maps[FLAG] = (np.isfinite(size) & (size > ARTEFACT_SIGMA * noise) & (size > 0)).astype(np.float32)
-    return {name: np.ascontiguousarray(maps[name]) for name in plan.names}
+    return maps
 
 
 def _gradient(volume: F32, k: int, y: float) -> tuple[F32, F32, F32, F32]:
@@ -624,14 +648,21 @@ def _row_errors(
     parts: Mapping[tuple[str, str], tuple[F32, F32]],
     maps: Mapping[str, F32],
     k: int,
+    lacking: Mapping[str, F32],
 ) -> None:
-    """Fill row `k` of the maps' standard errors; `v` are the smoothed components, `parts` their covariances."""
+    """Fill row `k` of the maps' standard errors; `v` are the smoothed components, `parts` their covariances.
+
+    `lacking` is what the maps lack where energies did not see a voxel. An error is NaN where nothing is known of it.
+    """
 
     def put(name: str, noise: F32, alignment: F32) -> None:
         value = maps[name][k]
-        for end, square in ((SIGMA, noise + alignment), (SIGMA_ALIGNMENT, alignment)):
-            sigma = np.sqrt(np.maximum(square, 0))
-            maps[name + end][k] = _rounded(np.where(np.isfinite(value), sigma, np.nan))
+        total = noise + alignment
+        if name in lacking:
+            total = total + lacking[name] ** 2
+        for end, square in ((SIGMA, total), (SIGMA_ALIGNMENT, np.maximum(alignment, 0))):
+            known = np.isfinite(value) & (total > 0)
+            maps[name + end][k] = _rounded(np.where(known, np.sqrt(np.abs(square)), np.nan))
 
     def combined(weights: Mapping[str, F32]) -> list[F32]:
         """Variance of the sum of weights times components, noise and alignment."""
@@ -689,8 +720,12 @@ def _row_measures(
     maps: Mapping[str, F32],
     k: int,
     parameters: MapsParameters,
+    lost: F32 | None,
 ) -> None:
-    """Fill row `k` of the maps that are not linear, from the spectra (energy, voxel) of the voxels `inside`."""
+    """Fill row `k` of the maps that are not linear, from the spectra (energy, voxel) of the voxels `inside`.
+
+    `lost` is what the spectra lack where energies did not see a voxel.
+    """
     assert plan.measures is not None
     noise = aligned = None
     if errors is not None and gradient is not None:
@@ -700,11 +735,13 @@ def _row_measures(
             part = errors.row(k, gradient, [pair])[pair]
             noise[i], aligned[i] = part[0][inside], part[1][inside]
     found = plan.measures.measure(plan.measured, spectra, variance=noise, aligned=aligned)
+    whole = found if lost is None else plan.measures.measure(plan.measured, spectra + lost)
     offset = parameters.energy_offset_ev or 0.0
     for name, measure in found.items():
         maps[name][k][inside] = measure.value + (offset if MEASURES[name][0] == "eV" else 0.0)
         if measure.sigma_aligned is not None:
-            maps[name + SIGMA][k][inside] = _rounded(np.hypot(measure.sigma, measure.sigma_aligned))
+            sigma = np.sqrt(measure.sigma**2 + measure.sigma_aligned**2 + (whole[name].value - measure.value) ** 2)
+            maps[name + SIGMA][k][inside] = _rounded(sigma)
             maps[name + SIGMA_ALIGNMENT][k][inside] = _rounded(measure.sigma_aligned)
 
 

@@ -27,6 +27,7 @@ from .screening import filled
 from .uncertainty import (
     Covariance,
     EvenCovariance,
+    Unseen,
     coarse_step,
     decimate,
     expected_variance,
@@ -446,11 +447,11 @@ def _mean_lines(
 
 def coverage_slab(
     energies: Sequence[AlignedEnergy], plan: MapPlan, rows: tuple[int, int], *, bin: int = 1
-) -> tuple[F32, F32]:
+) -> tuple[F32, F32, Unseen]:
     """Return (rows, z, x) the part of all (energy, angle) pairs that saw a voxel, and the least of any one energy.
 
     A voxel counts as seen at an angle when its row and its distance from the axis lie inside the recorded frame, and at
-    least half of the pixels of that row are good.
+    least half of the pixels of that row are good. What the components lack where it is not comes third.
     """
     height, width = energies[0].scan.frames.frame_shape
     grid = grid_of(energies, bin)
@@ -460,6 +461,7 @@ def coverage_slab(
     steps = np.arange(int(radius.max()) + 2)
     total = np.zeros((len(q_y), len(steps)))
     least = np.ones((len(q_y), len(steps)))
+    lost = {name: np.zeros((len(q_y), len(steps)), np.float32) for name in plan.components}
     used = np.any(np.array(list(plan.components.values())) != 0, axis=0)
     for e, item in enumerate(energies):
         a = item.alignment
@@ -477,9 +479,12 @@ def coverage_slab(
         total += seen * len(shift)
         if used[e]:
             least = np.minimum(least, seen)
+            for name, w in plan.components.items():
+                if w[e]:
+                    lost[name] += (w[e] * plan.spectrum[e] / plan.shape_level * (1 - seen)).astype(np.float32)
     total /= max(1, sum(len(i.used) for i in energies))
     low = np.floor(radius).astype(int)
-    return total[:, low].astype(np.float32), least[:, low].astype(np.float32)
+    return total[:, low].astype(np.float32), least[:, low].astype(np.float32), Unseen(lost, low)
 
 
 def map_slab(
@@ -526,7 +531,7 @@ def map_slab(
     }
     errors = covariance(energies, plan, made, rows, wanted, bin=bin, parameters=parameters, threads=threads)
     errors = errors.scaled(per_cm)
-    coverage, least = coverage_slab(energies, plan, wanted, bin=bin)
+    coverage, least, unseen = coverage_slab(energies, plan, wanted, bin=bin)
     keep = slice(slab.y0 - rows[0], slab.y1 - rows[0])
     wrong = None
     if plan.displacement is not None and plan.edge is not None and np.any(plan.displacement):
@@ -537,7 +542,9 @@ def map_slab(
         )  # fmt: skip
         wrong = {n: solve(x, theta, weights=usable) * per_cm for n, x in added.items()}
     spectra = single_rows(made, plan, keep, per_cm, parameters, threads=threads) if plan.single else None
-    return finish_slab(plan, volumes, coverage, least, keep, parameters, errors, spectra=spectra, wrong=wrong)
+    return finish_slab(
+        plan, volumes, coverage, least, keep, parameters, errors, spectra=spectra, wrong=wrong, unseen=unseen
+    )
 
 
 def slab_bytes(plan: MapPlan, rows: int, columns: int, angles: int, bin: int = 1) -> int:

@@ -6,7 +6,7 @@ to voxel (every voxel sees the variance of whole rays), so they are carried on a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from .resample import noise_power
 __all__ = [
     "Covariance",
     "EvenCovariance",
+    "Unseen",
     "coarse_step",
     "decimate",
     "expected_variance",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.float32]
+_LEAST_SEEN = 0.1  # part of the shape from which the rest can be told
 _FREQUENCY = (np.arange(128) + 0.5) / 256  # middles of 128 bands, cycles per voxel
 
 
@@ -170,6 +172,33 @@ def upsampler(fine: int, coarse: int, step: int) -> F32:
     if coarse > 1:
         out[rows, low + 1] += (at - low).astype(np.float32)
     return out
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What the components of a slab lack where energies did not see a voxel at all of their angles.
+
+    Attributes
+    ----------
+    lost : dict of str to (kept row, step) array
+        Of every component, for an attenuation of 1 of the component ``shape``, by the distance from the axis.
+    radius : (z, x) int array
+        That distance, voxels.
+    """
+
+    lost: Mapping[str, F32]
+    radius: npt.NDArray[np.intp]
+
+    def row(self, k: int, shape: F32) -> dict[str, F32] | None:
+        """Return {component: (z, x)} of kept row `k`, None where every energy saw all of it.
+
+        `shape` is the component of that name as it was found; NaN comes back where nearly nothing of it was seen.
+        """
+        if not any(x[k].any() for x in self.lost.values()):
+            return None
+        kept = 1 - self.lost["shape"][k]
+        amount = shape / np.where(kept > _LEAST_SEEN, kept, np.nan).astype(np.float32)[self.radius]
+        return {name: np.asarray(x[k][self.radius] * amount, np.float32) for name, x in self.lost.items()}
 
 
 @dataclass(frozen=True)
