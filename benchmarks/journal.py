@@ -21,9 +21,9 @@ import napari_xanes_tomo.io.journal as journal_module
 from napari_xanes_tomo.io.journal import Event, Journal
 from napari_xanes_tomo.model import Quality, Score
 from napari_xanes_tomo.recipe import JitterParameters, Recipe
+from napari_xanes_tomo.run import candidate_payload
 from napari_xanes_tomo.state import UnitState, resolve
 from napari_xanes_tomo.steps import StepResult
-from napari_xanes_tomo.workflow import candidate_payload
 
 ENERGIES, ANGLES = 67, 180
 

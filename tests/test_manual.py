@@ -13,10 +13,10 @@ import pytest
 
 from napari_xanes_tomo import Recipe, Series, Workflow, open_series, read_maps, write_twin
 from napari_xanes_tomo.io.store import read_energies, read_map_attributes, read_shifts, rows_alignments
+from napari_xanes_tomo.mapping import _map_window
 from napari_xanes_tomo.model import XanesTomoError
 from napari_xanes_tomo.phantom import TwinParameters
 from napari_xanes_tomo.recipe import JitterParameters, RegistrationParameters
-from napari_xanes_tomo.workflow import _map_window
 
 SMALL = TwinParameters(
     n=64, n_angles=20, energies_ev=(7704.0, 7728.0, 8178.0, 8570.0), flats_per_set=4, jitter_px=(2.0, 4.0)

@@ -16,8 +16,8 @@ from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.store import Journal, read_shifts
 from napari_xanes_tomo.model import Cancelled, XanesTomoError
 from napari_xanes_tomo.recipe import JitterParameters, Recipe, ScanParameters
-from napari_xanes_tomo.state import quality_of
-from napari_xanes_tomo.workflow import UnitState, Workflow
+from napari_xanes_tomo.state import UnitState, quality_of
+from napari_xanes_tomo.workflow import Workflow
 
 pytest.importorskip("napari")
 pytest.importorskip("qtpy.QtWidgets")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from napari_xanes_tomo.io import references
 from napari_xanes_tomo.io.references import read_reference, read_references
+from napari_xanes_tomo.mapping import read_recipe_references
 from napari_xanes_tomo.model import XanesTomoError
 from napari_xanes_tomo.phantom import ni_xanes
 from napari_xanes_tomo.recipe import MapsParameters
-from napari_xanes_tomo.workflow import read_recipe_references
 
 ENERGY = np.arange(8200.0, 8500.0, 5.0)
 MU = 0.2 + ni_xanes(ENERGY)

@@ -21,8 +21,7 @@ from napari_xanes_tomo.recipe import (
     ScanParameters,
     parameter_key,
 )
-from napari_xanes_tomo.state import Manual
-from napari_xanes_tomo.workflow import State, resolve
+from napari_xanes_tomo.state import Manual, State, resolve
 
 SMALL = TwinParameters(
     n=32, n_angles=12, energies_ev=(7704.0, 7728.0, 8178.0, 8570.0), grains=40, flats_per_set=3, jitter_px=(2.0, 4.0)

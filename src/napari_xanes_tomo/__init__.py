@@ -5,8 +5,9 @@ quickly. See ``docs/`` for the conventions.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
 
 if TYPE_CHECKING:
     from .images import register_images
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     from .phantom import write_twin
     from .recipe import Recipe
     from .workflow import Workflow
-
-try:
-    __version__ = version("napari-xanes-tomo")
-except PackageNotFoundError:  # running from a source tree that was never installed
-    __version__ = "0.0.0"
 
 __all__ = [
     "Alignment",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from . import __version__
+from ._version import __version__
 from .model import Cancelled, EnergyScan, Problem, Series, XanesTomoError, no_progress
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from .execution import Execution
     from .recipe import Recipe
-    from .workflow import State, Workflow
+    from .state import State
+    from .workflow import Workflow
 
 __all__ = ["app", "main"]
 
@@ -889,7 +890,7 @@ def _made_elsewhere(out: Path) -> bool:
 def _source_of(out: Path) -> Path | None:
     """Return the scan that the run in `out` was made from; None, with a line, where it is not there."""
     from .io.journal import Journal
-    from .workflow import scan_source
+    from .run import scan_source
 
     source = scan_source(Journal(out))
     if source is not None and Path(source).exists():

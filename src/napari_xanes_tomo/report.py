@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import __version__
+from ._version import __version__
 from .differences import Probe, null_tests
 from .drawing import Plot, data_uri, mark, number_text, png, slice_picture, table, value_range
 from .io.atomic import atomic_write

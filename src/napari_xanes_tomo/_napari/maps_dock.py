@@ -10,8 +10,9 @@ import numpy as np
 from qtpy.QtWidgets import QPushButton, QVBoxLayout
 
 from napari_xanes_tomo.io.store import read_map_attributes
+from napari_xanes_tomo.mapping import VoxelTable
 from napari_xanes_tomo.model import Progress, XanesTomoError
-from napari_xanes_tomo.workflow import Candidate, VoxelTable
+from napari_xanes_tomo.state import Candidate
 
 from .dock import allow, cell, fit, table, wrapped
 from .layers import is_maps

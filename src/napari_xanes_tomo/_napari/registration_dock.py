@@ -20,10 +20,11 @@ from qtpy.QtWidgets import (
 
 from napari_xanes_tomo.decomposition import Decomposition
 from napari_xanes_tomo.differences import NullTest
+from napari_xanes_tomo.findings import scale_laws
 from napari_xanes_tomo.graph import PARAMETERS
 from napari_xanes_tomo.injection import RegistrationTest, recover_registration
 from napari_xanes_tomo.registration_qc import ErrorMap
-from napari_xanes_tomo.workflow import Candidate, scale_laws
+from napari_xanes_tomo.state import Candidate
 
 from .dock import allow, cell, fit, table, wrapped
 from .forms import StillWheel

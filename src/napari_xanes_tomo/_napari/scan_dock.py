@@ -10,8 +10,8 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QGroupBox, QHBoxLayout, QLabel,
 from napari_xanes_tomo.edges import bracketed_elements, edge_energy_ev, scanned_element
 from napari_xanes_tomo.model import Problem, XanesTomoError
 from napari_xanes_tomo.recipe import FLAT_CHOICES, ScanParameters
+from napari_xanes_tomo.state import Candidate
 from napari_xanes_tomo.steps import stray_jump_effect
-from napari_xanes_tomo.workflow import Candidate
 
 from .confinement import Confinement
 from .dock import cell, fit, table, wrapped

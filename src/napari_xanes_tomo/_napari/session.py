@@ -18,8 +18,9 @@ from qtpy.QtCore import QObject, Signal
 from napari_xanes_tomo.model import Progress, XanesTomoError
 from napari_xanes_tomo.recipe import Recipe
 from napari_xanes_tomo.registration import reference_energy
+from napari_xanes_tomo.state import State
 from napari_xanes_tomo.steps import STEPS, step
-from napari_xanes_tomo.workflow import State, Workflow
+from napari_xanes_tomo.workflow import Workflow
 
 from .jobs import Jobs
 from .layers import ScanLayer, scan_of

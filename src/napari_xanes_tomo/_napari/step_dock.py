@@ -14,8 +14,8 @@ from qtpy.QtWidgets import QComboBox, QGroupBox, QHBoxLayout, QHeaderView, QPush
 
 from napari_xanes_tomo.model import Quality, Score, XanesTomoError
 from napari_xanes_tomo.recipe import Recipe
+from napari_xanes_tomo.state import Candidate, UnitState
 from napari_xanes_tomo.steps import step
-from napari_xanes_tomo.workflow import Candidate, UnitState
 
 from .dock import Dock, allow, cell, escape, fit, table, wrapped
 from .forms import ParameterForm, StillWheel

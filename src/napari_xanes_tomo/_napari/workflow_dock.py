@@ -18,8 +18,8 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
 )
 
+from napari_xanes_tomo.state import State
 from napari_xanes_tomo.steps import STEPS
-from napari_xanes_tomo.workflow import State
 
 from .confinement import Confinement
 from .dock import Dock, allow, cell, fit, table, wrapped

@@ -1,0 +1,245 @@
+"""What the results of a run say together: alignments that count, scales against laws, what stands out.
+
+Nothing is measured here: what single energies gave is read from the journal and joined.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .decomposition import Decomposition, decompose
+from .differences import NullTest, Probe, null_tests
+from .jitter_report import views_path, views_read
+from .joint import Joint, join
+from .model import Alignment, Series, XanesTomoError
+from .recipe import Recipe
+from .registration_qc import ErrorMap, error_map, odd_energies
+from .run import Run
+from .scale import ScaleReport, magnification_laws, scale_report
+from .state import (
+    Candidate,
+    State,
+)
+from .steps import (
+    StepResult,
+    alignment_of,
+    measured_of,
+    settled,
+)
+
+__all__ = ["Findings", "scale_laws"]
+
+
+class Findings(Run):
+    """A run whose results are looked at together; see `Run`."""
+
+    _joint: tuple[tuple[int, Recipe], Joint] | None = None
+
+    def alignment(self, energy: int) -> Alignment | None:
+        """Return the best alignment of one energy so far: registered, else within its tomogram, else None."""
+        state = self.state
+        for name in ("registration", "jitter"):
+            candidate = state[(name, energy)].candidate
+            if candidate is not None and state[(name, energy)].status != "stale":
+                found = self._jitter(state, energy) if name == "jitter" else self.registered(energy)
+                return alignment_of(found, self.scan(energy))
+        return None
+
+    def displacements(self, energy: int) -> StepResult:
+        """Return the jitter that counts for an energy, with what was nudged and set by hand.
+
+        Raises
+        ------
+        XanesTomoError
+            There is none yet.
+        """
+        state = self.state
+        if state[("jitter", energy)].candidate is None:
+            raise XanesTomoError(f"{self.series.scans[energy].energy_ev:g} eV: the jitter correction was not run yet")
+        return self._jitter(state, energy)
+
+    def joint(self) -> Joint | None:
+        """Return the joint solution of everything registered so far, None before the reference is known."""
+        state = self.state
+        if state.reference is None:
+            return None
+        key = (len(self.journal), self.recipe)
+        if self._joint is None or self._joint[0] != key:
+            measured = {}
+            for e in range(len(self.series.scans)):
+                unit = state[("registration", e)]
+                if unit.candidate is not None and unit.status not in ("stale", "failed"):
+                    found = measured_of(self.result(unit.candidate))
+                    if found is not None:
+                        measured[e] = found
+            width = float(self.series.frame_shape[1])
+            solved = join(measured, self.series.energies_ev, state.reference, width_px=width)
+            self._joint = (key, solved)
+        return self._joint[1]
+
+    def registered(self, energy: int) -> StepResult:
+        """Return the registration that counts for an energy, with the errors that all comparisons together give it.
+
+        Raises
+        ------
+        XanesTomoError
+            There is none yet.
+        """
+        state = self.state
+        candidate = state[("registration", energy)].candidate
+        if candidate is None:
+            raise XanesTomoError(f"{self.series.scans[energy].energy_ev:g} eV: it was not registered yet")
+        found, solved = self.result(candidate), self.joint()
+        if solved is None or state[("registration", energy)].status == "stale":
+            return found
+        fixed = state.manual.magnifications.get(energy) is not None
+        return settled(found, solved, energy, fixed=fixed)
+
+    def registration_flags(self) -> dict[int, list[str]]:
+        """Return what stands out about the registered energies, in words, by the number of the energy."""
+        out: dict[int, list[str]] = {}
+        energies, notes = self.series.energies_ev, self._registration_notes()
+        for e in range(len(energies)):
+            words = [n.partition(" eV: ")[2] for n in notes if n.startswith(f"{energies[e]:g} eV: ")]
+            candidate = self.state[("registration", e)].candidate
+            if candidate is not None and self.state[("registration", e)].status not in ("stale", "failed"):
+                words += [f"{s.name}: {s.value:.3g} {s.unit}".strip() for s in candidate.quality.scores if not s.passed]
+            if words:
+                out[e] = words
+        return out
+
+    def _registration_notes(self) -> tuple[str, ...]:
+        """Return what all energies together say about single ones and about the scan, in words."""
+        if len(self.series.scans) == 1:
+            return ("one energy only: there is nothing to register it to",)
+        solved, report = self.joint(), self.scale_report()
+        if solved is None or report is None:
+            return ()
+        odd = [f"{self.series.energies_ev[e]:g} eV: {why}" for e, all_ in self._odd_energies().items() for why in all_]
+        return (*solved.notes, *report.notes, *odd)
+
+    def _odd_energies(self) -> dict[int, list[str]]:
+        """Return energies that look like another sample or bear a wrong label, with the reason."""
+        state = self.state
+        m, law, alike = (np.full(len(self.series.scans), np.nan) for _ in range(3))
+        for e in range(len(m)):
+            unit = state[("registration", e)]
+            if unit.candidate is not None and unit.status not in ("stale", "failed"):
+                numbers = unit.candidate.payload["numbers"]
+                m[e], law[e] = float(numbers["magnification"]), float(numbers.get("law") or np.nan)
+                if e != state.reference and numbers.get("correlation") is not None:
+                    alike[e] = float(numbers["correlation"])
+        return odd_energies(self.series.energies_ev, m, law, alike)
+
+    def scale_report(self) -> ScaleReport | None:
+        """Return the measured scales beside the laws, None before anything is registered."""
+        state, scans = self.state, self.series.scans
+        if state.reference is None:
+            return None
+        n = len(scans)
+        m, sigma, width, mass = (np.full(n, np.nan) for _ in range(4))
+        for e in range(n):
+            unit = state[("registration", e)]
+            if unit.candidate is None or unit.status in ("stale", "failed"):
+                continue
+            numbers = self.registered(e).numbers
+            m[e], sigma[e] = float(numbers["magnification"]), float(numbers["magnification_sigma"])
+            width[e], mass[e] = float(numbers.get("width") or np.nan), float(numbers["mass"])
+        if np.isfinite(m).sum() < 2:
+            return None
+        time = np.array([np.nanmin(s.time_s) if np.isfinite(s.time_s).any() else np.nan for s in scans])
+        return scale_report(
+            self.series.energies_ev,
+            m,
+            sigma,
+            state.reference,
+            laws=scale_laws(self.series, state.reference),
+            time=time,
+            width=width,
+            mass=mass,
+        )
+
+    def error_map(self) -> ErrorMap:
+        """Return what every registered projection by itself is displaced by beyond its alignment."""
+        shifts: list[npt.NDArray[Any] | None] = []
+        sigmas: list[npt.NDArray[Any] | None] = []
+        for e in range(len(self.series.scans)):
+            unit = self.state[("registration", e)]
+            known = unit.candidate is not None and unit.status not in ("stale", "failed")
+            arrays = self.result(unit.candidate).arrays if known and unit.candidate is not None else {}
+            shifts.append(arrays.get("residual_shift"))
+            sigmas.append(arrays.get("residual_sigma"))
+        return error_map(self.series.energies_ev, shifts, sigmas)
+
+    def decomposition(self) -> Decomposition:
+        """Return the shifts of all registered energies taken apart, px of the common grid."""
+        scans = [self.scan(e) for e in range(len(self.series.scans))]
+        shifts: list[npt.NDArray[Any] | None] = []
+        for e, scan in enumerate(scans):
+            unit = self.state[("registration", e)]
+            if scan.gridded or unit.candidate is None or unit.status in ("stale", "failed"):
+                shifts.append(None)
+                continue
+            found = alignment_of(self.result(unit.candidate), scan)
+            ok = np.array([s == "ok" for s in found.status])
+            shifts.append(np.where(ok[:, None], found.shift, np.nan) / found.magnification)
+        theta = [np.asarray(s.theta_deg, dtype=float) for s in scans]
+        return decompose(self.series.energies_ev, theta, shifts, segment=[s.half for s in scans])
+
+    def null_tests(self) -> tuple[NullTest, ...]:
+        """Return by how much pairs of registered energies differ that should differ by a factor alone."""
+        state, probe = self.state, None
+        samples: list[npt.NDArray[Any] | None] = []
+        for e in range(len(self.series.scans)):
+            unit = state[("registration", e)]
+            known = unit.candidate is not None and unit.status not in ("stale", "failed")
+            arrays = self.result(unit.candidate).arrays if known and unit.candidate is not None else {}
+            samples.append(arrays.get("samples"))
+            if e == state.reference:
+                probe = Probe.of(arrays)
+        if probe is None or state.reference is None:
+            return ()
+        samples = [s if s is not None and s.shape[1] == len(probe.value) else None for s in samples]
+        return null_tests(self.series.energies_ev, samples, probe, state.reference)
+
+    def edge_effect_ev(self, energy: int) -> float:
+        """Return what one px of an energy as a whole does to the edge energy at a surface, eV; 0 before the maps."""
+        candidate = self.state[("maps", None)].candidate
+        known = [] if candidate is None else candidate.payload["numbers"].get("edge_ev_per_px", [])
+        return next((float(v) for ev, v in known if ev == float(self.series.scans[energy].energy_ev)), 0.0)
+
+    def views(self, candidate: Candidate) -> dict[str, npt.NDArray[np.float64]]:
+        """Return the views kept of a result of the jitter correction (see `qc.tomogram_views`), if it is the newest."""
+        energy = candidate.unit[1]
+        return {} if energy is None else views_read(views_path(self.output.folder, energy), candidate.id)
+
+    def _jitter(self, state: State, energy: int) -> StepResult:
+        """Return the displacements within a tomogram, with what was nudged and set by hand."""
+        found = self._chosen(state, "jitter", energy)
+        if not state.manual.jitter_part(energy):
+            return found
+        shift = np.array(found.arrays["shift"], dtype=np.float64)
+        bin = self.recipe.scan.bin
+        for frame, nudge in state.manual.nudges.get(energy, {}).items():
+            shift[frame] += np.array(nudge) / bin
+        center = state.manual.centers.get(energy)
+        if center is not None:
+            shift[:, 1] += center / bin - float(found.numbers["center"])
+        return replace(found, arrays={**found.arrays, "shift": shift})
+
+
+def scale_laws(series: Series, reference: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the magnification (energies,) by every law a series holds the numbers of: `scale.magnification_laws`."""
+    return dict(
+        magnification_laws(
+            series.energies_ev,
+            reference,
+            pixel_nm=[s.pixel_size_nm for s in series.scans],
+            header_nm=[s.header_pixel_size_nm for s in series.scans],
+            zone_plate_um=[s.zone_plate_um for s in series.scans],
+        )
+    )
