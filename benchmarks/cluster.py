@@ -25,7 +25,7 @@ os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "NUM
 
 from distributed import Client, LocalCluster
 
-from napari_xanes_tomo import Workflow, open_series, workflow
+from napari_xanes_tomo import Workflow, mapping, open_series
 from napari_xanes_tomo.execution import WAITING, Cluster
 
 
@@ -47,7 +47,7 @@ class _Catch:
 
 def slabs_of(twin: Path, out: Path, rows: int) -> tuple[Any, Any, list[Any]]:
     """Return the function, what every slab needs, and the slabs of the maps of a run."""
-    workflow.SLAB_ROWS = rows
+    mapping.SLAB_ROWS = rows
     catch = _Catch()
     with Workflow(open_series(twin), out, execution=catch) as w:
         try:

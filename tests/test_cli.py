@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from napari_xanes_tomo import Recipe, Workflow, __version__, cli, open_series
+from napari_xanes_tomo import Recipe, Workflow, __version__, cli, open_series, terminal
 from napari_xanes_tomo.io.journal import Journal
 from napari_xanes_tomo.io.store import read_maps
 from napari_xanes_tomo.model import EnergyScan
@@ -99,7 +99,7 @@ def test_sizes(text: str, size: int) -> None:
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (7260, "2 h 01 min")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert cli._duration(seconds) == text
+    assert terminal.duration(seconds) == text
 
 
 def test_an_unexpected_error_is_one_line_and_v_shows_the_rest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -426,13 +426,13 @@ def interrupted(command: list[str], out: Path, events: int, by: signal.Signals) 
 
 STOP_IN_THE_SEARCH = """
 import os, signal
-from napari_xanes_tomo import cli
-shown = cli._Show.__call__
+from napari_xanes_tomo import cli, terminal
+shown = terminal.Show.__call__
 def call(self, what, done, total):
     shown(self, what, done, total)
     if what == "jitter" and 0 < done % 1000 > 600:
         os.kill(os.getpid(), signal.SIGINT)
-cli._Show.__call__ = call
+terminal.Show.__call__ = call
 cli.main()
 """
 
@@ -474,12 +474,12 @@ def test_killed_stopped_and_the_same_command_again(tmp_path: Path, twin: Path, f
 
 
 def test_progress_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli._Show(interval=0.0) as show:
+    with terminal.Show(interval=0.0) as show:
         show("jitter", 0, 100)
         time.sleep(0.05)
         show("jitter", 50, 100)
         show("jitter", 100, 100)
-    with cli._Show() as show:
+    with terminal.Show() as show:
         show("jitter", 50, 100)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "jitter correction: 0 %"

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from napari_xanes_tomo import Series, Workflow, open_series, read_maps, workflow, write_twin
+from napari_xanes_tomo import Series, Workflow, mapping, open_series, read_maps, write_twin
 from napari_xanes_tomo.cli import app
 from napari_xanes_tomo.execution import WAITING, Cluster, Threads, from_options
 from napari_xanes_tomo.model import Cancelled, XanesTomoError
@@ -57,7 +57,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def small_slabs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflow, "SLAB_ROWS", ROWS)
+        patch.setattr(mapping, "SLAB_ROWS", ROWS)
         yield
 
 
@@ -202,7 +202,7 @@ def test_stopped_on_a_cluster_and_resumed_on_threads(
 
 
 def test_ctrl_c_on_a_cluster(twin: Path, out: Path, cluster: str, by_threads: dict[str, Any]) -> None:
-    code = "import sys\nfrom napari_xanes_tomo import cli, workflow\nworkflow.SLAB_ROWS = 2\ncli.main()\n"
+    code = "import sys\nfrom napari_xanes_tomo import cli, mapping\nmapping.SLAB_ROWS = 2\ncli.main()\n"
     command = [sys.executable, "-c", code, "run", str(twin), "--out", str(out), "--scheduler", cluster]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         when_slabs(out, 1, lambda: process.send_signal(signal.SIGINT)).join(60)

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import math
 import os
 import re
-import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,13 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ._version import __version__
-from .model import Cancelled, EnergyScan, Problem, Series, XanesTomoError, no_progress
+from .inspection import inspection, print_inspection, problem_line
+from .model import Cancelled, Series, XanesTomoError, no_progress
+from .terminal import FAILED, STOPPED_BY_USER, complain, duration, explain, keeping_partial, one_line, showing
 
 if TYPE_CHECKING:
-    from types import FrameType, TracebackType
-
-    from rich.progress import TaskID
-
     from .execution import Execution
     from .recipe import Recipe
     from .state import State
@@ -39,9 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-FAILED, STOPPED_BY_THRESHOLD, STOPPED_BY_USER = 1, 3, 130
-_FEW_ANGLES = 8
-_PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+STOPPED_BY_THRESHOLD = 3
 _SCREEN = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")  # without one of them Qt ends the process
 _SHOWN = 8  # problems or flags listed before the rest is only counted
 
@@ -64,302 +56,7 @@ _Script = Annotated[
 ]
 
 
-# ------------------------------------------------------------------------------------------------------- errors
-
-
-def _complain(message: str) -> None:
-    """Write one line on stderr."""
-    typer.echo(f"xanes-tomo: {' '.join(message.split())}", err=True)
-
-
-def _explain(error: BaseException, verbose: bool) -> str:
-    """Return the one line that says what went wrong; with `verbose` the traceback goes before it."""
-    if verbose:
-        typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-    if isinstance(error, XanesTomoError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return "not enough memory; try a smaller --memory, or --bin 2"
-    if isinstance(error, OSError):
-        name = Path(os.fsdecode(error.filename)).name + ": " if isinstance(error.filename, (str, bytes)) else ""
-        return f"{name}{error.strerror or error}"
-    hint = "" if verbose else "; -v shows where"
-    return f"unexpected {type(error).__name__}: {error}{hint}"
-
-
-@contextlib.contextmanager
-def _one_line(verbose: bool = False, interrupted: str = "stopped") -> Iterator[None]:
-    """Turn whatever ends a command early into one line on stderr and an exit code."""
-    try:
-        yield
-    except (typer.Exit, typer.Abort, typer.BadParameter):
-        raise
-    except (KeyboardInterrupt, Cancelled):
-        _complain(interrupted)
-        raise typer.Exit(STOPPED_BY_USER) from None
-    except BrokenPipeError:  # `... | head`: nobody listens any more
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(FAILED) from None
-    except Exception as error:  # noqa: BLE001 - the last one on the way out; nothing is hidden, -v shows all of it
-        _complain(_explain(error, verbose))
-        raise typer.Exit(FAILED) from None
-
-
-# ----------------------------------------------------------------------------------------------------- progress
-
-
-def _duration(seconds: float) -> str:
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s"
-    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
-
-
-_DOING = {
-    "reading headers": "reading headers",
-    "flats": "scan and flats",
-    "jitter": "jitter correction",
-    "registration": "energy registration",
-    "maps": "elemental maps",
-    "twin": "digital twin",
-    "export": "export",
-}
-
-
-class _Show:
-    """Progress with the time left: bars on a terminal, else one plain line every ten seconds. Safe for threads."""
-
-    def __init__(self, interval: float = _PLAIN_SECONDS) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True)
-        self.interval = interval
-        self._lock = threading.Lock()
-        self._tasks: dict[str, TaskID] = {}
-        self._bars: Any = None
-        self._begun: dict[str, tuple[float, float]] = {}
-        self._last = time.monotonic()
-        self._at = ""
-        self._stopping = False
-
-    def stop(self) -> bool:
-        """Ask what runs to stop at its next safe point; False where it has none soon, or was asked before."""
-        soon = self._at == "jitter" and not self._stopping
-        self._stopping = self._stopping or soon
-        return soon
-
-    def __enter__(self) -> _Show:
-        if self.console.is_terminal:
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-            self._bars = Progress(
-                TextColumn("{task.description:20s}", markup=False),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeRemainingColumn(elapsed_when_finished=True),
-                console=self.console,
-            )
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            for task in self._bars.tasks if kind is None else ():
-                self._bars.update(task.id, completed=task.total)  # a step need not report its very end
-            self._bars.stop()
-
-    def line(self, text: str) -> None:
-        """Write one line above the bars."""
-        with self._lock:
-            if self._bars is not None:
-                self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            else:
-                typer.echo(text, err=True)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """See `model.Progress`."""
-        self._at = what
-        if self._stopping:
-            raise Cancelled
-        name = _DOING.get(what, what)
-        with self._lock:
-            if self._bars is not None:
-                if what not in self._tasks:
-                    self._tasks[what] = self._bars.add_task(name, total=total)
-                self._bars.update(self._tasks[what], completed=done, total=total)
-                return
-            now = time.monotonic()
-            since, first = self._begun.setdefault(what, (now, done / max(total, 1)))
-            if now - self._last < self.interval:
-                return
-            self._last = now
-            part = done / max(total, 1)
-            text = f"{name}: {100 * part:.0f} %"
-            # Not from the first moments: they are spent on compiling.
-            if first < part < 1 and (part - first >= 0.05 or now - since > 120):
-                text += f", about {_duration((now - since) * (1 - part) / (part - first))} left"
-            typer.echo(text, err=True)
-
-
-@contextlib.contextmanager
-def _keeping_partial(show: _Show) -> Iterator[None]:
-    """Let Ctrl-C during a search keep its best estimate so far; a second one, or at other times, stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if not show.stop():
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _Notes(logging.Handler):
-    """The package's own warnings as lines between the progress."""
-
-    def __init__(self, show: _Show) -> None:
-        super().__init__()
-        self.show = show
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.show.line(f"{record.levelname.lower()}: {record.getMessage()}")
-
-
-@contextlib.contextmanager
-def _showing(verbose: bool) -> Iterator[_Show]:
-    """Show progress, and what the package logs from warnings on (from debugging on with `verbose`)."""
-    logger = logging.getLogger(__package__)
-    level, propagate = logger.level, logger.propagate
-    with _Show() as show:
-        handler = _Notes(show)
-        logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
-        logger.propagate = False
-        try:
-            yield show
-        finally:
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
-
-
 # ------------------------------------------------------------------------------------------------------ inspect
-
-
-def _facts(scan: EnergyScan) -> dict[str, Any]:
-    """Return what `inspect` says about one energy, as JSON data."""
-    usable = scan.usable
-    theta = [round(float(t), 6) for t in scan.theta_deg if math.isfinite(t)]
-    flats = [s for group in scan.flats for s in group.status]
-    angles = len({round(float(t), 2) for t, ok in zip(scan.theta_deg, usable, strict=True) if ok})
-    n_flats = sum(s == "ok" for s in flats)
-    if not usable.any():
-        status = "no files" if all(s == "unreadable:missing" for s in scan.status) else "no usable projection"
-    elif scan.given:
-        status = scan.given
-    elif not n_flats:
-        status = "no usable flat"
-    elif angles < _FEW_ANGLES:
-        status = "few angles"
-    else:
-        status = "ok" if usable.all() and n_flats == len(flats) else "incomplete"
-    return {
-        "energy_ev": _finite(scan.energy_ev),
-        "pixel_size_nm": _finite(scan.pixel_size_nm),
-        "header_pixel_size_nm": _finite(scan.header_pixel_size_nm),
-        "binning": int(scan.binning),
-        "projections": {"usable": int(usable.sum()), "planned": len(scan)},
-        "flats": {"usable": n_flats, "planned": len(flats)},
-        "angles_usable": angles,
-        "theta_deg": [min(theta), max(theta)] if theta else None,
-        "status": status,
-    }
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _inspection(series: Series) -> dict[str, Any]:
-    energies = [_facts(s) for s in series.scans]
-    rows, columns = series.frame_shape if series.scans else (0, 0)
-    totals = {
-        "energies": {"usable": sum(e["projections"]["usable"] > 0 for e in energies), "planned": series.n_expected[0]},
-        "projections": {
-            "usable": sum(e["projections"]["usable"] for e in energies),
-            "planned": series.n_expected[1],
-        },
-        "flats": {"usable": sum(e["flats"]["usable"] for e in energies), "planned": series.n_expected[2]},
-    }
-    return {
-        "name": series.name,
-        "frame_shape": [rows, columns] if rows and columns else None,
-        "totals": totals,
-        "energies": energies,
-        "problems": [
-            {
-                "severity": p.severity,
-                "code": p.code,
-                "message": p.message,
-                "file": p.file,
-                "energy_ev": p.energy_ev,
-                "frame": p.frame,
-            }
-            for p in series.problems
-        ],
-    }
-
-
-def _problem_line(p: Problem) -> str:
-    # A file's name tells its energy; a message about a whole energy names it.
-    where = f"{p.file}: " if p.file else ""
-    return f"{p.severity}: {where}{p.message}"
-
-
-def _print_inspection(series: Series, facts: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shape = facts["frame_shape"]
-    typer.echo(f"{series.name}{f', frames of {shape[0]} x {shape[1]}' if shape else ''}")
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    for name in ("energy / eV", "nm / px", "header", "projections", "flats", "angles / deg"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    for e in facts["energies"]:
-        theta = e["theta_deg"]
-        table.add_row(
-            "?" if e["energy_ev"] is None else f"{e['energy_ev']:.2f}",
-            "?" if e["pixel_size_nm"] is None else f"{e['pixel_size_nm']:.2f}",
-            "?" if e["header_pixel_size_nm"] is None else f"{e['header_pixel_size_nm']:.2f}",
-            f"{e['projections']['usable']} / {e['projections']['planned']}",
-            f"{e['flats']['usable']} / {e['flats']['planned']}",
-            "?" if theta is None else f"{theta[0]:g} .. {theta[1]:g}",
-            e["status"],
-        )
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=120)
-    console.print(table)
-    t = facts["totals"]
-    typer.echo(
-        "in all: "
-        + ", ".join(
-            f"{t[k]['planned']:,} {k} ({t[k]['usable']:,} usable)" for k in ("energies", "projections", "flats")
-        )
-    )
-    for p in series.problems:
-        typer.echo(_problem_line(p))
-    if not series.problems:
-        typer.echo("no problems found")
 
 
 @app.command()
@@ -375,15 +72,15 @@ def inspect(
     from .io.given import open_input
     from .recipe import Recipe
 
-    with _one_line(verbose):
+    with one_line(verbose):
         own = Recipe() if recipe is None else Recipe.from_yaml(recipe)
-        with contextlib.nullcontext(no_progress) if as_json else _showing(verbose) as progress:
+        with contextlib.nullcontext(no_progress) if as_json else showing(verbose) as progress:
             series = open_input(path, own, script=script, verify=verify, progress=progress)
-        facts = _inspection(series)
+        facts = inspection(series)
         if as_json:
             typer.echo(json.dumps(facts, indent=1, allow_nan=False))
         else:
-            _print_inspection(series, facts)
+            print_inspection(series, facts)
         if not facts["totals"]["projections"]["usable"]:
             raise typer.Exit(FAILED)
 
@@ -410,15 +107,15 @@ def demo(
 ) -> None:
     """Write a digital twin: the .xrm files and the script of a measurement, with the truth beside them."""
     again = "stopped; the same command writes the twin anew"
-    with _one_line(verbose, again):
+    with one_line(verbose, again):
         from .phantom import write_twin
 
         started = time.monotonic()
-        with _showing(verbose) as show:
+        with showing(verbose) as show:
             write_twin(folder, preset, seed=seed, options=_options(option or []), progress=show)
         files = sum(1 for p in folder.iterdir() if p.suffix == ".xrm")
         typer.echo(f"{folder}: {files} .xrm files and their script, the truth in {folder / 'truth'} "
-                   f"({_duration(time.monotonic() - started)})")  # fmt: skip
+                   f"({duration(time.monotonic() - started)})")  # fmt: skip
         typer.echo(f"next: xanes-tomo run {folder} --out {folder}-out")
 
 
@@ -458,13 +155,13 @@ def on_my_data(
     verbose: _Verbose = False,
 ) -> None:
     """Put known displacements and bad frames into copies of your projections and tell how well they are found again."""
-    with _one_line(verbose):
+    with one_line(verbose):
         from .injection import JitterTest, RegistrationTest, recover_jitter, recover_registration
         from .io.scan import open_series
         from .recipe import Recipe
 
         use = Recipe() if recipe is None else Recipe.from_yaml(recipe)
-        with _showing(verbose) as show:
+        with showing(verbose) as show:
             series = open_series(path, use.scan, progress=show)
             if not series.scans:
                 raise XanesTomoError(f"{path.name}: expected a measurement with projections, got none")
@@ -590,7 +287,7 @@ def run_command(
     if threads is not None and (scheduler is not None or cluster is not None):
         raise typer.BadParameter("--threads is for this machine; the workers of a cluster have their own number")
     again = "stopped; what is finished is kept, the same command goes on from there"
-    with _one_line(verbose, again):
+    with one_line(verbose, again):
         from .execution import Cluster, from_options
         from .recipe import Recipe
 
@@ -607,7 +304,7 @@ def run_command(
                 code = _code(error)
                 if code == FAILED:
                     raise
-                _complain(_explain(error, verbose))
+                complain(explain(error, verbose))
                 raise typer.Exit(code) from None
             return
         if (out / "journal.jsonl").exists():
@@ -621,11 +318,11 @@ def run_command(
                 raise
             except Exception as error:  # noqa: BLE001 - one scan must not cost the others the night; reported here
                 codes.append(_code(error))
-                _complain(f"{path}: {_explain(error, verbose)}")
+                complain(f"{path}: {explain(error, verbose)}")
         if codes:
             ends = {FAILED: "failed", STOPPED_BY_THRESHOLD: "stopped by a threshold"}
             parts = [f"{codes.count(c)} of {len(paths)} scans {end}" for c, end in ends.items() if c in codes]
-            _complain(f"{', '.join(parts)}; the others are done")
+            complain(f"{', '.join(parts)}; the others are done")
             raise typer.Exit(FAILED if FAILED in codes else STOPPED_BY_THRESHOLD)
 
 
@@ -642,7 +339,7 @@ def _run_one(path: Path, out: Path, names: set[str] | None, asked: _Asked) -> No
 
     started = time.monotonic()
     script = asked.script
-    with _showing(asked.verbose) as show:
+    with showing(asked.verbose) as show:
         if names is not None:
             # Its name tells the folder, the folder its recipe, and that how the files are read.
             out = out / _free_name(open_input(path, asked.recipe or Recipe(), verify=False).name, names)
@@ -652,13 +349,13 @@ def _run_one(path: Path, out: Path, names: set[str] | None, asked: _Asked) -> No
     from .workflow import Workflow
 
     with (
-        _showing(asked.verbose) as show,
+        showing(asked.verbose) as show,
         Workflow(
             series, out, of_folder, memory_bytes=asked.memory_bytes, execution=asked.execution, source=script or path
         ) as workflow,
     ):
         try:
-            with _keeping_partial(show):
+            with keeping_partial(show):
                 state = workflow.run(until=asked.until, progress=show, accept="thresholds")
         except XanesTomoError:
             with contextlib.suppress(XanesTomoError):
@@ -684,7 +381,7 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 def _introduce(series: Series) -> None:
     """Say what there is to work on; what is odd about it, unless nothing can be used."""
-    t = _inspection(series)["totals"]
+    t = inspection(series)["totals"]
     if not t["projections"]["usable"]:
         why = [p.message for p in series.problems if p.severity == "error"]
         raise XanesTomoError(f"{series.name}: {why[-1] if why else 'expected projections that can be read, got none'}")
@@ -699,7 +396,7 @@ def _introduce(series: Series) -> None:
     typer.echo(f"{series.name}: {text}")
     odd = [p for p in series.problems if p.severity != "info"]
     for p in odd[:_SHOWN]:
-        typer.echo(f"  {_problem_line(p)}")
+        typer.echo(f"  {problem_line(p)}")
     if len(odd) > _SHOWN:
         typer.echo(f"  and {len(odd) - _SHOWN} more problems: see the report, or xanes-tomo inspect")
 
@@ -732,7 +429,7 @@ def _conclude(workflow: Workflow, state: State, report: Path, until: str, second
                 ]
         if s.name == until:
             break
-    typer.echo(f"done in {_duration(seconds)}: {', '.join(counts)}")
+    typer.echo(f"done in {duration(seconds)}: {', '.join(counts)}")
     if state.reference is not None and until in ("registration", "maps"):
         typer.echo(f"  reference energy: {energies[state.reference]:g} eV")
     _list("energies left out", [_with_energy(e, why) for e, why in out])
@@ -774,7 +471,7 @@ def report(
     verbose: _Verbose = False,
 ) -> None:
     """Write the report of a run again, from its journal, tables and maps."""
-    with _one_line(verbose):
+    with one_line(verbose):
         typer.echo(str(_report(out)))
 
 
@@ -805,7 +502,7 @@ def export(
 ) -> None:
     """Write a measurement or a run for other programs. What a run excluded is left out, or marked invalid."""
     again = "stopped; the files that are whole are kept, the same command goes on from there"
-    with _one_line(verbose, again), _showing(verbose) as show:
+    with one_line(verbose, again), showing(verbose) as show:
         from .export import RAW, export_maps, export_scan, export_shifts, export_workflow
         from .io.given import open_input
         from .io.scan import open_series
@@ -838,7 +535,7 @@ def export(
     if len(made.notes) > _SHOWN:
         typer.echo(f"  and {len(made.notes) - _SHOWN} more, see {to / 'export.json'}")
     kept = f", {made.kept} of them were there already" if made.kept else ""
-    typer.echo(f"{to}: {len(made.files)} files ({format}){kept} ({_duration(time.monotonic() - started)})")
+    typer.echo(f"{to}: {len(made.files)} files ({format}){kept} ({duration(time.monotonic() - started)})")
 
 
 @app.command()
@@ -848,7 +545,7 @@ def view(
     verbose: _Verbose = False,
 ) -> None:
     """Open a measurement or a run in napari. An output folder opens together with the scan it was made from."""
-    with _one_line(verbose):
+    with one_line(verbose):
         if not path.exists():
             raise XanesTomoError(
                 f"{path}: expected a scan script, a folder, a file or an output folder, got no such path"
