@@ -75,18 +75,24 @@ class Decomposition:
 
     def gauge(self) -> FloatArray:
         """(angles, 2) Mean of `rigid`: where the object and the axis lie in the whole scan, which is no motion."""
-        middle = np.nanmean(self.place, axis=0)
+        known = np.isfinite(self.place).all(axis=1)
+        if not known.any():
+            return np.zeros((len(self.theta_deg), 2))
+        middle = self.place[known].mean(axis=0)
         t = np.deg2rad(self.theta_deg)
         x = middle[1] + middle[2] * np.cos(t) + middle[3] * np.sin(t)
         return np.stack([np.full(len(t), middle[0]), x], axis=1)
+
+    def moved(self, name: str) -> FloatArray:
+        """Return a part as `part` does; the rigid one and the total as motion, `gauge` taken out."""
+        values = self.part(name)
+        return values - self.gauge() if name in ("rigid", "total") else values
 
     def columns(self, lengths: Sequence[int]) -> dict[str, npt.NDArray[np.float64]]:
         """Return what ``quality.csv`` says of it; `lengths` is how many projections every energy has."""
         out: dict[str, npt.NDArray[np.float64]] = {}
         for name in PARTS[1:]:
-            values = self.of_projections(name, lengths)
-            if name == "rigid" and np.isfinite(values).any():
-                values = values - self.gauge()[np.concatenate(self.index)]
+            values = self._of_projections(self.moved(name), lengths)
             out |= {f"{name}_{axis}_px": values[:, k].astype(np.float64) for k, axis in enumerate("yx")}
         return out
 
@@ -104,7 +110,9 @@ class Decomposition:
 
     def of_projections(self, name: str, lengths: Sequence[int]) -> FloatArray:
         """Return a part as (projections, 2), one energy after the other; `lengths` is how many each of them has."""
-        values = self.part(name)
+        return self._of_projections(self.part(name), lengths)
+
+    def _of_projections(self, values: FloatArray, lengths: Sequence[int]) -> FloatArray:
         out = [np.full((n, 2), np.nan) for n in lengths]
         for e, at in enumerate(self.index):
             out[e][: len(at)] = values[e, at]
@@ -240,10 +248,7 @@ def _rms(
     def rms(values: FloatArray) -> FloatArray:
         return np.asarray(np.sqrt(np.nanmean(values**2, axis=(0, 1)))) if known.any() else np.full(2, np.nan)
 
-    out = {name: rms(found.part(name)) for name in PARTS if name != "total"}
-    gauge = found.gauge() if known.any() else np.zeros((len(found.theta_deg), 2))
-    out["rigid"] = rms(found.rigid - gauge[None])
-    out["total"] = rms(found.part("total") - gauge[None])
+    out = {name: rms(found.moved(name)) for name in PARTS}
     if not shared.any():
         return {name: out[name] if name != "synchronous" else np.full(2, np.nan) for name in PARTS}
     # Of E energies the mean holds 1 / E of the remainder's variance, and the remainder lacks as much.

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .agreement import smooth
-from .edges import bracketed_elements, edge_energy_ev, scanned_element
+from .contrast import near_edges
+from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, XanesTomoError
 from .projector import Projector
 from .reconstruction import angular_weights
@@ -45,9 +46,6 @@ FEWEST_SAMPLED = 16
 _ROWS = 32
 _VOXELS = 20_000
 _BLOCKS = 12  # groups of rows left out in turn for the standard errors
-# Here the absorption changes within few eV, whatever the table says; farther above an edge that was scanned.
-_NEAR_EDGE_EV = (-4.5, 15.0)
-_NEAR_SCANNED_EV = 55.0
 _APART_EV = 100.0
 
 
@@ -337,14 +335,7 @@ def null_pairs(energies_ev: npt.ArrayLike, among: Sequence[int] | None = None) -
     energies = np.asarray(energies_ev, dtype=float)
     elements = bracketed_elements(energies)
     edges = sorted(edge_energy_ev(e) for e in elements)
-    near = np.zeros(len(energies), dtype=bool)
-    for edge in edges:
-        near |= (energies - edge > _NEAR_EDGE_EV[0]) & (energies - edge < _NEAR_EDGE_EV[1])
-    scanned = scanned_element(energies, elements) if elements else None
-    if scanned is not None:
-        above = energies - edge_energy_ev(scanned)
-        about = (above > _NEAR_EDGE_EV[0]) & (above < _NEAR_SCANNED_EV)
-        near |= about & (about.sum() > 2)  # a pair about an edge is no scan of it
+    near = near_edges(energies, elements)
     out: list[tuple[int, int]] = []
     for low, high in zip([-np.inf, *edges], [*edges, np.inf], strict=True):
         inside = [k for k in np.argsort(energies, kind="stable").tolist() if low < energies[k] < high and not near[k]]

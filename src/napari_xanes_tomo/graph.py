@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .edges import bracketed_elements, edge_energy_ev, mass_attenuation, scanned_element
+from .contrast import tabulated
+from .edges import bracketed_elements, edge_energy_ev, scanned_element
 from .model import FloatArray, XanesTomoError
 
 __all__ = ["PARAMETERS", "Closure", "Network", "Pair", "closures", "contrast_islands", "island_hubs", "solve_network"]
@@ -41,13 +42,7 @@ def contrast_islands(energies_ev: npt.ArrayLike) -> tuple[int, ...]:
     if not elements:
         return (0,) * len(energies)
     scanned = scanned_element(energies, elements)
-    table = np.stack([mass_attenuation(e, energies) for e in elements], axis=1)
-    # Below an edge, but within the few eV where tables smear it, the element does not absorb yet.
-    for k, element in enumerate(elements):
-        edge = edge_energy_ev(element)
-        close = (energies < edge) & (energies > edge - 30)
-        if close.any():
-            table[close, k] = mass_attenuation(element, edge - 30) * (energies[close] / (edge - 30)) ** -2.75
+    table = tabulated(energies, elements)
     near = np.zeros(len(energies), dtype=bool)
     if scanned is not None:
         at = energies - edge_energy_ev(scanned)
