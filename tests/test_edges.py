@@ -9,6 +9,7 @@ from napari_xanes_tomo.edges import (
     edge_energy_ev,
     mass_attenuation,
     scanned_element,
+    why_not_scanned,
 )
 from napari_xanes_tomo.model import XanesTomoError
 
@@ -102,6 +103,18 @@ def test_scanned_edge(energies: tuple[float, ...], element: str | None) -> None:
 
 def test_no_elements_no_scanned_edge() -> None:
     assert scanned_element((*SIX, 8344.0, 8351.0), ()) is None
+
+
+@pytest.mark.parametrize(
+    ("energies", "said"),
+    [
+        (SIX, "no edge was scanned"),  # pairs on either side of an edge are no scan
+        ((8344.0, 8351.0, 8570.0), "2 energies lie on the Ni edge, but none below it, from 8133 to 8313 eV"),
+        ((8178.0, 8330.0, 8344.0, 8351.0), "3 energies lie on the Ni edge, but none above it, from 8393 to 8633 eV"),
+    ],
+)
+def test_what_a_scan_lacks(energies: tuple[float, ...], said: str) -> None:
+    assert why_not_scanned(energies).startswith(said)
 
 
 # Energy, factor: the step of the table, times the factor, on what the table continues from below the edge.

@@ -131,6 +131,42 @@ def test_too_few_energies_for_the_elements() -> None:
     assert all("2 energies cannot tell 2 elements" in found.absent[e] for e in ("Zr", "Nb"))
 
 
+UNBRACKETED = {
+    "no energy before the scanned edge": ((6534.0, 6558, 7704, 7728, 8325, 8333, 8341, 8349, 8357, 8570), ()),
+    "two energies of an edge that is not bracketed": ((6534.0, 6558, 7704, 7728, 8344, 8351, 8570), ("Ni",)),
+    "cobalt and nickel in one gap": ((6534.0, 6558, 8400, 8570), ("Fe", "Co", "Ni")),
+    "as many energies as columns": ((6534.0, 6558, 8570), ("Fe", "Co", "Ni")),
+}
+
+
+@pytest.mark.parametrize("case", UNBRACKETED)
+def test_an_edge_that_is_not_bracketed_is_no_part_of_the_other_elements(case: str) -> None:
+    """Without a step of its own, nickel would count as cobalt (three times too much) or as manganese (twice)."""
+    energies, named = np.array(UNBRACKETED[case][0]), UNBRACKETED[case][1]
+    found = plan(energies)
+    assert "Ni" not in found.elements
+    for element in found.elements:
+        amount = float(found.components[element] @ found.spectrum)
+        assert amount == pytest.approx(DENSITY[element], rel=0.02), element
+    assert len(found.notes) == bool(named)
+    assert all(n in note for note in found.notes for n in named)
+
+
+@pytest.mark.parametrize("energies", [SIX, TINY, DEMO])
+@pytest.mark.parametrize("seed", range(10))
+def test_an_imperfect_mean_spectrum_has_no_further_edge(energies: np.ndarray, seed: int) -> None:
+    mean = tabulated(energies, DENSITY) * (1 + 0.01 * np.random.default_rng(seed).standard_normal(len(energies)))
+    assert plan_maps(energies, mean, np.ones(len(energies)), len(energies) - 1).notes == ()
+
+
+def test_an_element_that_was_asked_for_without_a_bracket_is_no_part_of_the_others() -> None:
+    energies = SIX[[0, 1, 2, 3, 5]]  # nickel's pair is too wide without 8178 eV
+    found = plan(energies, elements=("Mn", "Co", "Ni"))
+    assert found.elements == ("Mn", "Co")
+    assert "do not bracket the K edge of Ni" in found.absent["Ni"]
+    np.testing.assert_allclose([found.components[e] @ found.spectrum for e in ("Mn", "Co")], [0.8, 0.5], rtol=0.02)
+
+
 def test_unknown_elements_and_edges_are_refused() -> None:
     with pytest.raises(XanesTomoError, match="'Xx'"):
         plan(DEMO, elements=("Xx",))
@@ -834,7 +870,7 @@ def test_no_valence_without_declared_ones() -> None:
     ("energies", "asked", "why"),
     [
         (SIX, "edge_energy_half", "no edge was scanned"),
-        (DEMO[DEMO > 8320], "white_line", "levels below and above"),
+        (DEMO[DEMO > 8320], "white_line", "there is none below it, -200 to -20 eV"),
         (np.array([6534.0, 6558, 8178, 8342, 8346, 8570]), "white_line", "no maximum"),
         (np.array([6534.0, 6558, 8178, 8342, 8346, 8570]), "edge_energy_derivative", "fewer than four"),
     ],

@@ -19,9 +19,10 @@ from .edges import (
     ReferenceSpectrum,
     bracketed_elements,
     edge_energy_ev,
-    mass_attenuation,
     scanned_element,
+    why_not_scanned,
 )
+from .element_fit import fit_columns, unknown_steps, white_lines_of, with_scanned_edge
 from .mixtures import LEAST_LEVEL, LinearCombination, linear_combination
 from .model import FloatArray
 from .recipe import MapsParameters
@@ -31,6 +32,7 @@ from .spectra import (
     PRE_EV,
     EdgeMeasures,
     EdgeShift,
+    Normalisation,
     edge_at_half,
     edge_measures,
     edge_shift,
@@ -44,8 +46,6 @@ F32 = npt.NDArray[np.float32]
 # Relative, one standard deviation: what tables of mass attenuation differ by across an edge, and the pixel size.
 SYSTEMATIC = {"attenuation": 0.02, "pixel_size": 0.012}
 SYSTEMATIC_WHITE_LINE = {False: 0.10, True: 0.03}  # without and with a declared factor
-# Relative error of the mean spectrum from energy to energy (masses, air), as registered twins show it.
-MEAN_ERROR = 0.007
 EDGE = ("shift", "level")  # the components of the edge energy
 SINGLE = "@"  # begins the name of a component that is one energy
 SIGMA = "_sigma"  # total standard error of a map
@@ -105,6 +105,8 @@ class MapPlan:
         reference; 0 for those that are not. None where that was not looked for. Nothing is corrected: see `ARTEFACT`.
     mixture : LinearCombination or None
         Its amounts are the components ``lcf_<name of the reference>``.
+    notes : tuple of str
+        What the user has to know of the fit of the elements.
     """
 
     energies_ev: FloatArray
@@ -130,6 +132,7 @@ class MapPlan:
     white_lines_seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     helped: Mapping[str, FloatArray] = field(default_factory=dict)
     displacement: FloatArray | None = None
+    notes: tuple[str, ...] = ()
 
     def with_scanned_edge(self, slope: Mapping[str, float]) -> MapPlan:
         """Return the same with the elements of `slope` from all energies: `helped`, less what follows the edge.
@@ -297,7 +300,9 @@ def plan_maps(
     -----
     The element fit is unconstrained least squares with one weight per energy, on tabulated mass attenuation and a
     remainder that falls with the third power of the energy. Energies from 15 eV below to 60 eV above the scanned
-    edge are left out: there the attenuation follows the chemical state, not the table.
+    edge are left out: there the attenuation follows the chemical state, not the table. Where an edge lies between the
+    energies that these do not bracket - one that was asked for, the scanned one without its pre-edge, or one that the
+    mean spectrum shows (`element_fit.unknown_steps`) - the remainder has a step of its own.
     """
     p = MapsParameters() if parameters is None else parameters
     energy = np.asarray(energies_ev, dtype=float)
@@ -316,6 +321,10 @@ def plan_maps(
         e0 = edge_energy_ev(scanned)
         use = (energy < e0 - p.leave_out_below_ev) | (energy > e0 + p.leave_out_above_ev)
     kept = bracketed_elements(energy[use])
+    # An edge that is there but not bracketed is no map, and yet no part of the others.
+    known = np.unique(energy[use])
+    there = [edge_energy_ev(e) for e in dict.fromkeys((*present, *elements)) if e not in kept]
+    gaps = {int(np.searchsorted(known, v)): v for v in there}
     good = tuple(e for e in elements if e in kept)
     for e in elements:
         if e not in good:
@@ -326,27 +335,37 @@ def plan_maps(
         absent["elements"] = "no two neighbouring energies bracket a K edge"
     components: dict[str, FloatArray] = {}
     # Every element whose edge is bracketed takes part in the fit, asked for or not: its edge is in the data.
-    if good and use.sum() < len(kept) + 1:
+    notes: tuple[str, ...] = ()
+    between = tuple(v for gap, v in gaps.items() if 0 < gap < len(known))
+    if good:
+        unknown = unknown_steps(energy, mean, use, kept, between, p)
+        between += tuple(step.edge_ev for step in unknown)
+        notes = tuple(step.note for step in unknown)
+    if good and use.sum() < len(kept) + len(between) + 1:
+        what = f"{len(kept)} elements" + (f", {len(between)} other edges" if between else "") + " and a remainder"
         for e in good:
-            absent[e] = f"{int(use.sum())} energies cannot tell {len(kept)} elements and a remainder apart"
+            absent[e] = f"{int(use.sum())} energies cannot tell {what} apart"
         good = ()
     helped: dict[str, FloatArray] = {}
     seen_white_lines: dict[str, tuple[float, float]] = {}
     found_white_lines: dict[str, tuple[float, float]] = {}
     if good:
-        seen_white_lines = white_lines_of(energy, mean, use, kept, p)
+        seen_white_lines = white_lines_of(energy, mean, use, kept, between, p)
         if p.white_line_from_spectrum:
             found_white_lines = seen_white_lines
         factors = {e: found_white_lines.get(e, (p.white_line(e),))[0] for e in kept}
-        columns = [mass_attenuation(e, energy, table=p.attenuation, white_line=factors[e]) for e in kept]
-        table = np.stack([*columns, (energy / energy.mean()) ** -3.0], axis=1)
+        table = fit_columns(energy, factors, between, p)
         weight = np.where(use, 1.0 / noise, 0.0)
         size = np.sqrt(np.sum(weight[:, None] * table**2, axis=0))
         scaled = table / size
+        if not np.linalg.cond(np.sqrt(weight)[:, None] * scaled) < 1e6:
+            absent |= dict.fromkeys(good, f"these energies do not tell {', '.join(kept)} and a remainder apart")
+            good = ()
+    if good:
         solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
         if p.scanned_edge_in_elements and scanned in kept and not areal:
             k = kept.index(scanned)
-            more = _with_scanned_edge(energy, mean, use, table, k, solve @ mean, edge_energy_ev(scanned))
+            more = with_scanned_edge(energy, mean, use, table, k, solve @ mean, edge_energy_ev(scanned))
             if more is not None:
                 scaled = more / (size := np.sqrt(np.sum(more**2 / noise[:, None], axis=0)))
                 better = np.linalg.solve(scaled.T @ (scaled / noise[:, None]), scaled.T / noise) / size[:, None]
@@ -363,7 +382,7 @@ def plan_maps(
     if references and all(r.valence is not None for r in references):
         mixture_names.append("valence")
     if scanned is None:
-        why = "no edge was scanned (two energies from 15 below to 60 eV above it)"
+        why = why_not_scanned(energy)
         absent |= dict.fromkeys((*edge_names, *mixture_names), why)
     else:
         e0 = edge_energy_ev(scanned)
@@ -377,7 +396,7 @@ def plan_maps(
         edge = edge_shift(energy, mean, e0, variance=noise)
         if norm is None or edge is None:
             edge = None
-            why = f"the energies do not determine the {scanned} edge: levels below and above it and its rise are needed"
+            why = f"the energies do not determine the {scanned} edge: " + _lacking(energy - e0, mean, norm, p)
             absent |= dict.fromkeys((*edge_names, *mixture_names), why)
         else:
             jump = norm.jump
@@ -431,87 +450,21 @@ def plan_maps(
         found_white_lines,
         seen_white_lines,
         helped if edge is not None else {},
+        notes=notes,
     )
 
 
-def _with_scanned_edge(
-    energy: FloatArray,
-    mean: FloatArray,
-    use: npt.NDArray[np.bool_],
-    table: FloatArray,
-    k: int,
-    amounts: FloatArray,
-    edge_ev: float,
-) -> FloatArray | None:
-    """Complete the columns of the element fit at the energies of the scanned edge; None where that is not possible.
-
-    There the column of the scanned element (number `k`) is what the mean spectrum has of it, and two more columns, the
-    mean's slope and curvature over the energy, take up an edge that moves or broadens.
-    """
-    near = (energy >= edge_ev + PRE_EV[0]) & (energy <= edge_ev + POST_EV[1])
-    order = np.flatnonzero(near)[np.argsort(energy[near])]
-    if amounts[k] <= 0 or np.sum(~use) < 4 or np.any(np.diff(energy[order]) <= 0):
-        return None
-    out = np.concatenate([table, np.zeros((len(energy), 2))], axis=1)
-    others = [j for j in range(table.shape[1]) if j != k]
-    out[~use, k] = ((mean - table[:, others] @ amounts[others]) / amounts[k])[~use]
-    slope = np.gradient(mean[order], energy[order])
-    out[order, -2] = slope
-    out[order, -1] = np.gradient(slope, energy[order])
-    out[use, -2:] = 0
-    return out
-
-
-def white_lines_of(
-    energy_ev: FloatArray, mean: FloatArray, use: npt.NDArray[np.bool_], elements: Sequence[str], p: MapsParameters
-) -> dict[str, tuple[float, float]]:
-    """Find the white-line factors that the mean spectrum demands: {element: (factor, standard error)}.
-
-    Elements and remainder are fitted to the energies outside every white line, where the table holds; what the energies
-    on the white line have beyond that is the factor. Only those that part from 1 by more than three standard errors
-    and 5 % are returned: an error of the white line is one number for the whole particle, but in a fit of all energies
-    it spreads over all elements.
-
-    Parameters
-    ----------
-    energy_ev, mean : (energies,) arrays
-    use : (energies,) array
-        Energies that count for the elements.
-    elements : sequence of str
-        All in the fit; those with a declared factor keep it.
-    p : MapsParameters
-    """
-    x = {e: energy_ev - edge_energy_ev(e) for e in elements}
-    on = {e: use & (x[e] > 0) & (x[e] <= WHITE_LINE_EV) for e in elements if p.declared_white_line(e) is None}
-    on = {e: line for e, line in on.items() if line.any()}
-    if not on:
-        return {}
-    outside = use & ~np.any(list(on.values()), axis=0)
-    if len(np.unique(energy_ev[outside])) < len(elements) + 1 or not np.all(mean[use] > 0):
-        return {}
-    table = [mass_attenuation(e, energy_ev, table=p.attenuation, white_line=p.white_line(e)) for e in elements]
-    design = np.stack([*table, (energy_ev / energy_ev.mean()) ** -3.0], axis=1)
-    weighted = np.where(outside[:, None], design / mean[:, None], 0)  # errors of the mean spectrum are relative
-    size = np.sqrt(np.sum(weighted**2, axis=0))
-    if not np.all(size > 0) or np.linalg.cond(weighted / size) > 1e4:
-        return {}
-    solve = np.linalg.pinv(weighted / size) / size[:, None] / mean
-    amounts = solve @ mean
-    found = {}
-    for e, line in on.items():
-        k = list(elements).index(e)
-        higher = mass_attenuation(e, energy_ev, table=p.attenuation, white_line=2.0)
-        step = amounts[k] * (higher - table[k])[line].mean()
-        if amounts[k] <= 0 or step <= 0:
-            continue
-        weights = np.where(line, 1 / line.sum(), 0) - design[line].mean(axis=0) @ solve
-        factor = float(1 + weights @ mean / step)
-        # The amount in the denominator is uncertain as well; both are linear in the mean spectrum.
-        part = (weights - (factor - 1) * step / amounts[k] * solve[k]) / step
-        sigma = MEAN_ERROR * float(np.sqrt(np.sum((part * mean) ** 2)))
-        if 0.5 <= factor <= 3 and abs(factor - 1) > max(3 * sigma, 0.05):
-            found[e] = (factor, sigma)
-    return found
+def _lacking(x: FloatArray, mean: FloatArray, norm: Normalisation | None, p: MapsParameters) -> str:
+    """Say what keeps the energies, `x` eV from the edge, from determining it."""
+    for name, (low, high) in (("below", p.pre_edge_ev), ("above", p.post_edge_ev)):
+        if not np.any((x >= low) & (x <= high)):
+            return f"there is none {name} it, {low:+g} to {high:+g} eV from it"
+    if not np.isfinite(mean).all():
+        return "the mean spectrum is no number at some"
+    if norm is None:
+        return "the mean spectrum does not rise there"
+    count = len(np.unique(x[(x >= PRE_EV[0]) & (x <= POST_EV[1])]))
+    return f"{count} from {PRE_EV[0]:+g} to {POST_EV[1]:+g} eV do not tell a shift from the slope and the level"
 
 
 def finish_slab(

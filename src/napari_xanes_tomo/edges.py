@@ -12,11 +12,13 @@ from .model import FloatArray, XanesTomoError
 
 __all__ = [
     "ELEMENT_RANGE",
+    "WIDEST_BRACKET",
     "ReferenceSpectrum",
     "bracketed_elements",
     "edge_energy_ev",
     "mass_attenuation",
     "scanned_element",
+    "why_not_scanned",
 ]
 
 # K edges from 4.0 to 20 keV.
@@ -28,7 +30,7 @@ TABLES = ("elam", "chantler")
 WHITE_LINE_EV = 60.0  # above an edge, where its declared white-line factor holds
 # Two neighbouring energies bracket an edge when they are no further apart than this part of its energy: the
 # wide Ni pair 8178/8570 does (4.7 %), the gap between two pairs, with Fe in it, does not (16 %).
-_WIDEST_BRACKET = 0.06
+WIDEST_BRACKET = 0.06
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def bracketed_elements(energies_ev: npt.ArrayLike) -> tuple[str, ...]:
     for element in ELEMENT_RANGE:
         edge = edge_energy_ev(element)
         above = int(np.searchsorted(energies, edge))
-        if 0 < above < len(energies) and energies[above] - energies[above - 1] <= _WIDEST_BRACKET * edge:
+        if 0 < above < len(energies) and energies[above] - energies[above - 1] <= WIDEST_BRACKET * edge:
             found.append(element)
     return tuple(found)
 
@@ -142,3 +144,22 @@ def scanned_element(energies_ev: npt.ArrayLike, elements: tuple[str, ...]) -> st
         counts.append(count if (before and behind) or count >= 4 else 0)
     best = int(np.argmax(counts)) if counts else 0
     return elements[best] if counts and counts[best] >= 2 else None
+
+
+def why_not_scanned(energies_ev: npt.ArrayLike) -> str:
+    """Say what the energies lack for an edge to have been scanned, in one line; see `scanned_element`."""
+    energies = np.unique(np.asarray(energies_ev, dtype=float))
+    for element in ELEMENT_RANGE:
+        e0 = edge_energy_ev(element)
+        x = energies - e0
+        count = int(np.sum((x >= -15) & (x <= 60)))
+        if count < 2 or np.sum((x >= 0) & (x <= 60)) < 2:  # a pair on either side brackets, and is no scan
+            continue
+        for low, high in ((-200, -20), (60, 300)):
+            if not np.any((x >= low) & (x <= high)):
+                side = "below" if low < 0 else "above"
+                return (
+                    f"{count} energies lie on the {element} edge, but none {side} it, from {e0 + low:.0f} to "
+                    f"{e0 + high:.0f} eV"
+                )
+    return "no edge was scanned (two energies from 15 below to 60 eV above it)"

@@ -1,0 +1,220 @@
+"""The fit of the elements to the attenuation: its columns, and what the particle's mean spectrum says against them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .edges import ELEMENT_RANGE, WHITE_LINE_EV, WIDEST_BRACKET, edge_energy_ev, mass_attenuation
+from .model import FloatArray
+from .recipe import MapsParameters
+from .spectra import POST_EV, PRE_EV
+
+__all__ = ["UnknownStep", "fit_columns", "unknown_steps", "white_lines_of", "with_scanned_edge"]
+
+# Relative error of the mean spectrum from energy to energy (masses, air), as registered twins show it.
+MEAN_ERROR = 0.007
+_LEAST_STEP = 0.05  # of the mean spectrum, to be an edge
+
+
+def fit_columns(
+    energy_ev: FloatArray, factors: Mapping[str, float], steps_ev: Sequence[float], p: MapsParameters
+) -> FloatArray:
+    """Return (energies, columns): one of every element, in cm2/g, the smooth remainder, and what it gains at steps.
+
+    Parameters
+    ----------
+    energy_ev : (energies,) array
+    factors : dict of str to float
+        White-line factors of the elements, in order.
+    steps_ev : sequence of float
+        Edges of what is no element of the fit: one more remainder above each.
+    p : MapsParameters
+    """
+    elements = [mass_attenuation(e, energy_ev, table=p.attenuation, white_line=f) for e, f in factors.items()]
+    smooth = (energy_ev / energy_ev.mean()) ** -3.0
+    return np.stack([*elements, smooth, *(np.where(energy_ev > v, smooth, 0.0) for v in steps_ev)], axis=1)
+
+
+@dataclass(frozen=True)
+class UnknownStep:
+    """An edge between two energies that do not bracket it, seen in the mean spectrum.
+
+    Attributes
+    ----------
+    below_ev, above_ev : float
+    part : float
+        Its height over the mean spectrum above it.
+    candidates : tuple of str
+        Elements whose K edges lie there.
+    """
+
+    below_ev: float
+    above_ev: float
+    part: float
+    candidates: tuple[str, ...]
+
+    @property
+    def edge_ev(self) -> float:
+        """Somewhere between the two energies."""
+        return (self.below_ev + self.above_ev) / 2
+
+    @property
+    def note(self) -> str:
+        """One line for the user."""
+        return (
+            f"the mean spectrum rises by {100 * self.part:.0f} % between {self.below_ev:g} and {self.above_ev:g} eV, "
+            f"too far apart to bracket an edge: an element that is there ({', '.join(self.candidates)}?) is not "
+            "mapped, and the others are taken on either side of it, not across"
+        )
+
+
+def unknown_steps(
+    energy_ev: FloatArray,
+    mean: FloatArray,
+    use: npt.NDArray[np.bool_],
+    elements: Sequence[str],
+    steps_ev: Sequence[float],
+    p: MapsParameters,
+) -> tuple[UnknownStep, ...]:
+    """Find edges in the mean spectrum that the fit of the elements does not know.
+
+    Between two energies that lie too far apart to bracket an edge there may be one. Without it, what it adds would be
+    taken for the elements that are fitted: cobalt three times too high where nickel has no energy before its edge. An
+    edge is one where a step improves the fit of the mean spectrum most, is positive, and has 5 % of the spectrum and
+    three standard errors.
+
+    Parameters
+    ----------
+    energy_ev, mean : (energies,) arrays
+    use : (energies,) array
+        Energies that count for the elements.
+    elements : sequence of str
+        All in the fit.
+    steps_ev : sequence of float
+        Edges that are known to be there without being bracketed.
+    p : MapsParameters
+    """
+    e = np.unique(energy_ev[use])
+    if not np.all(mean[use] > 0):
+        return ()
+    gaps = []
+    for low, high in itertools.pairwise(e.tolist()):
+        inside = tuple(n for n in ELEMENT_RANGE if low < edge_energy_ev(n) < high and n not in elements)
+        wide = [n for n in inside if high - low > WIDEST_BRACKET * edge_energy_ev(n)]
+        if wide and not any(low < v < high for v in steps_ev):
+            gaps.append((low, high, inside))
+    factors = {n: p.white_line(n) for n in elements}
+    x, relative = energy_ev[use], 1 / mean[use]
+    found: list[UnknownStep] = []
+    while gaps:
+        known = (*steps_ev, *(s.edge_ev for s in found))
+        if len(e) < len(elements) + 1 + len(known) + 1:
+            break
+        best: tuple[float, UnknownStep] | None = None
+        for low, high, inside in gaps:
+            design = fit_columns(energy_ev, factors, (*known, (low + high) / 2), p)[use] * relative[:, None]
+            size = np.sqrt(np.sum(design**2, axis=0))
+            if not np.all(size > 0) or np.linalg.cond(design / size) > 1e4:
+                continue
+            row = np.linalg.pinv(design / size)[-1] / size[-1]
+            height = float(row.sum())  # relative values of the mean are 1
+            sigma = MEAN_ERROR * float(np.sqrt(np.sum(row**2)))
+            part = height * float(design[x == high, -1].mean())
+            if height > 3 * sigma and part > _LEAST_STEP and (best is None or height / sigma > best[0]):
+                best = height / sigma, UnknownStep(low, high, part, inside)
+        if best is None:
+            break
+        found.append(best[1])
+        gaps = [g for g in gaps if g[0] != best[1].below_ev]
+    return tuple(found)
+
+
+def with_scanned_edge(
+    energy: FloatArray,
+    mean: FloatArray,
+    use: npt.NDArray[np.bool_],
+    table: FloatArray,
+    k: int,
+    amounts: FloatArray,
+    edge_ev: float,
+) -> FloatArray | None:
+    """Complete the columns of the element fit at the energies of the scanned edge; None where that is not possible.
+
+    There the column of the scanned element (number `k`) is what the mean spectrum has of it, and two more columns, the
+    mean's slope and curvature over the energy, take up an edge that moves or broadens.
+    """
+    near = (energy >= edge_ev + PRE_EV[0]) & (energy <= edge_ev + POST_EV[1])
+    order = np.flatnonzero(near)[np.argsort(energy[near])]
+    if amounts[k] <= 0 or np.sum(~use) < 4 or np.any(np.diff(energy[order]) <= 0):
+        return None
+    out = np.concatenate([table, np.zeros((len(energy), 2))], axis=1)
+    others = [j for j in range(table.shape[1]) if j != k]
+    out[~use, k] = ((mean - table[:, others] @ amounts[others]) / amounts[k])[~use]
+    slope = np.gradient(mean[order], energy[order])
+    out[order, -2] = slope
+    out[order, -1] = np.gradient(slope, energy[order])
+    out[use, -2:] = 0
+    return out
+
+
+def white_lines_of(
+    energy_ev: FloatArray,
+    mean: FloatArray,
+    use: npt.NDArray[np.bool_],
+    elements: Sequence[str],
+    steps_ev: Sequence[float],
+    p: MapsParameters,
+) -> dict[str, tuple[float, float]]:
+    """Find the white-line factors that the mean spectrum demands: {element: (factor, standard error)}.
+
+    Elements and remainder are fitted to the energies outside every white line, where the table holds; what the energies
+    on the white line have beyond that is the factor. Only those that part from 1 by more than three standard errors
+    and 5 % are returned: an error of the white line is one number for the whole particle, but in a fit of all energies
+    it spreads over all elements.
+
+    Parameters
+    ----------
+    energy_ev, mean : (energies,) arrays
+    use : (energies,) array
+        Energies that count for the elements.
+    elements : sequence of str
+        All in the fit; those with a declared factor keep it.
+    steps_ev : sequence of float
+        Edges in the remainder, see `fit_columns`.
+    p : MapsParameters
+    """
+    x = {e: energy_ev - edge_energy_ev(e) for e in elements}
+    on = {e: use & (x[e] > 0) & (x[e] <= WHITE_LINE_EV) for e in elements if p.declared_white_line(e) is None}
+    on = {e: line for e, line in on.items() if line.any()}
+    if not on:
+        return {}
+    outside = use & ~np.any(list(on.values()), axis=0)
+    if len(np.unique(energy_ev[outside])) < len(elements) + len(steps_ev) + 1 or not np.all(mean[use] > 0):
+        return {}
+    design = fit_columns(energy_ev, {e: p.white_line(e) for e in elements}, steps_ev, p)
+    weighted = np.where(outside[:, None], design / mean[:, None], 0)  # errors of the mean spectrum are relative
+    size = np.sqrt(np.sum(weighted**2, axis=0))
+    if not np.all(size > 0) or np.linalg.cond(weighted / size) > 1e4:
+        return {}
+    solve = np.linalg.pinv(weighted / size) / size[:, None] / mean
+    amounts = solve @ mean
+    found = {}
+    for e, line in on.items():
+        k = list(elements).index(e)
+        higher = mass_attenuation(e, energy_ev, table=p.attenuation, white_line=2.0)
+        step = amounts[k] * (higher - design[:, k])[line].mean()
+        if amounts[k] <= 0 or step <= 0:
+            continue
+        weights = np.where(line, 1 / line.sum(), 0) - design[line].mean(axis=0) @ solve
+        factor = float(1 + weights @ mean / step)
+        # The amount in the denominator is uncertain as well; both are linear in the mean spectrum.
+        part = (weights - (factor - 1) * step / amounts[k] * solve[k]) / step
+        sigma = MEAN_ERROR * float(np.sqrt(np.sum((part * mean) ** 2)))
+        if 0.5 <= factor <= 3 and abs(factor - 1) > max(3 * sigma, 0.05):
+            found[e] = (factor, sigma)
+    return found
