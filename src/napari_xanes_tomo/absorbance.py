@@ -208,11 +208,11 @@ def normalise(
     seen = CountsSeen.empty(len(index))
     counts_mean = seen.mean
     whole_mean: FloatArray = np.empty(len(index))
-    everywhere = np.ones((h, w), dtype=bool)
     stray: FloatArray = np.zeros(len(scan)) if block is not None else beam.stray
     blocked = None if block is None else block.blocked
 
     step = max(1, h // 256)
+    some_ok = np.ascontiguousarray(ok[::step])
 
     def work(a: int, b: int) -> None:
         for j in range(a, b):
@@ -220,9 +220,9 @@ def normalise(
             if blocked is not None:
                 stray[index[j]] = stray_counts(frame[None], blocked)[0]
             log_binned(frame, float(stray[index[j]]), FLOOR, ok, bin, logs[j])
-            counts_mean[j] = mean_counts(frame[::step], ok[::step])
-            whole_mean[j] = mean_counts(frame[::step], everywhere[::step])
-            seen.look(j, frame[::step])
+            some = np.ascontiguousarray(frame[::step])
+            counts_mean[j], whole_mean[j] = mean_counts(some, some_ok)
+            seen.look(j, some)
 
     for start in range(0, len(index), _CHUNK):
         end = min(start + _CHUNK, len(index))
@@ -235,9 +235,13 @@ def normalise(
         rates, which = log_beams(read, by.weights[index], ok, bin, threads)
         out = np.empty_like(logs)
         shift = np.log(seconds).astype(np.float32)
-        for j, k in enumerate(which):
-            np.subtract(rates[k], logs[j], out=out[j])
-            out[j] += shift[j]
+
+        def part(a: int, b: int) -> None:
+            for j in range(a, b):
+                np.subtract(rates[which[j]], logs[j], out=out[j])
+                out[j] += shift[j]
+
+        in_threads(len(out), part, threads=threads)
         return out
 
     data = divided(beam, images)
@@ -277,8 +281,12 @@ def normalise(
             planes, residual, masks = fitted(data)
             notes.append(f"flats of another energy, scaled by {float(np.exp(-np.median(level))):.4g}")
         fraction = masks.mean(axis=(1, 2))
-    for j in range(len(data)):
-        data[j] -= plane(planes[j : j + 1], (hb, wb))[0]
+
+    def subtract(a: int, b: int) -> None:
+        for j in range(a, b):
+            data[j] -= plane(planes[j : j + 1], (hb, wb))[0]
+
+    in_threads(len(data), subtract, threads=threads)
     fill_masked(data, np.asarray(np.isnan(data[:: max(1, len(data) // 4)]).all(axis=0)))
     variance = _typical_variance(scan, beam, counts_mean, seconds, index, ok, images) / bin**2
     return Normalised(

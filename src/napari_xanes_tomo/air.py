@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .model import FloatArray
-from .parallel import in_threads
+from .parallel import in_threads, share
 
 __all__ = ["dilated", "fit_air", "fit_surface", "plane", "terms"]
 
@@ -27,6 +27,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _TRIALS = 400  # planes through three places that are tried per frame
 _LEAST_AIR = 0.02  # part of the frame
+_FRAMES = 12  # that are looked at together
 _BELOW = 4.0  # what a pixel below the surface costs, in pixels on it
 
 
@@ -244,18 +245,40 @@ def _level(smooth: FloatArray) -> FloatArray:
     return np.maximum(out, 1e-4)
 
 
+@_jit
+def _drop_specks(masks: Any, fewest: int, out: Any) -> None:
+    """See `_without_specks`; a group is followed until it is large enough or ends."""
+    n, h, w = masks.shape
+    todo = np.empty((h * w, 2), dtype=np.int32)
+    seen = np.empty((h, w), dtype=np.bool_)
+    for i in range(n):
+        seen[:] = False
+        for y0 in range(h):
+            for x0 in range(w):
+                if seen[y0, x0] or not masks[i, y0, x0]:
+                    continue
+                todo[0, 0], todo[0, 1] = y0, x0
+                seen[y0, x0] = True
+                count, at = 1, 0
+                while at < count:
+                    y, x = todo[at, 0], todo[at, 1]
+                    at += 1
+                    for v in range(max(0, y - 1), min(h, y + 2)):
+                        for u in range(max(0, x - 1), min(w, x + 2)):
+                            if masks[i, v, u] and not seen[v, u]:
+                                seen[v, u] = True
+                                todo[count, 0], todo[count, 1] = v, u
+                                count += 1
+                if count >= fewest:
+                    for k in range(count):
+                        out[i, todo[k, 0], todo[k, 1]] = True
+
+
 def _without_specks(body: Mask, fewest: int) -> Mask:
     """Drop groups of fewer than `fewest` pixels from (n, y, x) masks: noise that crossed the threshold."""
-    from scipy.ndimage import label
-
-    structure = np.zeros((3, 3, 3), dtype=bool)
-    structure[1] = True
-    labels, count = label(body, structure)
-    if count == 0:
-        return body
-    size = np.bincount(labels.ravel())
-    size[0] = 0
-    return np.asarray((size >= fewest)[labels])
+    out = np.zeros(body.shape, dtype=bool)
+    _drop_specks(np.ascontiguousarray(body), fewest, out)
+    return out
 
 
 @_jit
@@ -513,6 +536,30 @@ def _grow_air(
     loose: float = 1.0,
 ) -> tuple[Mask, FloatArray]:
     """Turn first planes into the air of every frame and the planes through all of it."""
+    air, c = np.zeros(smooth.shape, dtype=bool), guess.copy()
+
+    def some(first: int) -> None:
+        part = slice(first, first + _FRAMES)
+        air[part], c[part] = _grow_some(
+            smooth[part], valid[part], guess[part], design, noise[part], margin_px, flat[part], loose
+        )
+
+    # Pieces of one size, whatever the threads: products of matrices may round differently by their size.
+    share(range(0, len(smooth), _FRAMES), some)
+    return air, c
+
+
+def _grow_some(
+    smooth: FloatArray,
+    valid: Mask,
+    guess: FloatArray,
+    design: FloatArray,
+    noise: FloatArray,
+    margin_px: float,
+    flat: FloatArray,
+    loose: float,
+) -> tuple[Mask, FloatArray]:
+    """`_grow_air` of a few frames; no frame depends on another."""
     n, h, w = smooth.shape
     c = guess.copy()
     air = np.zeros((n, h, w), dtype=bool)
@@ -536,7 +583,7 @@ def _grow_air(
         new = ~dilated(body, margin_px) & valid & np.isfinite(smooth)
         same = np.array_equal(new, air)
         air = new
-        if same:
+        if turn and same:
             break
         usable = air.mean(axis=(1, 2)) >= _LEAST_AIR
         if usable.any():

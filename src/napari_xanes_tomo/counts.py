@@ -171,16 +171,24 @@ def mean_binned(frames: Any, ok: Any, bin: int, out: Any) -> None:
 
 
 @_jit
-def mean_counts(counts: Any, ok: Any) -> float:
-    """Mean of the pixels `ok` of a frame."""
+def mean_counts(counts: Any, ok: Any) -> tuple[float, float]:
+    """Mean of the pixels `ok` of a frame, and of all of them."""
     total = 0.0
-    number = 0.0
+    whole = 0.0
+    number = 0
     for y in range(counts.shape[0]):
+        line = 0.0
+        every = 0.0
+        use = 0
         for x in range(counts.shape[1]):
-            use = ok[y, x]
-            total += float(counts[y, x]) if use else 0.0
-            number += 1.0 if use else 0.0
-    return total / max(number, 1.0)
+            value = float(counts[y, x])
+            every += value
+            line += value if ok[y, x] else 0.0
+            use += 1 if ok[y, x] else 0
+        total += line
+        whole += every
+        number += use
+    return total / max(number, 1), whole / max(counts.size, 1)
 
 
 @_jit

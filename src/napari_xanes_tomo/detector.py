@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .model import FloatArray
+from .parallel import share
 
 __all__ = [
     "Detector",
@@ -179,7 +180,10 @@ def estimate_detector(*sets: npt.NDArray[Any]) -> Detector:
         From a single shot the fine structure of the frame is all there is to go by: an upper limit of the noise.
     """
     stacks = [np.asarray(s) for s in sets if len(s)]
-    curves = [_transfer(s) for s in stacks if len(s) >= 2]
+    several = [s for s in stacks if len(s) >= 2]
+    found: dict[int, tuple[FloatArray, FloatArray, FloatArray]] = {}
+    share(range(len(several)), lambda k: found.__setitem__(k, _transfer(several[k])))
+    curves = [found[k] for k in range(len(several))]
     if not curves and len(stacks) >= 2:
         curves = [_transfer(np.concatenate(stacks))]
     curves = [c for c in curves if len(c[0])]

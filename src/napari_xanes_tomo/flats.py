@@ -23,6 +23,7 @@ from .detector import (
     stray_counts,
 )
 from .model import EnergyScan, FlatSet, FloatArray, XanesTomoError
+from .parallel import in_threads, share
 from .recipe import AbsorbanceParameters
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.float32]
+_STRIP = 256  # rows of the flats that are read together
 
 
 @dataclass(frozen=True)
@@ -144,10 +146,16 @@ class FlatShots:
     @cached_property
     def rate(self) -> F32:
         """(y, x) mean of the shots, counts per second, stray light taken out."""
-        total = np.zeros(self.counts.shape[1:], dtype=np.float64)
-        for frame, t, s in zip(self.counts, self.seconds, self.stray, strict=True):
-            total += (frame.astype(np.float32) - np.float32(s)) / t
-        return (total / len(self.counts)).astype(np.float32)
+        out = np.empty(self.counts.shape[1:], dtype=np.float32)
+
+        def rows(a: int, b: int) -> None:
+            total = np.zeros((b - a, out.shape[1]), dtype=np.float64)
+            for frame, t, s in zip(self.counts[:, a:b], self.seconds, self.stray, strict=True):
+                total += (frame.astype(np.float32) - np.float32(s)) / t
+            out[a:b] = total / len(self.counts)
+
+        in_threads(len(out), rows)
+        return out
 
 
 @dataclass(frozen=True)
@@ -191,12 +199,16 @@ def _usable_shots(scan: EnergyScan, k: int, flats: FlatSet) -> tuple[list[int], 
     if flats.frames.frame_shape != (rows, columns):
         shape = flats.frames.frame_shape
         return [], [], [f"flats {k + 1}: {shape[0]} x {shape[1]} px, projections {rows} x {columns}: not used"]
-    for i, status in enumerate(flats.status):
-        if status != "ok":
-            continue
+    there = [i for i, status in enumerate(flats.status) if status == "ok"]
+    seen: dict[int, tuple[npt.NDArray[Any], float, float]] = {}
+
+    def look(i: int) -> None:
         frame = flats.frames.read_rows([i], 0, rows)[0]
-        top = float(frame.max())
-        mean = float(np.mean(frame[:: _step(frame)], dtype=np.float64))
+        seen[i] = frame, float(frame.max()), float(np.mean(frame[:: _step(frame)], dtype=np.float64))
+
+    share(there, look)
+    for i in there:
+        frame, top, mean = seen[i]
         full = frame.dtype.kind in "ui" and (int(top) + 1) & int(top) == 0 and top >= 255
         if not np.isfinite(mean) or not mean > 0 or not top > 0:
             notes.append(f"flats {k + 1}, shot {i + 1}: no beam in it")
@@ -241,6 +253,17 @@ def _set_clock(scan: EnergyScan, k: int, clock: FloatArray) -> float:
     return float(clock[later[0]] - step / 2) if len(later) else float(clock[-1] + step / 2)
 
 
+def _mean_frame(stacks: Sequence[npt.NDArray[Any]]) -> FloatArray:
+    """(y, x) mean of the means of stacks."""
+    out: FloatArray = np.empty(stacks[0].shape[1:])
+
+    def rows(a: int, b: int) -> None:
+        out[a:b] = np.mean([s[:, a:b].mean(axis=0) for s in stacks], axis=0)
+
+    in_threads(len(out), rows)
+    return out
+
+
 def load_block(scan: EnergyScan, parameters: AbsorbanceParameters) -> Block:
     """Read the flats of one energy and find out what they say about the camera.
 
@@ -267,7 +290,7 @@ def load_block(scan: EnergyScan, parameters: AbsorbanceParameters) -> Block:
     detector = estimate_detector(*stacks)
     blocked = None
     if parameters.stray_light == "blocked rows":
-        blocked = blocked_pixels(np.mean([s.mean(axis=0) for s in stacks], axis=0))
+        blocked = blocked_pixels(_mean_frame(stacks))
     clock = _clock(scan)
     sets = []
     for (k, good, _), stack in zip(found, stacks, strict=True):
@@ -344,15 +367,22 @@ class Beam:
         columns = self.sources[0].frames.frame_shape[1]
         out = np.zeros((len(self.mixing), rows[1] - rows[0], columns), dtype=np.float32)
         noise = np.zeros_like(out) if variance else None
-        for s, (source, shot) in enumerate(self.shots):
-            flats = self.sources[int(source)]
-            t = float(exposures(flats.exposure_s)[shot])
-            frame = flats.frames.read_rows([int(shot)], *rows)[0].astype(np.float32)
-            for k in np.flatnonzero(self.mixing[:, s]):
-                factor = np.float32(self.mixing[k, s] / t)
-                out[k] += factor * (frame - np.float32(self.shot_stray[s]))
-                if noise is not None:
-                    noise[k] += factor**2 * self.detector.variance(frame).astype(np.float32)
+
+        def add(first: int, end: int) -> None:
+            a, b = rows[0] + first, rows[0] + end
+            for s, (source, shot) in enumerate(self.shots):
+                flats = self.sources[int(source)]
+                t = float(exposures(flats.exposure_s)[shot])
+                frame = flats.frames.read_rows([int(shot)], a, b)[0].astype(np.float32)
+                for k in np.flatnonzero(self.mixing[:, s]):
+                    factor = np.float32(self.mixing[k, s] / t)
+                    out[k, first:end] += factor * (frame - np.float32(self.shot_stray[s]))
+                    if noise is not None:
+                        noise[k, first:end] += factor**2 * self.detector.variance(frame).astype(np.float32)
+
+        # Strips of rows: a whole frame would not stay in the cache, and files are opened once a strip.
+        strips = range(0, rows[1] - rows[0], _STRIP)
+        share(strips, lambda first: add(first, min(first + _STRIP, rows[1] - rows[0])))
         return out, noise
 
 

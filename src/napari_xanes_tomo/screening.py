@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .model import FloatArray
-from .parallel import share
+from .parallel import in_threads, share
 
 __all__ = ["CountsSeen", "Screening", "filled", "screen", "shows_something"]
 
@@ -225,8 +225,14 @@ def _binned(stack: F32, step: int) -> F32:
     n, h, w = stack.shape
     if step == 1:
         return stack
-    cut = stack[:, : h // step * step, : w // step * step]
-    return np.asarray(cut.reshape(n, h // step, step, w // step, step).mean(axis=(2, 4)), dtype=np.float32)
+    out = np.empty((n, h // step, w // step), dtype=np.float32)
+
+    def part(a: int, b: int) -> None:
+        cut = stack[a:b, : h // step * step, : w // step * step]
+        out[a:b] = cut.reshape(b - a, h // step, step, w // step, step).mean(axis=(2, 4))
+
+    in_threads(n, part)
+    return out
 
 
 def _relative(values: FloatArray, without: set[int]) -> FloatArray:
