@@ -146,10 +146,10 @@ class FlatShots:
     @cached_property
     def rate(self) -> F32:
         """(y, x) mean of the shots, counts per second, stray light taken out."""
-        out = np.empty(self.counts.shape[1:], dtype=np.float32)
+        out: F32 = np.empty(self.counts.shape[1:], dtype=np.float32)
 
         def rows(a: int, b: int) -> None:
-            total = np.zeros((b - a, out.shape[1]), dtype=np.float64)
+            total = np.zeros((b - a, self.counts.shape[2]), dtype=np.float64)
             for frame, t, s in zip(self.counts[:, a:b], self.seconds, self.stray, strict=True):
                 total += (frame.astype(np.float32) - np.float32(s)) / t
             out[a:b] = total / len(self.counts)
