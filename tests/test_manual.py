@@ -273,3 +273,50 @@ def test_a_mask_covers_a_bad_pixel(series: Series, w: Workflow, whole: Path, tmp
     assert_as_before(w.output.folder, whole)
     with pytest.raises(XanesTomoError, match="the shape of a frame"):
         w.set_mask(np.zeros((3, 3)))
+
+
+# --- what the change of scale is ----------------------------------------------------------------------------
+
+
+def test_shrinkage_is_said_by_the_user_changes_the_maps_alone_and_is_taken_back(w: Workflow, whole: Path) -> None:
+    before, made = shifts(w.output.folder), done(w)
+    amounts = maps(whole)["Co"]
+    np.testing.assert_array_equal(w.particle_size(), 1.0)
+    assert w.state[("maps", None)].status == "candidate"
+    w.say_scale_change("instrument x shrinkage")
+    assert w.state[("registration", 0)].status == "candidate", "what was measured stays"
+    assert w.state[("maps", None)].status == "stale"
+    size = w.particle_size()
+    law = np.array([w.series.scans[REFERENCE].pixel_size_nm / s.pixel_size_nm for s in w.series.scans])
+    rows = read_energies(w.output.energies)
+    np.testing.assert_allclose(size, np.array([r.magnification for r in rows]) / law)
+    assert size[REFERENCE] == 1
+    assert np.ptp(size) > 1e-5
+
+    plain = w.map_plan(parameters=w.recipe.maps)[0]
+    w.run()
+    assert done(w) == made + 1, "the maps alone"
+    after = shifts(w.output.folder)
+    for energy in before:
+        np.testing.assert_array_equal(after[energy], before[energy])
+    about = read_map_attributes(w.output.maps)[0]
+    assert about["scale_change"] == "instrument x shrinkage"
+    np.testing.assert_allclose([s for _, s in about["particle_size_by_ev"]], size, atol=1e-6)
+    assert not np.array_equal(maps(w.output.folder)["Co"], amounts)
+    assert w.undo() == "scale_change"
+    np.testing.assert_array_equal(w.particle_size(), 1.0)
+    # Every energy as the particle would absorb at its size at the reference energy: by the square of its size.
+    np.testing.assert_allclose(plain.spectrum / w.map_plan()[0].spectrum, size**2)
+    w.run()
+    assert_as_before(w.output.folder, whole)
+    with pytest.raises(XanesTomoError, match="scale change: expected 'instrument'"):
+        w.say_scale_change("the user")
+
+
+def test_the_recipe_says_what_the_change_of_scale_is(w: Workflow) -> None:
+    maps_ = w.recipe.maps.model_copy(update={"scale_change": "instrument x shrinkage"})
+    w.set_recipe(w.recipe.model_copy(update={"maps": maps_}))
+    assert w.state[("registration", 0)].status == "candidate"
+    assert np.ptp(w.particle_size()) > 0
+    w.say_scale_change("instrument")
+    np.testing.assert_array_equal(w.particle_size(), 1.0)

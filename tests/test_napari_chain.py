@@ -416,6 +416,42 @@ def test_what_is_left_of_the_registration_is_seen_and_led_to(open_docks: Any, co
     assert dock.blocks_label.isHidden()
 
 
+def test_what_the_change_of_scale_is_and_a_test_on_the_users_own_data(open_docks: Any, copied: Path) -> None:
+    docks = open_docks(copied, begin=True)
+    dock, session = docks.registration, docks.session
+    workflow = session.workflow
+    moments = workflow.scale_report().moments
+    numbers, mass = dock.moments.values(0)
+    assert numbers == np.flatnonzero(np.isfinite(moments.mass) & np.isfinite(moments.size)).tolist()
+    np.testing.assert_allclose(mass, 100 * moments.mass[numbers])
+    numbers, width = dock.moments.values(1)
+    np.testing.assert_allclose(width, 100 * moments.width[numbers])
+    assert moments.text() in dock.moments_label.text()
+    assert workflow.deformation().text() in dock.moments_label.text()
+
+    session.go_to(1, 2)
+    dock.change_combo.setCurrentIndex(2)
+    dock.change_combo.activated.emit(2)
+    docks.wait()
+    assert session.state.manual.scale_change == "instrument x shrinkage"
+    assert session.state[("maps", None)].status == "stale"
+    assert session.state[("registration", 1)].status != "stale"
+    assert "instrument x shrinkage" in dock.message.text()
+    session.decide(lambda w: w.undo())
+    docks.wait()
+    assert session.state.manual.scale_change is None
+    assert dock.change_combo.currentText() == "as in the recipe"
+    assert session.state[("maps", None)].status != "stale"
+
+    docks.click(dock.test_button)
+    assert not dock.test_label.isHidden()
+    assert "Test on my data" in dock.test_label.text()
+    assert "scale" in dock.test_label.text()
+    session.go_to(LAST, 2)
+    assert not dock.test_button.isEnabled(), "the reference is compared with nothing"
+    assert "1 by definition" in dock.test_button.toolTip()
+
+
 def test_layers_to_look_at(open_docks: Any, copied: Path, qtbot: Any) -> None:
     docks = open_docks(copied, begin=True)
     viewer = docks.viewer

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from napari_xanes_tomo.contrast import tabulated, take_apart
 from napari_xanes_tomo.model import XanesTomoError
 from napari_xanes_tomo.phantom import PRESETS
-from napari_xanes_tomo.scale import magnification_laws, scale_report, trend
+from napari_xanes_tomo.scale import magnification_laws, mass_against_scale, scale_report, trend
 
 DEMO = np.array(PRESETS["demo"].energies_ev)
 MEASURED = np.array(
@@ -87,3 +88,31 @@ def test_too_little_to_judge() -> None:
     assert np.isnan(report.z).all()
     with pytest.raises(XanesTomoError, match="one magnification and error for each of 2"):
         scale_report([6534.0, 8570.0], [1.33], [1e-4], 0)
+
+
+@pytest.mark.parametrize(("cause", "power"), [("instrument", 2.0), ("particle", 0.0)])
+def test_mass_against_width_tells_the_instrument_from_the_particle(cause: str, power: float) -> None:
+    elements = ("Mn", "Co", "Ni")
+    table = tabulated(MEASURED, elements) @ np.array([0.3, 0.2, 0.5]) + 40 * (MEASURED / 8000) ** -2.8
+    rng = np.random.default_rng(4)
+    law = pixel(MEASURED)[-1] / pixel(MEASURED)
+    off = 3e-3 * rng.normal(size=len(MEASURED))
+    off[-1] = 0
+    m = law * (1 + off)
+    # On the common grid the particle has one size; what a ray meets grows as that of a smaller particle, mass kept.
+    mass = table * (1 if cause == "instrument" else (1 + off) ** -2.0) * (1 + 3e-4 * rng.normal(size=len(MEASURED)))
+    found = mass_against_scale(
+        m, law, mass, np.full(len(MEASURED), 33.0), take_apart(MEASURED, mass).parts, len(MEASURED) - 1
+    )
+    np.testing.assert_allclose(found.size, off, atol=1e-9)
+    assert found.power == pytest.approx(power, abs=4 * found.sigma)
+    assert found.sigma < 0.3
+    assert ("instrument" in found.text().split("),")[1]) == (cause == "instrument")
+    np.testing.assert_allclose(np.diff(found.width), np.diff(off), rtol=0.02, atol=1e-4)
+
+
+def test_without_tables_mass_tells_nothing() -> None:
+    n = len(MEASURED)
+    found = mass_against_scale(np.ones(n), np.ones(n), np.ones(n), np.full(n, np.nan), np.full((n, 1), np.nan), n - 1)
+    assert np.isnan(found.power)
+    assert "too few energies" in found.text()

@@ -142,6 +142,11 @@ class MapPlan:
         better = {e: self.helped[e] - v * self.components["shift"] for e, v in slope.items()}
         return replace(self, components={**self.components, **better})
 
+    def weighted(self, factor: FloatArray) -> MapPlan:
+        """Return the plan for line integrals that still have to be multiplied by `factor` (energies,)."""
+        return replace(self, components={n: w * factor for n, w in self.components.items()},
+                       helped={n: w * factor for n, w in self.helped.items()})  # fmt: skip
+
     def without_single(self) -> MapPlan:
         """Return the same without the measures that need single energies."""
         kept = {n: self.components[n] for n in self.linear}

@@ -35,11 +35,19 @@ class Contrast:
     expected : (energies,) array
         The absorption by the tables, in the unit of the masses; NaN near edges, and everywhere where there are too few
         energies to contradict the tables.
+    parts : (energies, elements + 1) array
+        What it is the sum of, the remainder last; NaN near edges.
     """
 
     elements: tuple[str, ...]
     share: FloatArray
     expected: FloatArray
+    parts: FloatArray
+
+    @property
+    def away(self) -> npt.NDArray[np.bool_]:
+        """(energies,) whether the tables hold there."""
+        return np.asarray(np.isfinite(self.parts).all(axis=1))
 
 
 def tabulated(energies_ev: npt.ArrayLike, elements: tuple[str, ...]) -> FloatArray:
@@ -88,8 +96,9 @@ def take_apart(energies_ev: npt.ArrayLike, mass: npt.ArrayLike) -> Contrast:
     use = known & ~near
     share = np.full((len(energies), len(elements)), np.nan)
     expected = np.full(len(energies), np.nan)
+    away = np.full((len(energies), len(elements) + 1), np.nan)
     if not elements or use.sum() < 2:
-        return Contrast(elements, share, expected)
+        return Contrast(elements, share, expected, away)
     table = tabulated(energies, elements)
     design = np.column_stack([table, (energies / energies.mean()) ** _REST_POWER])
     size = design[use].max(axis=0)
@@ -105,4 +114,5 @@ def take_apart(energies_ev: npt.ArrayLike, mass: npt.ArrayLike) -> Contrast:
         others = np.delete(parts, k, axis=1).sum(axis=1)
         share[on] = parts[on, :-1] / seen[on, None]
         share[on, k] = np.maximum(0.0, 1 - others[on] / seen[on])
-    return Contrast(elements, share, expected)
+    away[use] = parts[use]
+    return Contrast(elements, share, expected, away)

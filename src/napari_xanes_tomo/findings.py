@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .contrast import take_apart
 from .decomposition import Decomposition, decompose
+from .deformation import Deformation, deformation
 from .differences import NullTest, Probe, null_tests
 from .jitter_report import views_path, views_read
 from .joint import Joint, join
@@ -120,7 +122,9 @@ class Findings(Run):
         if solved is None or report is None:
             return ()
         odd = [f"{self.series.energies_ev[e]:g} eV: {why}" for e, all_ in self._odd_energies().items() for why in all_]
-        return (*solved.notes, *report.notes, *odd)
+        moved = self.deformation()
+        bent = (moved.text(),) if moved is not None and moved.significant else ()
+        return (*solved.notes, *report.notes, *odd, *bent)
 
     def _odd_energies(self) -> dict[int, list[str]]:
         """Return energies that look like another sample or bear a wrong label, with the reason."""
@@ -151,17 +155,62 @@ class Findings(Run):
             width[e], mass[e] = float(numbers.get("width") or np.nan), float(numbers["mass"])
         if np.isfinite(m).sum() < 2:
             return None
-        time = np.array([np.nanmin(s.time_s) if np.isfinite(s.time_s).any() else np.nan for s in scans])
         return scale_report(
             self.series.energies_ev,
             m,
             sigma,
             state.reference,
             laws=scale_laws(self.series, state.reference),
-            time=time,
+            time=self._times(),
             width=width,
             mass=mass,
+            parts=take_apart(self.series.energies_ev, mass).parts,
         )
+
+    def _times(self) -> npt.NDArray[Any]:
+        """(energies,) when each was begun, s; their order where nothing says."""
+        scans = self.series.scans
+        time = np.array([np.nanmin(s.time_s) if np.isfinite(s.time_s).any() else np.nan for s in scans])
+        return time if np.isfinite(time).all() and np.ptp(time) > 0 else np.arange(len(scans), dtype=float)
+
+    def deformation(self) -> Deformation | None:
+        """Return how parts of the object move with time, None before the reference is known."""
+        state, n = self.state, len(self.series.scans)
+        if state.reference is None:
+            return None
+        fields: list[list[npt.NDArray[Any] | None]] = [[], [], []]
+        mass = np.full(n, np.nan)
+        for e in range(n):
+            candidate = state[("registration", e)].candidate
+            known = candidate is not None and state[("registration", e)].status not in ("stale", "failed")
+            arrays = self.result(candidate).arrays if known and candidate is not None else {}
+            if known and candidate is not None:
+                mass[e] = float(candidate.payload["numbers"]["mass"])
+            for column, name in zip(fields, ("block_shift", "block_sigma", "block_place"), strict=True):
+                column.append(arrays.get(name))
+        return deformation(
+            self._times(), *fields, reference=state.reference,
+            share=take_apart(self.series.energies_ev, mass).share, strength=mass / mass[state.reference],
+            width_px=float(self.series.frame_shape[1]),
+        )  # fmt: skip
+
+    def particle_size(self) -> npt.NDArray[Any]:
+        """(energies,) size of the particle against the reference's, if its scale departs from the calibration for that.
+
+        1 where the user takes the whole change of scale for the magnification, and where nothing is known.
+        """
+        state = self.state
+        size = np.ones(len(self.series.scans))
+        said = state.manual.scale_change or self.recipe.maps.scale_change
+        if said == "instrument" or state.reference is None:
+            return size
+        law = scale_laws(self.series, state.reference).get("calibration")
+        for e in range(len(size)):
+            candidate = state[("registration", e)].candidate
+            known = candidate is not None and state[("registration", e)].status not in ("stale", "failed")
+            if law is not None and known and candidate is not None and not self.series.scans[e].given:
+                size[e] = float(candidate.payload["numbers"]["magnification"]) / law[e]
+        return size
 
     def error_map(self) -> ErrorMap:
         """Return what every registered projection by itself is displaced by beyond its alignment."""

@@ -281,7 +281,10 @@ class Mapper(Findings):
         energies = self.series.energies_ev[numbers]
         areal = items[k].scan.given == "images"
         references, unread = read_recipe_references(p)
-        plan = plan_maps(energies, spectrum, np.array(noise) / noise[k], k, p, areal=areal, references=references)
+        # A particle of another size shows its mass on another area: what it would absorb at the reference's size.
+        density = self.particle_size()[numbers] ** 2
+        spectrum, weight = spectrum * density, np.array(noise) / noise[k] * density**2
+        plan = plan_maps(energies, spectrum, weight, k, p, areal=areal, references=references).weighted(density)
         lost = [f"{v:g}" for e, v in enumerate(self.series.energies_ev) if e not in numbers]
         absent = dict(plan.absent) | unread
         for element in bracketed_elements(self.series.energies_ev) if lost else ():
@@ -339,6 +342,10 @@ class Mapper(Findings):
         )
         self._fill(store, job, (y0, c0, c1), progress)
         metadata = job.metadata(p) | {"reconstruction": self._reconstructor().name, "origin_voxel": [y0, c0, c0]}
+        metadata["scale_change"] = state.manual.scale_change or p.scale_change
+        metadata["particle_size_by_ev"] = [
+            [float(ev), round(float(s), 6)] for ev, s in zip(self.series.energies_ev, self.particle_size(), strict=True)
+        ]
         kept = store.finish(absent=dict(plan.absent), metadata=metadata)
         notes = job.notes(p, self._reconstructor().name)
         if kept is not None:

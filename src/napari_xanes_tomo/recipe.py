@@ -18,6 +18,7 @@ from .model import XanesTomoError
 __all__ = [
     "EDGE_MEASURES",
     "FLAT_CHOICES",
+    "SCALE_CHANGES",
     "AbsorbanceParameters",
     "GivenParameters",
     "JitterParameters",
@@ -222,6 +223,9 @@ class RegistrationParameters(_Parameters):
     iterations: int = Field(12, ge=1, le=100, description="Gauss-Newton iterations at most per scale.")
 
 
+SCALE_CHANGES = ("instrument", "instrument x shrinkage")
+"""What the user can say of a scale that departs from the calibration, see `MapsParameters.scale_change`."""
+
 EDGE_MEASURES = (
     "edge_energy_half",
     "edge_energy_50",
@@ -304,6 +308,12 @@ class MapsParameters(_Parameters):
     )
     noise_limit: float = Field(
         0.1, gt=0, le=10, description="Largest noise / edge jump of a voxel when its size is chosen automatically."
+    )
+    scale_change: Literal["instrument", "instrument x shrinkage"] = Field(
+        "instrument",
+        description="What a measured scale that departs from the calibration of the pixel size is taken for. "
+        "instrument: the magnification. instrument x shrinkage: the particle's size, its mass kept; every energy's "
+        "absorbance is brought to that of the particle at the reference energy, by the square of its size.",
     )
     fill_lost: bool = Field(
         True,

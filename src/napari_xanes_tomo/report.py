@@ -36,6 +36,7 @@ from .jitter_report import JitterRow, jitter_section, views_path, views_read
 from .map_report import checks_section
 from .model import XanesTomoError
 from .recipe import EDGE_MEASURES, Recipe
+from .registration_report import moments_section
 from .state import active_events, candidates_in, quality_of
 from .steps import STEPS
 
@@ -298,6 +299,32 @@ def _law_plot(run: _Run) -> str:
     return f"<figure>{plot.svg()}</figure>"
 
 
+def _registered(run: _Run) -> dict[int, Mapping[str, Any]]:
+    """Return the registrations that count, by the number of their energy."""
+    found = {e: p for (name, e), p in run.candidates.items() if name == "registration" and e is not None}
+    return {e: p for e, p in sorted(found.items()) if e < len(run.energies)}
+
+
+def _moments(run: _Run) -> str:
+    """Return mass and width of the particle beside its scale, and how its parts move with time."""
+    law, journal = _law(run), Journal(run.out)
+    reference = next((i for i, r in enumerate(run.energies) if r.reference), None)
+
+    def array(payload: Mapping[str, Any], name: str) -> F64 | None:
+        try:
+            stored = payload["arrays"]
+            return journal.get_array(stored[name]).astype(np.float64) if name in stored else None
+        except XanesTomoError:
+            return None
+
+    if reference is None or len(law) < 2:
+        return ""
+    return moments_section(
+        [r.energy_ev for r in run.energies], _registered(run), {e: 1 + v for e, (v, _) in law.items()}, reference,
+        array, str(run.maps.get("scale_change") or ""),
+    )  # fmt: skip
+
+
 _SHIFT_PARTS = {
     "synchronous": "repeated at every energy (the stage)",
     "rigid": "motion of the object and the axis from energy to energy",
@@ -326,11 +353,11 @@ def _shift_parts(run: _Run) -> str:
 def _surfaces(run: _Run) -> str:
     """Return what is left of displacements at surfaces, energy by energy, and pairs that should not differ."""
     journal = Journal(run.out)
-    found = {e: p for (name, e), p in run.candidates.items() if name == "registration" and e is not None}
+    found = _registered(run)
     rows = []
-    for e, p in sorted(found.items()):
+    for e, p in found.items():
         numbers = p["numbers"]
-        if e >= len(run.energies) or numbers.get("dipole_px") is None:
+        if numbers.get("dipole_px") is None:
             continue
         pairs = zip(numbers["dipole_px"], numbers["dipole_sigma_px"], strict=True)
         cells = [_with_sigma(v, s) for v, s in (*pairs, (numbers["outward_px"], numbers["outward_sigma_px"]))]
@@ -626,6 +653,7 @@ def write_report(out: str | Path) -> Path:
             _steps(run),
             _energies(run),
             law,
+            _moments(run),
             _shift_parts(run),
             _surfaces(run),
             _jitter(run),

@@ -29,7 +29,7 @@ from .io.store import (
 )
 from .jitter_report import views_bytes, views_path
 from .model import EnergyScan, Series, XanesTomoError
-from .recipe import Recipe, check_flats, parameter_key
+from .recipe import SCALE_CHANGES, Recipe, check_flats, parameter_key
 from .registration import reference_energy
 from .single import is_single
 from .state import (
@@ -268,6 +268,13 @@ class Run:
             except ValueError as error:
                 raise XanesTomoError(f"flats: {error}") from None
         self._manual("flats", energy, use=use)
+
+    def say_scale_change(self, value: str | None) -> None:
+        """Say what the change of the particle's scale is: one of `SCALE_CHANGES`; None leaves it to the recipe."""
+        if value is not None and value not in SCALE_CHANGES:
+            raise XanesTomoError(f"scale change: expected {' or '.join(map(repr, SCALE_CHANGES))}, got {value!r}")
+        self.journal.append("scale_change", {"energy": None, "value": value})
+        self.changed.emit("registration", None)
 
     def note(self, text: str) -> None:
         """Write a remark into the journal."""

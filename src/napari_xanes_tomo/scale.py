@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .model import FloatArray, XanesTomoError
 
-__all__ = ["ScaleReport", "Trend", "magnification_laws", "scale_report", "trend"]
+__all__ = ["MassScale", "ScaleReport", "Trend", "magnification_laws", "mass_against_scale", "scale_report", "trend"]
 
 _XRAY_MAGNIFICATION = 81.0  # of the reference energy: a camera pixel of 1.35 um over one of 16.7 nm in the object
 _OUTLIER = 5.0  # studentised residuals beyond it are flagged
@@ -166,6 +166,94 @@ def _robust_fit(design: FloatArray, values: FloatArray, sigma: FloatArray) -> tu
 
 
 @dataclass(frozen=True)
+class MassScale:
+    """Mass (m0) and width (m2) of the particle, as they are with the pixel size of the calibration.
+
+    A magnification that the calibration does not know changes the width in proportion, and the mass with its square: it
+    makes the same absorbance cover another area. A particle that changes its size and keeps its mass changes the width
+    alone.
+
+    Attributes
+    ----------
+    size, width, mass : (n,) arrays
+        Relative to the reference: the registered scale over the calibration, - 1; the standard deviation of the
+        absorbance along the axis, against the median energy; the absorbance summed over the particle over what the
+        tables expect. NaN where unknown.
+    power, sigma : float
+        ``mass ~ size^power``, what the elements' amounts explain taken out: 2 is the instrument, 0 the particle. NaN
+        with too few energies away from edges.
+    """
+
+    size: FloatArray
+    width: FloatArray
+    mass: FloatArray
+    power: float
+    sigma: float
+
+    def text(self) -> str:
+        """Return the outcome in one line."""
+        if not np.isfinite(self.power):
+            return "Mass against width: too few energies away from the edges to tell."
+        said = f"Mass changes with the scale to the power of {self.power:.1f} +- {self.sigma:.1f}"
+        near = [abs(self.power - p) <= 2 * self.sigma for p in (0.0, 2.0)]
+        means = {
+            (True, True): "which tells neither",
+            (False, True): "as for the instrument",
+            (True, False): "as for a particle that changes its size and keeps its mass",
+            (False, False): "which is neither: mass is gained or lost, or a white line is not in the table",
+        }[near[0], near[1]]
+        return f"{said} (2: the instrument, 0: the particle), {means}."
+
+
+def mass_against_scale(
+    magnification: npt.ArrayLike,
+    law: npt.ArrayLike,
+    mass: npt.ArrayLike,
+    width: npt.ArrayLike,
+    parts: npt.ArrayLike,
+    reference: int,
+) -> MassScale:
+    """Compare how mass and width of the particle depart from the calibration.
+
+    Parameters
+    ----------
+    magnification, law : (n,) arrays
+        Measured, and by the calibration.
+    mass, width : (n,) arrays
+        Mean absorbance over the same area of the common grid, and standard deviation along the axis, common-grid px.
+    parts : (n, k) array
+        Absorbance by the tables, in parts whose amounts are free, see `contrast.take_apart`; NaN near edges.
+    reference : int
+    """
+    m, calibrated, seen, wide, table = (np.asarray(a, dtype=float) for a in (magnification, law, mass, width, parts))
+    ratio = m / calibrated
+    known = np.isfinite(wide)
+    width_change = wide * ratio / np.median(wide[known] * ratio[known]) - 1 if known.any() else np.full(len(m), np.nan)
+    whole = seen * ratio**2
+    use = np.isfinite(whole) & np.isfinite(table).all(axis=1) & (seen > 0)
+    mass_change = np.full(len(m), np.nan)
+    power, sigma = float("nan"), float("nan")
+    used = table[:, (np.nan_to_num(table) > 0).any(axis=0)] if table.size else table.reshape(len(m), 0)
+    free = int(use.sum()) - used.shape[1] - 1
+    if used.shape[1] and free >= 1:
+        expected = used.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            mass_change = whole / expected
+        middle = mass_change[reference] if use[reference] else np.median(mass_change[use])
+        mass_change = mass_change / middle - 1
+    if used.shape[1] and free >= 2 and np.ptp(ratio[use]) > 0:
+        size = np.abs(used[use] / whole[use, None]).max(axis=0)
+        step = float(np.ptp(ratio[use]))
+        design = np.column_stack([used[use] / whole[use, None] / size, (ratio[use] - 1) / step])
+        solution = np.linalg.lstsq(design, np.ones(use.sum()), rcond=1e-10)[0]
+        rest = 1 - design @ solution
+        inverse = np.linalg.pinv(design.T @ design, rcond=1e-12, hermitian=True)
+        power = float(solution[-1]) / step
+        sigma = float(np.sqrt(max(np.sum(rest**2) / free, 1e-12) * inverse[-1, -1])) / step
+    return MassScale(ratio - 1, width_change, mass_change, power, sigma)
+
+
+@dataclass(frozen=True)
 class ScaleReport:
     """The measured scale beside the laws.
 
@@ -188,9 +276,8 @@ class ScaleReport:
         Of the scale, beyond an affine law, over the time of acquisition: what shrinkage would look like.
     against_calibration : Trend
         Of ``measured / calibration - 1`` over the time of acquisition.
-    mass_with_time : Trend
-        Of ln(mass / width^2), for energies of equal contrast only: a particle that shrinks and keeps its mass grows
-        denser; NaN without masses.
+    moments : MassScale or None
+        Mass against width; None without masses or without a calibration.
     notes : tuple of str
         What the user should know, in words.
     """
@@ -203,7 +290,7 @@ class ScaleReport:
     outliers: tuple[int, ...]
     with_time: Trend
     against_calibration: Trend
-    mass_with_time: Trend
+    moments: MassScale | None
     notes: tuple[str, ...]
 
 
@@ -217,7 +304,7 @@ def scale_report(
     time: npt.ArrayLike | None = None,
     width: npt.ArrayLike | None = None,
     mass: npt.ArrayLike | None = None,
-    alike: Sequence[int] = (),
+    parts: npt.ArrayLike | None = None,
 ) -> ScaleReport:
     """Compare the measured scales with the laws, with each other and with time.
 
@@ -232,10 +319,9 @@ def scale_report(
     time : (n,) array, optional
         When each energy was measured, any unit; their order unless given.
     width, mass : (n,) arrays, optional
-        Size of the particle on the common grid from its second moment, px, and its mean absorbance over what the
-        tabulated attenuation expects.
-    alike : sequence of int
-        Energies whose masses can be compared.
+        Size of the particle on the common grid from its second moment, px, and its mean absorbance.
+    parts : (n, k) array, optional
+        Of `mass_against_scale`.
 
     Raises
     ------
@@ -288,24 +374,22 @@ def scale_report(
         if calibration is not None
         else Trend(float("nan"), float("nan"))
     )
-    mass_trend = Trend(float("nan"), float("nan"))
-    if width is not None and mass is not None and len(alike) >= 4:
-        chosen = np.isin(np.arange(n), alike) & calm
-        with np.errstate(invalid="ignore", divide="ignore"):
-            density = np.log(np.asarray(mass, dtype=float) / np.asarray(width, dtype=float) ** 2)
-        mass_trend = trend(np.where(chosen, density, np.nan), when)
+    moments = None
+    if width is not None and mass is not None and parts is not None and "calibration" in expected:
+        moments = mass_against_scale(m, expected["calibration"], mass, width, parts, reference)
     notes = [
         f"{energies[i]:g} eV: the scale lies {z[i]:+.0f} standard errors ({1e3 * (m[i] / smooth[i] - 1):+.2f}e-3) from "
         "the law of the others: refocused, another sample, or a wrong label"
         for i in outliers
     ]
     if beyond.significant or against.significant:
+        told = "" if moments is None else f". {moments.text()[:-1]}"
         shown = beyond if beyond.significant else against
         how = "beyond a straight law" if beyond.significant else "against the calibration"
         notes.append(
             f"the particle's scale changes by {100 * shown.total:+.2f} +- {100 * shown.sigma:.2f} % with time {how}; "
-            "energy and time run together, so that shrinkage and magnification cannot be told apart by it"
+            f"energy and time run together, so that shrinkage and magnification cannot be told apart by it{told}"
         )
     return ScaleReport(
-        expected, residual, np.asarray(smooth), order, z, outliers, beyond, against, mass_trend, tuple(notes)
+        expected, residual, np.asarray(smooth), order, z, outliers, beyond, against, moments, tuple(notes)
     )

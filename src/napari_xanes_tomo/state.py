@@ -131,6 +131,7 @@ UNDOABLE = (
     "boxes",
     "mask",
     "flats",
+    "scale_change",
 )
 """Kinds of events that are decisions of the user and can be taken back."""
 
@@ -164,6 +165,8 @@ class Manual:
         Reference to a (y, x) array in the journal, True where the camera is not to be trusted.
     flats : dict of int to str
         Flats chosen by hand for an energy: a policy, or ``half N``.
+    scale_change : str or None
+        What the user takes the change of the particle's scale for; None leaves it to the recipe.
     """
 
     frames: Mapping[int, Mapping[int, str]] = field(default_factory=dict)
@@ -175,6 +178,7 @@ class Manual:
     boxes: tuple[Box, ...] = ()
     mask: Mapping[str, Any] | None = None
     flats: Mapping[int, str] = field(default_factory=dict)
+    scale_change: str | None = None
 
     def data_part(self, energy: int) -> list[Any]:
         """Return what changes the pixels an energy is estimated from; part of the keys of its results."""
@@ -225,6 +229,7 @@ _NEEDED: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "boxes": {"boxes": (list,)},
     "mask": {"mask": (dict, type(None))},
     "flats": {"energy": (int,), "use": (str, type(None))},
+    "scale_change": {"value": (str, type(None))},
     "undo": {"event": (int,)},
     "redo": {"event": (int,)},
 }  # fmt: skip
@@ -268,6 +273,7 @@ def _manual(events: Iterable[Event]) -> Manual:
     boxes: tuple[Box, ...] = ()
     mask: Mapping[str, Any] | None = None
     flats: dict[int, str] = {}
+    change: str | None = None
     for event in events:
         p = event.payload
         if event.kind == "exclude":
@@ -301,6 +307,8 @@ def _manual(events: Iterable[Event]) -> Manual:
             flats.pop(int(p["energy"]), None)
             if p["use"] is not None:
                 flats[int(p["energy"])] = str(p["use"])
+        elif event.kind == "scale_change":
+            change = None if p["value"] is None else str(p["value"])
     return Manual(
         frames,
         energies,
@@ -311,6 +319,7 @@ def _manual(events: Iterable[Event]) -> Manual:
         boxes,
         mask,
         flats,
+        change,
     )
 
 
@@ -475,8 +484,8 @@ def resolve(
                 for e in range(n)
                 for name in s.upstream
             )
-            boxes = [list(b) for b in manual.boxes]
-            settle(s, None, parameter_key(present, *([boxes] if boxes else [])) if present and not open_ones else "")
+            said = [v for v in ([list(b) for b in manual.boxes], manual.scale_change) if v]
+            settle(s, None, parameter_key(present, *said) if present and not open_ones else "")
     return State(units, reference, manual, hubs)
 
 

@@ -667,6 +667,7 @@ def run_registration(
             "translation_sigma": [0.0, 0.0, 0.0],
             "mass": object_mass(data.data, theta, part, template),
             "template_level": template.level / template.bin,
+            "frame_width": data.frame_shape[1],
             "variance": float(np.median(data.variance) * data.bin**2),
         }
         arrays = {"shift": whole.shift, "sigma": whole.sigma, "residual": np.full(n, np.nan)}
@@ -730,6 +731,7 @@ def run_registration(
         "blur_px2": found.blur_px2,
         "blur_sigma_px2": found.blur_sigma_px2,
         "width": found.width,
+        "frame_width": data.frame_shape[1],
         "mass": found.mass,
         "variance": float(np.median(data.variance) * data.bin**2),
         "correlation": found.correlation,

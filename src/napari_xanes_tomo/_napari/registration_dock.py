@@ -23,6 +23,7 @@ from napari_xanes_tomo.differences import NullTest
 from napari_xanes_tomo.findings import scale_laws
 from napari_xanes_tomo.graph import PARAMETERS
 from napari_xanes_tomo.injection import RegistrationTest, recover_registration
+from napari_xanes_tomo.recipe import SCALE_CHANGES
 from napari_xanes_tomo.registration_qc import ErrorMap
 from napari_xanes_tomo.state import Candidate
 
@@ -116,6 +117,11 @@ class RegistrationDock(StepDock):
         self.blocks_label = wrapped(faint=True)
         self.blocks_label.hide()
         box.addWidget(self.blocks_label)
+        self.moments = PointPlot((("mass (m0), %", 1), ("width (m2), %", 1)), "M / calibration - 1, %", 240)
+        self.moments.on_click = self._jump
+        box.addWidget(self.moments)
+        self.moments_label = wrapped(faint=True)
+        box.addWidget(self.moments_label)
         self._build_errors(box)
         self._points_key: tuple[Any, ...] = ()
 
@@ -185,8 +191,14 @@ class RegistrationDock(StepDock):
         self.measure_button.clicked.connect(lambda: self._fix(False))
         grid.addWidget(self.fix_button, 1, 2)
         grid.addWidget(self.measure_button, 1, 3)
+        grid.addWidget(QLabel("Change of scale is"), 2, 0)
+        self.change_combo = QComboBox()
+        self.change_combo.addItems(["as in the recipe", *SCALE_CHANGES])
+        self.change_combo.activated.connect(self._say_change)
+        self._spins.watch(self.change_combo)
+        grid.addWidget(self.change_combo, 2, 1, 1, 3)
         self.hand_label = wrapped()
-        grid.addWidget(self.hand_label, 2, 0, 1, 4)
+        grid.addWidget(self.hand_label, 3, 0, 1, 4)
         box.addWidget(group)
 
     # ------------------------------------------------------------------------------------------------ what is shown
@@ -366,6 +378,33 @@ class RegistrationDock(StepDock):
         self.plot.show_points(1, energies, [off], numbers_of, [(energies[line], v) for v in lines])
         self.plot.show_points(2, energies, [(moved[:, k], moved_sigma[:, k]) for k in range(3)], numbers_of)
         self.plot.show_points(3, energies, [(blur, blur_sigma)], numbers_of)
+        self._fill_moments(numbers_of)
+
+    def _fill_moments(self, numbers: list[int]) -> None:
+        """Show how mass and width of the particle depart from the calibration."""
+        workflow = self.session.workflow
+        report = None if workflow is None or self.session.busy else workflow.scale_report()
+        found = None if report is None else report.moments
+        shown = found is not None and bool(np.isfinite(found.size).any())
+        self.moments.setVisible(shown)
+        if found is None or not shown:
+            self.moments_label.setText("")
+            return
+        ends = 100 * np.array([np.nanmin(found.size), np.nanmax(found.size)])
+        flat = np.zeros(2)
+        self.moments.show_points(
+            0, 100 * found.size, [(100 * found.mass, None)], numbers, [(ends, flat), (ends, 2 * ends)]
+        )
+        known = np.isfinite(found.width) & np.isfinite(found.size)
+        middle = 100 * float(np.median((found.width - found.size)[known])) if known.any() else 0.0
+        self.moments.show_points(1, 100 * found.size, [(100 * found.width, None)], numbers, [(ends, ends + middle)])
+        moved = None if workflow is None else workflow.deformation()
+        self.moments_label.setText(
+            "Mass and width of the particle with the pixel size of the calibration, beside the measured scale. Above, "
+            "dashed: mass with the square of the scale, as another magnification makes it; solid: the mass stays, as "
+            "where the particle changes its size. Below: width in proportion. Energies near edges have no mass. "
+            f"{found.text()} {'' if moved is None else moved.text()}".strip()
+        )
 
     def _laws(self) -> dict[str, Any]:
         """Magnification (energies,) by every law whose numbers are known."""
@@ -408,12 +447,25 @@ class RegistrationDock(StepDock):
             mine,
             "Known displacements and a scale jump of 3e-3 are put into copies of this energy and found again.",
         )
+        said = None if state is None else state.manual.scale_change
+        self.change_combo.setCurrentIndex(0 if said is None else 1 + SCALE_CHANGES.index(said))
+        allow(
+            self.change_combo,
+            why,
+            "What a scale that departs from the calibration is taken for; the plots of mass and width above help. "
+            "Shrinkage: the maps show every energy as the particle would absorb at its size at the reference energy.",
+        )
         lines = [f"All: {why}"] if why else [f"Magnification: {mine}"] if mine else []
         if out and state is not None:
             lines.append(f"{self._energy_text()} is excluded ({state.manual.energies[energy]}).")
         if fixed is not None:
             lines.append(f"Magnification of {self._energy_text()} set to {fixed:.6f}.")
         self.hand_label.setText("\n".join(lines))
+
+    def _say_change(self, number: int) -> None:
+        value = None if number == 0 else SCALE_CHANGES[number - 1]
+        said = f"Change of the particle's scale: {value or 'as in the recipe'}. The maps follow it."
+        self.session.decide(lambda w: w.say_scale_change(value), said)
 
     def _exclude(self) -> None:
         state, energy = self.session.state, self.energy

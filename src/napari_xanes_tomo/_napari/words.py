@@ -25,6 +25,7 @@ _NAMES = {
     "boxes": "Particle boxes",
     "mask": "Mask",
     "flats": "Flats",
+    "scale_change": "Change of scale",
 }
 
 
@@ -78,6 +79,8 @@ def event_text(event: Event, energies_ev: Sequence[float], number: int | None = 
         text = "no mask" if p["mask"] is None else "a mask drawn"
     elif kind == "flats":
         text = f"{where}: flats {'as in the recipe' if p['use'] is None else p['use']}"
+    elif kind == "scale_change":
+        text = f"change of the particle's scale: {p['value'] or 'as in the recipe'}"
     elif kind == "note":
         text = f"note: {p['text']}"
     elif kind in ("undo", "redo"):
