@@ -27,6 +27,7 @@ from napari.utils.notifications import notification_manager
 from qtpy.QtCore import QCoreApplication, QEvent, QThreadPool
 
 from napari_xanes_tomo._napari import session as session_module
+from napari_xanes_tomo._napari.jitter_checks import CHECKS
 from napari_xanes_tomo._napari.jitter_dock import JitterDock
 from napari_xanes_tomo._napari.jobs import Jobs, remaining
 from napari_xanes_tomo._napari.layers import METADATA_KEY, scan_layer
@@ -114,6 +115,18 @@ def test_run_look_accept_revert(make_dock: Any, qtbot: Any, tiny_twin: Path, tmp
     done = [d for _, d, _ in heard]
     assert done == sorted(done)
     assert {t for _, _, t in heard} == {2000}
+
+    # What every projection was checked by is drawn as it was found, with its limits.
+    checks, kept = dock.checks, dock.session.workflow.result(dock.selected())
+    assert not checks.isHidden()
+    for k, (_, _, names) in enumerate(CHECKS):
+        checks.choice.setCurrentIndex(k)
+        for series, name in enumerate(names):
+            numbers, values = checks.plot.values(0, series)
+            assert len(numbers) > 30
+            np.testing.assert_allclose(values, kept.arrays[name][numbers])
+        assert np.isfinite(checks.plot._lines[0][0].getData()[1]).all()
+    assert "nm)" in dock.readout.text()
 
     # The curves are what the journal says.
     journal = Journal(out)

@@ -33,6 +33,7 @@ from napari_xanes_tomo.steps import StepResult, alignment_of, beam_of, quick_loo
 
 from .dock import allow, wrapped
 from .forms import StillWheel
+from .jitter_checks import ChecksPlot
 from .plots import BLUE, GREEN, GREY, ORANGE, SinogramPlot, dress
 from .previews import AlignedPreview, QuickPreview, ResidualPreview, SlicePreview
 from .step_dock import StepDock
@@ -198,6 +199,10 @@ class JitterDock(StepDock):
         self.compare_label = wrapped()
         self.compare_label.hide()
         box.addWidget(self.compare_label)
+        self.checks = ChecksPlot()
+        self.checks.listen(self._jump)
+        self.checks.hide()
+        box.addWidget(self.checks)
         self._looked_at = 0
         self.readout = wrapped()
         self.readout.setToolTip("Displacement of the content of this projection, raw pixels, positive down / right.")
@@ -328,6 +333,7 @@ class JitterDock(StepDock):
             if not counts and unit is not None and unit.candidate is not None and workflow is not None:
                 in_use = workflow.result(unit.candidate)
             self.plot.show_result(theta, self._result, in_use)
+            self.checks.show_result(theta, self._result)
             self._compare(in_use)
             self.sinogram_plot.hide()
             self.sinogram_label.hide()
@@ -341,11 +347,15 @@ class JitterDock(StepDock):
 
     def _mark(self, angle: int) -> None:
         self.plot.mark(angle)
+        self.checks.mark(angle)
         text = ""
         if self._result is not None and 0 <= angle < len(self._result.arrays["shift"]):
             (dy, dx), (sy, sx) = self._result.arrays["shift"][angle], self._result.arrays["sigma"][angle]
+            scan = self.session.scan
+            nm = np.nan if scan is None else scan.series.scans[self.energy].pixel_size_nm
+            length = f" (± {sy * nm:.2g}, {sx * nm:.2g} nm)" if np.isfinite(nm) else ""
             text = (
-                f"projection {angle}: y {dy:.3f} ± {sy:.3f} px, x {dx:.3f} ± {sx:.3f} px"
+                f"projection {angle}: y {dy:.3f} ± {sy:.3f} px, x {dx:.3f} ± {sx:.3f} px{length}"
                 if np.isfinite(dy)
                 else f"projection {angle}: no shift was found"
             )
