@@ -243,6 +243,7 @@ def test_what_is_wrong_is_said_in_colours() -> None:
     assert any("mass, amber" in n for n in bad.notes), "4 % are no more than amber"
     assert any("without the scanned edge" in n for n in bad.notes)
     assert not any(s.passed for s in bad.scores)
+    assert [s.colour for s in bad.scores] == ["red", "amber"]
     good = MapChecks(plan.energies_ev, {}, displacements(*porous({})), MassBalance(1.001, 0.001), {}, effect)
     assert good.notes == ()
     assert all(s.passed for s in good.scores)

@@ -213,5 +213,24 @@ def test_score_and_verdict(value: float, threshold: float | None, better: str, p
     assert Quality((Score("fine", 0.0), score)).verdict == ("good" if passed else "check")
 
 
+# Amber beyond the threshold, red beyond its own limit; what is no number is never green.
+@pytest.mark.parametrize(
+    ("value", "better", "threshold", "red", "colour"),
+    [
+        (0.05, "lower", 0.1, 0.3, "green"),
+        (0.2, "lower", 0.1, 0.3, "amber"),
+        (0.4, "lower", 0.1, 0.3, "red"),
+        (0.4, "lower", 0.1, None, "amber"),
+        (0.6, "higher", 0.8, 0.5, "amber"),
+        (0.4, "higher", 0.8, 0.5, "red"),
+        (float("nan"), "lower", 0.1, 0.3, "amber"),
+    ],
+)
+def test_colours(value: float, better: str, threshold: float, red: float | None, colour: str) -> None:
+    score = Score("s", value, "px", threshold, better, red)
+    assert score.colour == colour
+    assert Quality((Score("fine", 0.0), score)).colour == colour
+
+
 def test_no_progress_is_silent() -> None:
     assert no_progress("reading", 1, 2) is None

@@ -201,6 +201,12 @@ class MapPlan:
         return (*out, *errors, *artefact, "mask", "coverage")
 
     @property
+    def inside(self) -> tuple[str, ...]:
+        """Names of the maps that say something inside the mask alone."""
+        everywhere = (*self.elements, "density", "morphology", "mask", "coverage")
+        return tuple(n for n in self.names if n.removesuffix(SIGMA_ALIGNMENT).removesuffix(SIGMA) not in everywhere)
+
+    @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Pairs of components whose covariance the errors of the maps need."""
         total = ("density",) if self.elements else ()

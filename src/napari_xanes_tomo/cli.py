@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -407,7 +408,7 @@ def _conclude(workflow: Workflow, state: State, report: Path, until: str, second
 
     energies = workflow.series.energies_ev
     out: list[tuple[float, str]] = []
-    check: list[str] = []
+    check: list[tuple[bool, str]] = []
     counts = []
     for s in STEPS:
         units = [(e, u) for (name, e), u in state.units.items() if name == s.name]
@@ -421,19 +422,20 @@ def _conclude(workflow: Workflow, state: State, report: Path, until: str, second
             if u.status == "failed" and e is not None:
                 out.append((float(energies[e]), u.reason))
             elif u.candidate is not None and u.status == "candidate":
-                check += [
-                    f"{s.name}{'' if e is None else f' {energies[e]:g} eV'}: {x.name} {x.value:.3g} {x.unit}".rstrip()
-                    + f", expected at {'most' if x.better == 'lower' else 'least'} {x.threshold:g}"
-                    for x in u.candidate.quality.scores
-                    if not x.passed
-                ]
+                where = s.name if e is None else f"{s.name} {energies[e]:g} eV"
+                for x in u.candidate.quality.scores:
+                    if not x.passed:
+                        red = x.colour == "red"
+                        value = f"{'red, ' if red else ''}{where}: {x.name} {x.value:.3g} {x.unit}".rstrip()
+                        limit = f"expected at {'most' if x.better == 'lower' else 'least'} {x.threshold:g}"
+                        check.append((red, f"{value}, {limit}"))
         if s.name == until:
             break
     typer.echo(f"done in {duration(seconds)}: {', '.join(counts)}")
     if state.reference is not None and until in ("registration", "maps"):
         typer.echo(f"  reference energy: {energies[state.reference]:g} eV")
-    _list("energies left out", [_with_energy(e, why) for e, why in out])
-    _list("to be looked at", check)
+    _list("energies left out", list(dict.fromkeys(_with_energy(e, why) for e, why in out)))
+    _list("to be looked at", [text for _, text in sorted(check, key=lambda c: not c[0])])  # what is red comes first
     maps = state[("maps", None)].candidate
     if until == "maps" and maps is not None:
         from .io.store import read_map_attributes
@@ -442,10 +444,20 @@ def _conclude(workflow: Workflow, state: State, report: Path, until: str, second
         mapped = [name for name in each if "_sigma" not in name]
         errors = "; their standard errors as NAME_sigma" if len(mapped) < len(each) else ""
         typer.echo(f"  maps:   {', '.join(mapped)}{errors}")
-        _list("maps that could not be made", [f"{name}: {why}" for name, why in whole["absent"].items()])
+        _list("maps that could not be made", _absent(whole["absent"]))
+        made = {f"{name}: {why}" for name, why in whole["absent"].items()}
+        _list("about the maps", [n for n in maps.quality.notes if n not in made])
         typer.echo(f"          {workflow.output.maps}")
     typer.echo(f"  tables: {workflow.output.shifts.parent}")
     typer.echo(f"  report: {report}")
+
+
+def _absent(reasons: Mapping[str, str]) -> list[str]:
+    """Return one line for every reason, with the maps it keeps from being made."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name)
+    return [f"{', '.join(each)}: {why}" for why, each in names.items()]
 
 
 def _with_energy(energy_ev: float, reason: str) -> str:

@@ -408,9 +408,12 @@ class MapChecks:
         d = self.displaced
         most = d.length[d.found] if d.found.any() else np.minimum(d.length, DISPLACED_PX)
         worst = float(np.nanmax(most)) if np.isfinite(most).any() else float("nan")
-        out = [] if np.isnan(worst) else [Score("edge dipole of an energy", worst, "px", DISPLACED_PX)]
+        out = []
+        if not np.isnan(worst):
+            out.append(Score("edge dipole of an energy", worst, "px", DISPLACED_PX, red=_RED["displacement"]))
         if np.isfinite(self.mass.lost):
-            out.append(Score("mass of the volume against the projections", self.mass.lost, "", MASS_LIMIT))
+            what = "mass of the volume against the projections"
+            out.append(Score(what, self.mass.lost, "", MASS_LIMIT, red=_RED["mass"]))
         return tuple(out)
 
     @property

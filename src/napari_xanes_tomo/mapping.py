@@ -19,6 +19,7 @@ from .io.references import read_reference
 from .io.store import (
     MapSpec,
     MapStore,
+    read_map_attributes,
 )
 from .map_checks import MapChecks, check_maps
 from .maps import (
@@ -56,6 +57,10 @@ from .survey import Survey
 __all__ = ["Mapper", "SlabWork", "VoxelTable", "make_slab", "read_recipe_references"]
 
 SLAB_ROWS = 32
+NOTHING_INSIDE = (
+    "no voxel is above the mask: more than half of the particle's attenuation, seen by half of the angles of every "
+    "energy that counts"
+)
 _TABLE_ROWS = 8  # in the middle, for the table of voxel sizes
 
 
@@ -139,8 +144,7 @@ class _Job:
     def notes(self, p: MapsParameters, reconstructed_by: str) -> list[str]:
         """Return what a user should know about the maps, in words."""
         plan = self.plan
-        notes = [f"{name}: {why}" for name, why in plan.absent.items()]
-        notes += () if self.checks is None else self.checks.notes
+        notes = [*plan.notes, *(() if self.checks is None else self.checks.notes)]
         if p.reconstruction != "fbp" and not self.volumes:
             notes.append(
                 f"reconstructed by {reconstructed_by}: the maps of sigma and the point spread that is stated are those "
@@ -306,16 +310,16 @@ class Mapper(Findings):
             The energies are not registered, or cannot be mapped.
         """
         p = self.recipe.maps if parameters is None else parameters
-        plan, items, pixel_nm = self.map_plan(parameters=p)
-        choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS)
-        return VoxelTable(choices, _voxel_px(items, choices, p), _mean_spectrum(plan, items))
+        job = self._map_job(self.state, p)
+        return VoxelTable(job.choices, job.px, _mean_spectrum(job.plan, job.items))
 
     def _reconstructor(self) -> Reconstructor:
         p = self.recipe.maps
         return reconstructor(p.reconstruction, filter=p.filter, iterations=p.iterations)
 
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
-        job, p = self._map_job(state), self.recipe.maps
+        p = self.recipe.maps
+        job = self._map_job(state, p)
         plan, items = job.plan, job.items
         y0, y1, c0, c1 = _map_window(state.manual.boxes, *self.series.frame_shape)
         height, width = (max(1, n // job.px) for n in self.series.frame_shape)
@@ -346,11 +350,15 @@ class Mapper(Findings):
         metadata["particle_size_by_ev"] = [
             [float(ev), round(float(s), 6)] for ev, s in zip(self.series.energies_ev, self.particle_size(), strict=True)
         ]
-        kept = store.finish(absent=dict(plan.absent), metadata=metadata)
-        notes = job.notes(p, self._reconstructor().name)
+        absent = dict(plan.absent)
+        if store.empty("mask"):
+            absent |= dict.fromkeys(plan.inside, NOTHING_INSIDE)
+        kept = store.finish(absent=absent, metadata=metadata)
+        absent = dict(read_map_attributes(self.output.maps)[0]["absent"])  # of maps that were finished before, theirs
+        notes = [f"{name}: {why}" for name, why in absent.items()] + job.notes(p, self._reconstructor().name)
         if kept is not None:
             notes.append(f"the former maps are kept in {kept.name}")
-        numbers = {"absent": dict(plan.absent), "elements": list(plan.elements), "store_key": store.key, **metadata}
+        numbers = {"absent": absent, "elements": list(plan.elements), "store_key": store.key, **metadata}
         numbers["mean_spectrum_per_cm"] = _mean_spectrum(plan, items)
         effect = surface_effect(plan).edge_ev
         numbers["edge_ev_per_px"] = [
@@ -359,10 +367,10 @@ class Mapper(Findings):
         numbers["noise_over_jump_of_one_energy"] = job.noise * plan.noise_over_jump
         return StepResult({}, numbers, Quality(job.scores(p), tuple(notes)))
 
-    def _map_job(self, state: State) -> _Job:
+    def _map_job(self, state: State, p: MapsParameters) -> _Job:
         """Return what is to be mapped: the plan after the checks, and the size of the voxels."""
-        plan, items, pixel_nm = self.map_plan(state)
-        p, checks = self.recipe.maps, None
+        plan, items, pixel_nm = self.map_plan(state, p)
+        checks = None
         if items[0].variance is None:
             plan, checks = check_maps(items, plan, pixel_nm, p, edge_ev=surface_effect(plan).edge_ev)
         choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS)

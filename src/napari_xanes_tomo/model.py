@@ -358,6 +358,9 @@ class Score:
         The value it is judged by; None for a number that is only shown.
     better : {"lower", "higher"}
         Which side of the threshold is good.
+    red : float or None
+        The value beyond which it is wrong rather than doubtful, on the bad side of the threshold; None where there is
+        no such value.
     """
 
     name: str
@@ -365,6 +368,16 @@ class Score:
     unit: str = ""
     threshold: float | None = None
     better: str = "lower"
+    red: float | None = None
+
+    @property
+    def colour(self) -> str:
+        """``green`` where it passed, ``amber`` where it has to be looked at, ``red`` beyond `red`."""
+        if self.passed:
+            return "green"
+        if self.red is None or np.isnan(self.value):
+            return "amber"
+        return "red" if (self.value > self.red if self.better == "lower" else self.value < self.red) else "amber"
 
     @property
     def passed(self) -> bool:
@@ -385,6 +398,11 @@ class Quality:
     def verdict(self) -> str:
         """``good`` when every score passed, else ``check``."""
         return "good" if all(s.passed for s in self.scores) else "check"
+
+    @property
+    def colour(self) -> str:
+        """The worst colour of the scores: ``green``, ``amber`` or ``red``."""
+        return max((s.colour for s in self.scores), key=("green", "amber", "red").index, default="green")
 
 
 class Cancelled(Exception):

@@ -545,8 +545,30 @@ def _maps(run: _Run) -> str:
     if run.maps.get("reference_ev"):
         text += f"; reference energy {run.maps['reference_ev']:g} eV"
     return (
-        f'<h2>Maps</h2><p>{escape(text)}.</p><div class="row">{"".join(figures)}</div>'
+        f'<h2>Maps</h2>{_map_verdict(run)}<p>{escape(text)}.</p><div class="row">{"".join(figures)}</div>'
         f"<p></p>{table(header, rows)}{_absent(run)}{checks_section(run.maps)}"
+    )
+
+
+_CLASSES = {"green": "good", "amber": "check", "red": "bad"}
+
+
+def _map_verdict(run: _Run) -> str:
+    """Return the verdict on the maps, what it follows from, and what a user should know about them."""
+    if ("maps", None) not in run.candidates:
+        return ""
+    quality = quality_of(run.candidates[("maps", None)])
+    absent = {f"{name}: {why}" for name, why in (run.maps.get("absent") or {}).items()}
+    told = [n for n in quality.notes if n not in absent]
+    scores = "; ".join(
+        mark(f"{s.name} {s.value:.3g} {s.unit}".rstrip(), _CLASSES[s.colour])
+        + (f" (amber above {s.threshold:g}" + (f", red above {s.red:g})" if s.red is not None else ")"))
+        for s in quality.scores
+        if s.threshold is not None
+    )
+    items = "".join(f"<li>{escape(n)}</li>" for n in told)
+    return f"<p>Verdict: {mark(quality.colour, _CLASSES[quality.colour])}. {scores}.</p>" + (
+        f"<ul>{items}</ul>" if told else ""
     )
 
 

@@ -402,6 +402,8 @@ def candidate_payload(
     for s in result.quality.scores:
         value = float(f"{s.value:.6g}")
         row = [s.name, value, s.unit, s.threshold, *(["higher"] if s.better == "higher" else [])]
+        if s.red is not None:
+            row = [s.name, value, s.unit, s.threshold, s.better, s.red]
         scores.append(row[:-1] if row[-1] is None else row)
     return {
         "step": name,

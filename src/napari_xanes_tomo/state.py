@@ -88,9 +88,9 @@ def _score(s: Any) -> Score:
     if isinstance(s, Mapping):  # as the first versions wrote them
         s = [s["name"], s["value"], s["unit"], s["threshold"], s["better"]]
     row: list[Any] = [*s]
-    row += ["", None, "lower"][len(row) - 2 :]
-    name, value, unit, threshold, better = row
-    return Score(name, float("nan") if value is None else float(value), unit, threshold, better)
+    row += ["", None, "lower", None][len(row) - 2 :]
+    name, value, unit, threshold, better, red = row
+    return Score(name, float("nan") if value is None else float(value), unit, threshold, better, red)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,14 @@ class MapsDock(StepDock):
                 text += " Run does what is missing first."
         self.before_label.setText(text)
         super().refresh()
+
+    def _notes(self, candidate: Candidate) -> str:
+        """Return one line a note, what is red in colour; maps that are not made have their table."""
+        absent = {f"{name}: {why}" for name, why in candidate.payload["numbers"].get("absent", {}).items()}
+        lines = [n for n in candidate.quality.notes if n not in absent]
+        return "<br>".join(
+            f'<span style="color:#d9534f">{escape(n)}</span>' if ", red: " in n else escape(n) for n in lines
+        )
 
     def _show_result(self, candidate: Candidate | None) -> None:
         numbers: dict[str, Any] = {} if candidate is None else dict(candidate.payload["numbers"])

@@ -227,13 +227,19 @@ class StepDock(Dock):
             energies = workflow.series.energies_ev.tolist()
             reason = stale_reason(state, (self.step.name, self.target), workflow.journal.events, energies)
         verdict = "" if chosen is None else f"&nbsp;&nbsp;|&nbsp;&nbsp;verdict <b>{chosen.quality.verdict}</b>"
-        notes = "" if chosen is None else "; ".join(chosen.quality.notes)
+        if chosen is not None and chosen.quality.colour == "red":
+            verdict += ' (<b style="color:#d9534f">red</b>)'
+        notes = "" if chosen is None else self._notes(chosen)
         stale = " (made with other parameters or inputs)" if status == "stale" else ""
         where = self._energy_text() if self.step.per_energy else self.step.title
-        lines = [f"{where}: <b>{status}</b>{stale}{verdict}", escape(notes), escape(reason)]
+        lines = [f"{where}: <b>{status}</b>{stale}{verdict}", notes, escape(reason)]
         self.verdict_label.setText("<br>".join(t for t in lines if t))
         self._show_result(chosen)
         self._update_buttons()
+
+    def _notes(self, candidate: Candidate) -> str:
+        """Return what the step says about its result, as HTML."""
+        return escape("; ".join(candidate.quality.notes))
 
     def _show_result(self, candidate: Candidate | None) -> None:
         """Show a result in the plots of this step."""
@@ -248,10 +254,10 @@ class StepDock(Dock):
             limit = judged = ""
             if score.threshold is not None:
                 limit = f"{'<=' if score.better == 'lower' else '>='} {score.threshold:.3g}"
-                judged = "good" if score.passed else "check"
+                judged = "good" if score.passed else "red" if score.colour == "red" else "check"
             value = f"{score.value:.3g} {score.unit}".strip() + self._also(score)
             for column, text in enumerate((score.name, value, limit, judged)):
-                self.scores.setItem(row, column, cell(text, bold=judged == "check"))
+                self.scores.setItem(row, column, cell(text, bold=judged in ("check", "red")))
         fit(self.scores, most=10)
 
     def _also(self, score: Score) -> str:

@@ -201,6 +201,15 @@ class MapStore:
                 _sync(self.partial / name / "0" / "c" / str(y0 // self.slab_rows))
             self._flag(f"{y0}-{y1}")
 
+    def empty(self, name: str) -> bool:
+        """Return whether the map `name`, every slab of which is written and which is not finished yet, is 0 or NaN."""
+        import zarr
+
+        if not self.partial.is_dir():
+            return False
+        array = zarr.open_array(self.partial / name / "0", mode="r")
+        return not any(np.any(np.nan_to_num(np.asarray(array[y0:y1]))) for y0, y1 in self.slabs)
+
     def finish(
         self, *, absent: Mapping[str, str] | None = None, attributes: Mapping[str, Mapping[str, Any]] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -212,7 +221,7 @@ class MapStore:
         Parameters
         ----------
         absent : mapping of str to str
-            Maps that could not be made, with the reason.
+            Maps that could not be made, with the reason; of those that were written nothing is kept.
         attributes : mapping of str to mapping
             Further JSON data for a map's group, known only now.
         metadata : mapping
@@ -256,7 +265,10 @@ class MapStore:
         for rest in self.partial.rglob("*.partial"):  # of a killed write
             rest.unlink()
         root = zarr.open_group(self.partial, mode="r+")
-        for spec in self.maps:
+        for name in absent:
+            shutil.rmtree(self.partial / name, ignore_errors=True)
+        made = [m for m in self.maps if m.name not in absent]
+        for spec in made:
             group = root.require_group(spec.name)
             n_levels = _write_levels(group, self.chunks)
             own = {
@@ -273,7 +285,7 @@ class MapStore:
         whole = {
             "format": FORMAT,
             "key": self.key,
-            "maps": [m.name for m in self.maps],
+            "maps": [m.name for m in made],
             "absent": dict(absent),
             "voxel_nm": self.voxel_nm,
             "axes": list(AXES),
