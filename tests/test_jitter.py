@@ -9,10 +9,11 @@ from napari_xanes_tomo import open_series
 from napari_xanes_tomo.absorbance import normalise
 from napari_xanes_tomo.agreement import center_of_rotation, displacement_equations, recorded_rows
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
-from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
+from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, _Coupled, find_jitter
 from napari_xanes_tomo.model import Alignment, Cancelled, XanesTomoError
 from napari_xanes_tomo.qc import check_projections, check_scores
 from napari_xanes_tomo.recipe import AbsorbanceParameters, JitterParameters
+from napari_xanes_tomo.reprojection import Scene
 from napari_xanes_tomo.resample import place
 from napari_xanes_tomo.straight import fit_straight, outer_rows, profile_noise
 
@@ -553,13 +554,51 @@ def test_a_slip_is_found_and_reported() -> None:
     np.testing.assert_allclose(found.slips[0][1:], [5.0, -4.0], atol=1.0)
 
 
-def test_a_wedge_of_angles() -> None:
-    theta = np.arange(-70.0, 71.0, 4.0)
+# Angular step, whether the search starts half a pixel off the truth instead of from the moments; tolerance y and x, centre.
+@pytest.mark.parametrize(
+    ("step", "given", "tolerance", "centre"),
+    [(4.0, False, 0.05, 0.1), (2.0, False, 0.025, 0.02), (2.0, True, 0.025, 0.02)],
+)
+def test_a_wedge_of_angles(step: float, given: bool, tolerance: float, centre: float) -> None:
+    theta = np.arange(-70.0, 70.1, step)
     rng = np.random.default_rng(0)
     true = rng.uniform(-6, 6, (len(theta), 2))
     stack = balls(theta, (64, 72), true) + 0.02 * rng.standard_normal((len(theta), 64, 72))
-    found = find_jitter(stack, theta, variance=4e-4)
-    assert max(errors(found.shift, true, theta)[:2]) < 0.15
+    start = true + rng.normal(0, 0.5, true.shape) if given else None
+    found = find_jitter(stack, theta, variance=4e-4, initial=start)
+    y, x, off = errors(found.shift, true, theta)
+    assert max(y, x) < tolerance
+    assert abs(off) < centre
+    assert found.used.all()
+    sigma = np.sqrt(np.mean(found.sigma**2, axis=0))
+    assert np.all(np.array([y, x]) < 2.5 * sigma)
+    assert np.all(sigma < 3 * np.array([y, x]))
+
+
+# How much of a slow drift the reprojections really take along, beyond 1 - what the coupling says: it comes in slowly, or
+# runs away when every step is taken as it is asked.
+@pytest.mark.parametrize("really", [0.3, -0.1])
+def test_slow_drifts_come_in_where_the_coupling_is_not_what_it_was_computed_to_be(really: float) -> None:
+    still = np.zeros((len(THETA), 2))
+    scene = Scene(balls(THETA, SHAPE, still), THETA)
+    _, model = scene.model(still)
+    information = np.ones((len(THETA), 2))
+    solver = _Coupled(scene, model, information)
+    truth = []
+    for value, vector in solver.modes:
+        apart = value.copy()
+        apart[0] *= really  # the slowest drift
+        truth.append((vector * apart) @ vector.T)
+    start = np.stack([vector[:, 0] + 0.1 * vector[:, 5] for _, vector in solver.modes], axis=1)
+    left = {}
+    for secants in (1, 4):
+        error, past = start.copy(), []
+        for _ in range(6):
+            past.append((error, -np.stack([a @ error[:, k] for k, a in enumerate(truth)], axis=1)))
+            error = error + solver.together(past[-secants:], information, 0.02)
+        left[secants] = float(np.abs(error).max() / np.abs(start).max())
+    assert left[1] > 0.1
+    assert left[4] < 0.01
 
 
 def test_a_post_that_leaves_the_field_below() -> None:

@@ -13,6 +13,7 @@ out of the reconstruction. See ``docs/jitter.md``.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ _CENTER_PX = 0.002  # the same for the rotation axis, where it does not average 
 _STRAIGHT = 0.4  # correlation of both halves of the frames at the sides from which on something runs straight through
 _FEWEST_ROWS = 32  # and columns, for that to be asked
 _NEAR = 0.3  # pixels of those frames: after a first step below this the coupling is what it was
+_FILLS = 3  # reprojections that fill what frames did not record, before the first step
+_SECANTS = 4  # steps that tell about the next one
 _BAND_PX = 8.0  # outer width of the band-pass where the background asks for one, of those
 
 
@@ -361,15 +364,23 @@ class _Search:
         known: F32 | None = None
         solver: _Coupled | None = None
         moved = np.inf
+        past: list[tuple[FloatArray, FloatArray]] = []  # displacements, and the steps each projection asked for there
         for k in range(iterations):
+            # What frames did not record has to settle before they are judged by it.
+            for _ in range(_FILLS if k == 0 and known is None and scene.cut(shift) else 0):
+                _, known = scene.model(shift, known)
             placed, model = scene.model(shift, known)
             known = model
             fit = scene.compare(placed, model, shift)
+            was = scene.usable
             self._leave_out(scene, fit)
+            if moved > _NEAR or (was != scene.usable).any():
+                past.clear()
+            past.append((shift, fit.step))
             size = float(np.quantile(np.abs(fit.step[scene.usable]), 0.8))
             if solver is None or (k < 2 and moved > _NEAR):
                 solver = _Coupled(scene, model, fit.information[0])
-            step = solver.solve(fit.step, fit.information[0], 0.5 if size > 0.3 else floor)
+            step = solver.together(past[-_SECANTS:], fit.information[0], 0.5 if size > 0.3 else floor)
             step = gauge_free(step, self.theta, scene.usable + 1e-6)
             step = np.clip(step, -0.05 * scene.shape[1], 0.05 * scene.shape[1])
             shift = shift + step
@@ -488,6 +499,25 @@ class _Coupled:
             together = np.where(self.usable, np.clip(step[:, axis], -size, size), 0.0)
             solved = vector @ ((vector.T @ (root * together)) / np.maximum(value, floor)) / root
             out[:, axis] = np.where(self.usable, solved + step[:, axis] - together, step[:, axis])
+        return out
+
+    def together(self, past: list[tuple[FloatArray, FloatArray]], information: FloatArray, floor: float) -> FloatArray:
+        """Return the next step (n, 2) from the last one of `past`, which holds displacements and the steps asked there.
+
+        Where the coupling is not quite what it was computed to be (gain and slopes take their part, rows that were not
+        recorded come from the model), slow drifts would come in slowly or run away: what the last steps did about them
+        tells (Anderson 1965, doi 10.1145/321296.321305), each axis for itself.
+        """
+        solved = [self.solve(asked, information, floor) for _, asked in past]
+        out = solved[-1].copy()
+        for axis in (0, 1):
+            if len(past) < 2:
+                continue
+            root = np.where(self.usable, self._root(information[:, axis]), 0.0)
+            moves = np.stack([b[0][:, axis] - a[0][:, axis] for a, b in pairwise(past)], axis=1)
+            changes = np.stack([b[:, axis] - a[:, axis] for a, b in pairwise(solved)], axis=1)
+            part = np.linalg.lstsq(root[:, None] * changes, root * out[:, axis], rcond=1e-3)[0]
+            out[:, axis] -= (moves + changes) @ part
         return out
 
     def errors(

@@ -36,7 +36,7 @@ Bool = npt.NDArray[np.bool_]
 FINE_PX = 0.7  # inner width of the band-pass, pixels of the scene: below it nothing is shared between projections
 _EDGE = 3  # pixels at the border of a frame that are not compared
 _WHOLE = 0.9  # part of the half turn that must be covered for a filtered back-projection to be taken as it is
-_SWEEPS = 6  # of the reconstruction where angles are missing
+_SOLVES = 8  # steps of the reconstruction where angles are missing
 _ROWS = 8  # rows the coupling of the projections is computed from
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -377,6 +377,12 @@ class Scene:
         in_threads(len(shift), lambda a, b: _weights(a, b, self.body, y, x, out))
         return out
 
+    def cut(self, shift: FloatArray) -> bool:
+        """Whether one frame or another did not record a twentieth of where the object may be."""
+        y, x = self._inside(shift, 1.0)
+        seen = np.einsum("ny,yx,nx->n", y.astype(np.float32), self.body, x.astype(np.float32), optimize=True)
+        return bool((seen < 0.95 * self.body.sum()).any())
+
     def background(self, shift: FloatArray) -> F32:
         """Return the frames less the plane fitted to the air around the object, each frame for itself."""
         from .air import plane
@@ -439,19 +445,34 @@ class Scene:
     def _volume(self, projector: Projector, placed: F32, usable: Bool, *, own: bool = True) -> F32:
         """Reconstruct; `own` where the projections compared have part in it: the level ramp keeps that at its share."""
         weight = self._angular(projector, usable)
-        response = self._response(projector) if own else filter_response("ramp", projector.filter_length)
-        volume = projector.adjoint(placed, weight=weight, response=response)
-        if self.mask is not None:
-            volume *= self.mask
-        # A missing wedge takes mass and slow structure away; what the reprojection lacks is given back.
-        covered = float(weight.sum() / np.pi)
-        for _ in range(0 if covered > _WHOLE else _SWEEPS):
-            lacking = placed - projector.forward(volume)
-            lacking[~usable] = 0
-            more = projector.adjoint(lacking, weight=weight, response=response)
+        covered = float(weight.sum() / np.pi) > _WHOLE
+        response = self._response(projector) if own or not covered else filter_response("ramp", projector.filter_length)
+
+        def back(lines: F32) -> F32:
+            volume = projector.adjoint(lines, weight=weight, response=response)
             if self.mask is not None:
-                more *= self.mask
-            volume += more
+                volume *= self.mask
+            return volume
+
+        if covered:
+            return back(placed)
+        # A missing wedge takes mass and slow structure away: least squares within the bounds instead, every row for
+        # itself (conjugate gradients, weighted as the back-projection; the level ramp keeps them well conditioned).
+        volume = np.zeros((placed.shape[1], self.shape[1], self.shape[1]), np.float32)
+        rest = back(placed)
+        direction = rest.copy()
+        size = np.einsum("rzx,rzx->r", rest, rest, dtype=np.float64)
+        for _ in range(_SOLVES):
+            turned = back(projector.forward(direction))
+            bend = np.einsum("rzx,rzx->r", direction, turned, dtype=np.float64)
+            part = np.where(bend > 0, size / np.where(bend > 0, bend, 1.0), 0.0).astype(np.float32)[:, None, None]
+            volume += part * direction
+            rest -= part * turned
+            before, size = size, np.einsum("rzx,rzx->r", rest, rest, dtype=np.float64)
+            direction *= np.where(before > 0, size / np.where(before > 0, before, 1.0), 0.0).astype(np.float32)[
+                :, None, None
+            ]
+            direction += rest
         return volume
 
     # ------------------------------------------------------------------------------------------- comparing
