@@ -554,7 +554,7 @@ def test_a_slip_is_found_and_reported() -> None:
     np.testing.assert_allclose(found.slips[0][1:], [5.0, -4.0], atol=1.0)
 
 
-# Angular step, whether the search starts half a pixel off the truth instead of from the moments; tolerance y and x, centre.
+# Angular step, whether the search starts half a pixel off the truth instead of from the moments; tolerances.
 @pytest.mark.parametrize(
     ("step", "given", "tolerance", "centre"),
     [(4.0, False, 0.05, 0.1), (2.0, False, 0.025, 0.02), (2.0, True, 0.025, 0.02)],
@@ -575,8 +575,8 @@ def test_a_wedge_of_angles(step: float, given: bool, tolerance: float, centre: f
     assert np.all(sigma < 3 * np.array([y, x]))
 
 
-# How much of a slow drift the reprojections really take along, beyond 1 - what the coupling says: it comes in slowly, or
-# runs away when every step is taken as it is asked.
+# What is really left of the slowest drift, over what the coupling says: taken as they are asked the steps bring it in
+# slowly, or it runs away.
 @pytest.mark.parametrize("really", [0.3, -0.1])
 def test_slow_drifts_come_in_where_the_coupling_is_not_what_it_was_computed_to_be(really: float) -> None:
     still = np.zeros((len(THETA), 2))
