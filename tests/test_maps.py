@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 
 from napari_xanes_tomo.edges import ReferenceSpectrum, mass_attenuation
+from napari_xanes_tomo.map_checks import particle_middle
 from napari_xanes_tomo.maps import (
     AlignedEnergy,
     MapPlan,
@@ -554,6 +555,24 @@ def test_the_errors_know_what_was_not_seen(blind: tuple[int, ...], share: float)
             assert np.median(off) < 1.5
         else:
             assert not np.isfinite(sigma[at]).any(), "nothing was seen, nothing is known"
+
+
+@pytest.mark.parametrize("down", [-6, 0, 5])
+def test_the_middle_is_that_of_the_particle(down: int) -> None:
+    """The frames are cut so that the ball is elsewhere, with something brighter below it that shows no edge."""
+    items = []
+    for item in measured(SIX):
+        frames = np.roll(item.scan.frames.data, down, axis=1)
+        frames[:, -3:] *= np.float32(np.exp(-0.8 * (item.scan.energy_ev / SIX[-1]) ** -3.0))
+        shift = item.alignment.shift * 0
+        items.append(replace(
+            item, scan=replace(item.scan, frames=Frames(frames)),
+            alignment=replace(item.alignment, shift=shift, magnification=1.0),
+        ))  # fmt: skip
+    found = plan(SIX)
+    assert particle_middle(items, found) == pytest.approx(SHAPE[0] / 2 + 1 + down, abs=1.5)
+    nothing = replace(found, components={e: 0 * w for e, w in found.components.items()})
+    assert particle_middle(items, nothing) == SHAPE[0] // 2
 
 
 def test_coverage_of_the_whole_field() -> None:

@@ -13,7 +13,7 @@ from .agreement import band_pass
 from .artefact import displaced_lines
 from .chemistry import MapPlan
 from .fsc import ShellCorrelation, shell_correlation
-from .maps import AlignedEnergy, common_angles, component_sinograms, grid_of
+from .maps import AlignedEnergy, common_angles, component_sinograms, coverage_slab, grid_of
 from .model import FloatArray, Score
 from .recipe import MapsParameters
 from .reconstruction import angular_weights, fbp
@@ -29,6 +29,7 @@ __all__ = [
     "follow_edge",
     "half_sets",
     "mass_balance",
+    "particle_middle",
     "read_rows",
 ]
 
@@ -88,11 +89,12 @@ def read_rows(
     *,
     rows: int,
     bin: int = 1,
+    middle: int | None = None,
     smoothing: float = 1.0,
     filter: str = "ramp",
     threads: int | None = None,
 ) -> Rows:
-    """Read and place `rows` rows in the middle of the common grid, of all energies.
+    """Read and place `rows` rows of the common grid, of all energies.
 
     Parameters
     ----------
@@ -104,6 +106,8 @@ def read_rows(
     rows : int
     bin : int
         Reference pixels per voxel.
+    middle : int, optional
+        Row about which they lie, px of the reference; the middle of the frame unless given.
     smoothing, filter
         As the maps are made with.
     threads : int, optional
@@ -111,7 +115,7 @@ def read_rows(
     n = len(energies)
     single = replace(plan, components={f"@{k}": np.eye(n)[k] for k in range(n)})
     height = grid_of(energies, bin)[0]
-    first = max(0, (height - rows) // 2)
+    first = _first_row(height // 2 if middle is None else middle // bin, rows, height)
     lines, theta = component_sinograms(energies, single, (first, min(height, first + rows)), bin=bin, threads=threads)
     order = np.argsort(theta, kind="stable")
     share = np.zeros((n, len(theta)))
@@ -374,13 +378,87 @@ def half_sets(plan: MapPlan, rows: Rows, name: str, voxel_nm: float) -> ShellCor
 
 MASS_LIMIT = 0.02  # relative
 _RED = {"displacement": 0.3, "mass": 0.05}  # px, relative; amber from DISPLACED_PX and MASS_LIMIT on
-_ROWS = 32  # in the middle
+_ROWS = 32  # in the middle of the particle
 _WIDEST = 512  # columns; larger frames are looked at with larger voxels
+_PROJECTIONS = 12  # of every energy, to find the particle: each of them holds the mass of every row
+_COLUMNS = 128  # as coarse as that
+_AS_GOOD = 0.95  # rows with nearly as much of the particle as the best
+
+
+def particle_middle(energies: Sequence[AlignedEnergy], plan: MapPlan, *, threads: int | None = None) -> int:
+    """Return the row of the common grid about which the rows hold the most of the particle, px of the reference.
+
+    Its mass is told by the jump of the scanned edge, by the elements where none was scanned, and by the attenuation
+    where there are none of these; rows that some energy did not see do not count. What stands beside the particle and
+    shows no edge (a post, a capillary) has no part in it. The middle of the frame where that tells nothing.
+
+    Parameters
+    ----------
+    energies : sequence of AlignedEnergy
+        In the order of the plan.
+    plan : MapPlan
+    threads : int, optional
+    """
+    height, width = grid_of(energies, 1)
+    rows = max(1, min(_ROWS * -(-width // _WIDEST), height // 4))
+    profile = _mass_of_rows(energies, plan, threads)
+    total = np.concatenate([[0.0], np.cumsum(profile)])
+    held = total[rows:] - total[:-rows]
+    if not (np.isfinite(held).all() and held.max() > 0):
+        return height // 2
+    good = np.flatnonzero(held >= _AS_GOOD * held.max())
+    return int(good[np.argmin(np.abs(good - np.median(good)))]) + rows // 2
+
+
+def _first_row(middle: int, rows: int, height: int) -> int:
+    """Return the first of `rows` rows about row `middle` that all exist in a grid of `height` rows."""
+    return max(0, min(middle - rows // 2, height - rows))
+
+
+def _mass_of_rows(energies: Sequence[AlignedEnergy], plan: MapPlan, threads: int | None) -> FloatArray:
+    """Return the mass of the particle in every row of the common grid, up to a factor."""
+    weights = plan.weights("level" if plan.edge is not None else "density" if plan.elements else "shape")
+    if energies[0].variance is not None:
+        return np.maximum(_planes(energies, weights), 0)
+    height, width = grid_of(energies, 1)
+    coarse = -(-width // _COLUMNS)
+    few = [_few(item) for item in energies]
+    one = replace(plan, components={"mass": weights})
+    rows = grid_of(few, coarse)[0]
+    lines = component_sinograms(few, one, (0, rows), bin=coarse, threads=threads)[0][0]
+    mass = np.maximum(np.median(lines.sum(axis=2, dtype=np.float64), axis=0), 0)
+    least = coverage_slab(few, one, (0, rows), bin=coarse)[1]
+    middle = least.shape[1] // 2
+    mass[least[:, middle, middle] < 0.99] = 0.0
+    at = (np.arange(height) - (height - 1) / 2) / coarse + (rows - 1) / 2
+    return np.asarray(np.interp(at, np.arange(rows), mass))
+
+
+def _few(item: AlignedEnergy) -> AlignedEnergy:
+    """Return the same with some of its projections."""
+    used = item.used
+    kept = (
+        used[np.unique(np.linspace(0, len(used) - 1, min(_PROJECTIONS, len(used))).astype(int))] if len(used) else used
+    )
+    status = tuple("ok" if i in set(kept.tolist()) else "excluded:not looked at" for i in range(len(item.scan)))
+    return replace(item, alignment=replace(item.alignment, status=status), fill_lost=False)
+
+
+def _planes(energies: Sequence[AlignedEnergy], weights: FloatArray) -> FloatArray:
+    """Return the sum over some planes of registered volumes, row by row."""
+    frames = energies[0].scan.frames
+    some = np.unique(np.linspace(0, len(energies[0].scan) - 1, _PROJECTIONS).astype(int)).tolist()
+    total: npt.NDArray[np.float64] = np.zeros(frames.frame_shape[0])
+    for item, weight in zip(energies, weights, strict=True):
+        if weight:
+            data = item.scan.frames.read_rows(some, 0, frames.frame_shape[0])
+            total += weight * np.nan_to_num(data).sum(axis=(0, 2), dtype=np.float64)
+    return total
 
 
 @dataclass(frozen=True)
 class MapChecks:
-    """What was found in the middle rows before the maps were made.
+    """What was found in the rows about the middle of the particle before the maps were made.
 
     Attributes
     ----------
@@ -477,9 +555,10 @@ def check_maps(
     parameters: MapsParameters,
     *,
     edge_ev: FloatArray,
+    middle: int | None = None,
     threads: int | None = None,
 ) -> tuple[MapPlan, MapChecks]:
-    """Look at rows in the middle before the maps are made; return the plan with what was found, and what was found.
+    """Look at rows of the particle before the maps are made; return the plan with what was found, and what was found.
 
     Parameters
     ----------
@@ -491,11 +570,14 @@ def check_maps(
     parameters : MapsParameters
     edge_ev : (energies,) array
         What a px of displacement does at a surface, see `MapChecks`.
+    middle : int, optional
+        Row about which they lie, px of the reference; see `particle_middle`; found unless given.
     threads : int, optional
     """
     wide = max(1, -(-energies[0].scan.frames.frame_shape[1] // _WIDEST))
+    middle = particle_middle(energies, plan, threads=threads) if middle is None else middle
     rows = read_rows(
-        energies, plan, pixel_nm * wide, rows=_ROWS, bin=wide, smoothing=parameters.smoothing_voxel,
+        energies, plan, pixel_nm * wide, rows=_ROWS, bin=wide, middle=middle, smoothing=parameters.smoothing_voxel,
         filter=parameters.filter, threads=threads,
     )  # fmt: skip
     followed: dict[str, float] | str = follow_edge(plan, rows) if plan.helped else {}

@@ -21,7 +21,7 @@ from .io.store import (
     MapStore,
     read_map_attributes,
 )
-from .map_checks import MapChecks, check_maps
+from .map_checks import MapChecks, check_maps, particle_middle
 from .maps import (
     AlignedEnergy,
     MapPlan,
@@ -61,7 +61,7 @@ NOTHING_INSIDE = (
     "no voxel is above the mask: more than half of the particle's attenuation, seen by half of the angles of every "
     "energy that counts"
 )
-_TABLE_ROWS = 8  # in the middle, for the table of voxel sizes
+_TABLE_ROWS = 8  # in the middle of the particle, for the table of voxel sizes
 
 
 @dataclass(frozen=True)
@@ -371,9 +371,10 @@ class Mapper(Findings):
         """Return what is to be mapped: the plan after the checks, and the size of the voxels."""
         plan, items, pixel_nm = self.map_plan(state, p)
         checks = None
+        middle = particle_middle(items, plan)
         if items[0].variance is None:
-            plan, checks = check_maps(items, plan, pixel_nm, p, edge_ev=surface_effect(plan).edge_ev)
-        choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS)
+            plan, checks = check_maps(items, plan, pixel_nm, p, edge_ev=surface_effect(plan).edge_ev, middle=middle)
+        choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS, middle=middle)
         return _Job(plan, tuple(items), pixel_nm, checks, tuple(choices), _voxel_px(items, choices, p))
 
     def _fill(self, store: MapStore, job: _Job, window: tuple[int, int, int], progress: Progress) -> None:

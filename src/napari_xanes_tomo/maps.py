@@ -709,16 +709,18 @@ def voxel_choices(
     parameters: MapsParameters,
     *,
     rows: int = 8,
+    middle: int | None = None,
     threads: int | None = None,
 ) -> tuple[VoxelChoice, ...]:
-    """Say what voxels of 1, 2, 3, 4 and 6 px would be worth, from `rows` rows in the middle made at 1 px.
+    """Say what voxels of 1, 2, 3, 4 and 6 px would be worth, from `rows` rows made at 1 px.
 
-    The noise of larger voxels is that of 1 px times the ratio of what interpolation, filter and smoothing let through;
-    the part of the alignment is taken as the same.
+    They lie about row `middle`, by default that of the frame. The noise of larger voxels is that of 1 px times the
+    ratio of what interpolation, filter and smoothing let through; the part of the alignment is taken as the same.
     """
     frame = energies[0].scan.frames.frame_shape
-    middle = frame[0] // 2
-    slab = Slab(max(0, middle - rows // 2), min(frame[0], middle + (rows + 1) // 2), halo_rows(parameters))
+    middle = frame[0] // 2 if middle is None else middle
+    top = max(0, min(middle - rows // 2, frame[0] - rows))
+    slab = Slab(top, min(frame[0], top + rows), halo_rows(parameters))
     maps = map_slab(energies, plan, slab, voxel_nm, parameters, threads=threads)
     names = [n for n in plan.names if n.endswith("_fraction") or n == "edge_energy_relative"]
     level = "edge_jump" if plan.edge is not None else "density" if plan.elements else "morphology"
