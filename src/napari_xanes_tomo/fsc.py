@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .model import FloatArray, XanesTomoError
 
-__all__ = ["ShellCorrelation", "half_bit", "shell_correlation"]
+__all__ = ["ShellCorrelation", "common_place", "half_bit", "shell_correlation", "soft_mask"]
+
+F32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,19 @@ class ShellCorrelation:
         """Return half the period at the crossing, nm; None where the curve does not cross."""
         at = self.crossing(threshold)
         return None if at is None else self.voxel_nm / (2 * at)
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """Return plain numbers for the journal and the report."""
+        good = np.isfinite(self.correlation)
+        columns = (self.frequency * 1e3 / self.voxel_nm, self.correlation, self.half_bit, self.chance)
+        return {
+            "per_um_correlation_half_bit_chance": np.round(np.stack(columns, axis=1)[good], 4).tolist(),
+            "half_bit_nm": self.detail_nm(),
+            "one_seventh_nm": self.detail_nm(0.143),
+            "voxel_nm": self.voxel_nm,
+            "mask_part": round(self.mask_part, 4),
+        }
 
 
 def half_bit(count: npt.ArrayLike) -> FloatArray:
@@ -157,3 +173,53 @@ def _falls_off(n: int) -> npt.NDArray[np.float32]:
     if n > 2 * edge:
         out[:edge], out[-edge:] = ramp, ramp[::-1]
     return out.astype(np.float32)
+
+
+def soft_mask(volume: F32, *, level: float | None = None) -> tuple[F32, int]:
+    """Return a mask (y, z, x), 0..1, soft at its rim, of where an object is in rows cut out of it, and its voxels.
+
+    Parameters
+    ----------
+    volume : (y, z, x) array
+    level : float, optional
+        Value inside the object; found in the smoothed volume unless given.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    calm = gaussian_filter(volume, 1.0)
+    top = float(calm.max())
+    if level is None:
+        level = float(np.median(calm[calm > 0.2 * top])) if top > 0 else np.inf
+    body = calm > 0.5 * level
+    mask = np.clip(2 * gaussian_filter(body.astype(np.float32), 2.0), 0, 1)
+    y = np.arange(len(mask))
+    ends = np.minimum(y + 0.5, len(y) - y - 0.5) / 4  # the rows are cut out of the object: no sharp end
+    mask *= np.clip(ends, 0, 1)[:, None, None].astype(np.float32)
+    return mask, int(body.sum())
+
+
+def common_place(first: F32, second: F32, mask: F32) -> FloatArray:
+    """Return by how much the content of `second` lies beside that of `first`: (3,) along y, z, x, voxels.
+
+    Whole voxels from the cross-correlation, the rest by least squares on gain and displacement inside the mask.
+    """
+    from scipy.ndimage import gaussian_filter, shift
+
+    a, b = (gaussian_filter(v, 1.0) for v in (first, second))
+    fa, fb = (np.fft.rfftn(mask * (v - float(v.mean()))) for v in (a, b))
+    cross = np.fft.irfftn(fb * fa.conj(), s=a.shape, axes=(0, 1, 2))
+    at = np.unravel_index(int(np.argmax(cross)), cross.shape)
+    found = np.array([k if k <= n // 2 else k - n for k, n in zip(at, cross.shape, strict=True)], dtype=float)
+    use = mask > 0.5
+    for _ in range(6):
+        moved = shift(a, found, order=1, mode="nearest")
+        slopes = [np.gradient(moved, axis=k)[use] if moved.shape[k] > 1 else np.zeros(int(use.sum())) for k in range(3)]
+        design = np.stack([moved[use], *(-s for s in slopes), np.ones(int(use.sum()))], axis=1).astype(np.float64)
+        solved = np.linalg.lstsq(design.T @ design, design.T @ b[use].astype(np.float64), rcond=1e-10)[0]
+        if not solved[0] > 0:
+            break
+        step = np.clip(solved[1:4] / solved[0], -1, 1)
+        found = found + step
+        if np.linalg.norm(step) < 0.005:
+            break
+    return found

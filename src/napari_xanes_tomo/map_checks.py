@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .agreement import band_pass
 from .artefact import displaced_lines
 from .chemistry import MapPlan
-from .fsc import ShellCorrelation, shell_correlation
+from .fsc import ShellCorrelation, shell_correlation, soft_mask
 from .maps import AlignedEnergy, common_angles, component_sinograms, coverage_slab, grid_of
 from .model import FloatArray, Score
 from .recipe import MapsParameters
@@ -360,17 +360,11 @@ def half_sets(plan: MapPlan, rows: Rows, name: str, voxel_nm: float) -> ShellCor
     voxel_nm : float
         Of the rows.
     """
-    from scipy.ndimage import gaussian_filter
-
     if len(rows.theta_deg) < 16:
         return None
-    body = rows.volume(plan.components["shape"]) > 0.5 * plan.shape_level
-    if body.sum() < _LEAST_VOXELS:
+    mask, voxels = soft_mask(rows.volume(plan.components["shape"], smoothing=0.0), level=plan.shape_level)
+    if voxels < _LEAST_VOXELS:
         return None
-    mask = np.clip(2 * gaussian_filter(body.astype(np.float32), 2.0), 0, 1)
-    y = np.arange(len(mask))
-    ends = np.minimum(y + 0.5, len(y) - y - 0.5) / 4  # the rows are cut out of the particle: no sharp end
-    mask *= np.clip(ends, 0, 1)[:, None, None].astype(np.float32)
     weights = plan.weights(name)
     halves = [rows.volume(weights, part=slice(k, None, 2), smoothing=0.0) for k in (0, 1)]
     return shell_correlation(halves[0], halves[1], mask=mask, voxel_nm=voxel_nm)
@@ -528,23 +522,12 @@ class MapChecks:
             for e, s, u, f in zip(self.energies_ev, d.shift, d.sigma, d.found, strict=True)
             if np.isfinite(s).all()
         ]
-        curves = {}
-        for name, c in self.shells.items():
-            good = np.isfinite(c.correlation)
-            columns = (c.frequency * 1e3 / c.voxel_nm, c.correlation, c.half_bit, c.chance)
-            curves[name] = {
-                "per_um_correlation_half_bit_chance": np.round(np.stack(columns, axis=1)[good], 4).tolist(),
-                "half_bit_nm": c.detail_nm(),
-                "one_seventh_nm": c.detail_nm(0.143),
-                "voxel_nm": c.voxel_nm,
-                "mask_part": round(c.mask_part, 4),
-            }
         return {
             "amounts_followed_edge": self.followed if isinstance(self.followed, dict) else {},
             "edge_dipole_ev_yzxc_sigma_found": rows,
             "mass_ratio": self.mass.ratio,
             "mass_scatter": self.mass.scatter,
-            "shell_correlation": curves,
+            "shell_correlation": {name: c.numbers for name, c in self.shells.items()},
         }
 
 

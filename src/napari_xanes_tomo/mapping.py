@@ -15,6 +15,7 @@ from .edges import ReferenceSpectrum, bracketed_elements
 from .execution import WAITING, Execution, Threads
 from .findings import Findings
 from .given import look_at
+from .half_sets import jitter_half_sets, registration_half_sets
 from .io.references import read_reference
 from .io.store import (
     MapSpec,
@@ -39,6 +40,7 @@ from .maps import (
 from .model import EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
 from .recipe import MapsParameters, Recipe, parameter_key
 from .reconstruction import Reconstructor, reconstructor
+from .registration import reference_energy
 from .registration_qc import surface_effect
 from .run import fingerprint
 from .single import placed_item
@@ -48,6 +50,7 @@ from .state import (
     State,
 )
 from .steps import (
+    Confinement,
     StepResult,
     alignment_of,
     beam_of,
@@ -350,12 +353,14 @@ class Mapper(Findings):
         metadata["particle_size_by_ev"] = [
             [float(ev), round(float(s), 6)] for ev, s in zip(self.series.energies_ev, self.particle_size(), strict=True)
         ]
+        metadata["half_sets_by_step"], no_half_sets = self._half_sets(state, job)
         absent = dict(plan.absent)
         if store.empty("mask"):
             absent |= dict.fromkeys(plan.inside, NOTHING_INSIDE)
         kept = store.finish(absent=absent, metadata=metadata)
         absent = dict(read_map_attributes(self.output.maps)[0]["absent"])  # of maps that were finished before, theirs
         notes = [f"{name}: {why}" for name, why in absent.items()] + job.notes(p, self._reconstructor().name)
+        notes += no_half_sets
         if kept is not None:
             notes.append(f"the former maps are kept in {kept.name}")
         numbers = {"absent": absent, "elements": list(plan.elements), "store_key": store.key, **metadata}
@@ -376,6 +381,45 @@ class Mapper(Findings):
             plan, checks = check_maps(items, plan, pixel_nm, p, edge_ev=surface_effect(plan).edge_ev, middle=middle)
         choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS, middle=middle)
         return _Job(plan, tuple(items), pixel_nm, checks, tuple(choices), _voxel_px(items, choices, p))
+
+    def _confinement(self, energy: int, state: State) -> Confinement:
+        """Return what the user drew: boxes (scaled to this energy by the calibration) and the mask."""
+        manual = state.manual
+        mask = None if manual.mask is None else self.journal.get_array(manual.mask).astype(bool)
+        reference = reference_energy(self.series.energies_ev, self.recipe.registration.reference_ev)
+        sizes = [self.series.scans[i].pixel_size_nm for i in (reference, energy)]
+        scale = sizes[0] / sizes[1] if sizes[1] > 0 else 1.0
+        return Confinement(manual.boxes, scale, mask)
+
+    def _half_sets(self, state: State, job: _Job) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return Fourier shells before and after each step, and why there are none of a step."""
+        items = job.items
+        if not self.recipe.maps.half_sets or job.volumes or items[0].scan.given or state.reference is None:
+            return [], []
+        numbers = self.aligned(state)[1]
+        k = numbers.index(state.reference)
+        before = [
+            replace(item, alignment=alignment_of(self._jitter(state, e), item.scan))
+            for e, item in zip(numbers, items, strict=True)
+        ]
+        within = self._confinement(numbers[k], state)
+        made: list[dict[str, Any]] = []
+        why: list[str] = []
+        for step in ("jitter correction", "energy registration"):
+            try:
+                if step == "jitter correction":
+                    found = jitter_half_sets(items[k], self.recipe, job.pixel_nm, within=within, number=numbers[k])
+                else:
+                    found = registration_half_sets(
+                        before, items, job.plan, job.pixel_nm, filter=self.recipe.maps.filter
+                    )
+            except XanesTomoError as error:
+                found = str(error)
+            if isinstance(found, str):
+                why.append(f"no half sets before and after the {step}: {found}")
+            else:
+                made.append(found.numbers)
+        return made, why
 
     def _fill(self, store: MapStore, job: _Job, window: tuple[int, int, int], progress: Progress) -> None:
         """Make every slab that the store does not hold yet."""

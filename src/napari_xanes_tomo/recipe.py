@@ -332,6 +332,12 @@ class MapsParameters(_Parameters):
     filter: Literal["ramp", "shepp-logan", "cosine", "hann"] = Field(
         "ramp", description="Window on the ramp filter of the filtered back-projection."
     )
+    half_sets: bool = Field(
+        True,
+        description="Align every other projection of the reference energy on its own, with every other flat, and "
+        "correlate the two halves (Fourier shells) before and after each step; takes about as long as the flats and "
+        "the jitter correction of one energy.",
+    )
     local_tomography: bool = Field(
         False,
         description="The particle is wider than the field: continue every line beyond the field with its last value "

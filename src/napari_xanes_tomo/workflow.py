@@ -34,7 +34,6 @@ from .state import (
 )
 from .steps import (
     STEPS,
-    Confinement,
     StepResult,
     alignment_of,
     renormalise,
@@ -372,15 +371,6 @@ class Workflow(Mapper):
         theta = np.asarray(self.series.scans[energy].theta_deg, dtype=float)[index]
         part = replace(whole, shift=whole.shift[index], sigma=whole.sigma[index], status=())
         return make_template(data.data[known], theta, part, bin=data.bin, frame_shape=data.frame_shape)
-
-    def _confinement(self, energy: int, state: State) -> Confinement:
-        """Return what the user drew: boxes (scaled to this energy by the calibration) and the mask."""
-        manual = state.manual
-        mask = None if manual.mask is None else self.journal.get_array(manual.mask).astype(bool)
-        reference = reference_energy(self.series.energies_ev, self.recipe.registration.reference_ev)
-        sizes = [self.series.scans[i].pixel_size_nm for i in (reference, energy)]
-        scale = sizes[0] / sizes[1] if sizes[1] > 0 else 1.0
-        return Confinement(manual.boxes, scale, mask)
 
     def _normalised(self, energy: int, state: State, flats: StepResult) -> Normalised:
         """One energy as absorbance; the last one asked for is kept."""
