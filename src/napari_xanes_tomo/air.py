@@ -109,12 +109,15 @@ def _seek(
             if not (abs(c1) < 0.5 and abs(c2) < 0.5 and abs(c0) < 1e6):  # NaN as well
                 continue
             score = -0.5 * pixels * math.sqrt(c1 * c1 + c2 * c2)  # of two explanations the one with less tilt
-            for p in range(pixels):
-                r = v[p] - c0 - c1 * ys[p] - c2 * xs[p]
-                if r < -4.0 * s:
-                    score -= _BELOW
-                elif r < 2.5 * s:
-                    score += 1.0 - 0.16 * (r / s) ** 2
+            for p0 in range(0, pixels, 64):
+                if score + (pixels - p0) < top - 1e-6:  # not even if all the others lay on it
+                    break
+                for p in range(p0, min(p0 + 64, pixels)):
+                    r = v[p] - c0 - c1 * ys[p] - c2 * xs[p]
+                    if r < -4.0 * s:
+                        score -= _BELOW
+                    elif r < 2.5 * s:
+                        score += 1.0 - 0.16 * (r / s) ** 2
             if score > top:
                 top = score
                 best[i, 0], best[i, 1], best[i, 2] = c0, c1, c2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import numba as nb
@@ -124,16 +123,16 @@ def _transfer(flats: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray, FloatArr
     if len(flats) < 2:
         return np.zeros(0), np.zeros(0), np.zeros(0)
     typical = float(level.mean())
+    pairs = len(flats) // 2 if len(flats) >= 4 else len(flats) - 1
     for rows in _strips(flats.shape[1:]):
         part = np.asarray(flats[:, rows], dtype=np.float32) * (typical / level)[:, None, None].astype(np.float32)
-        mean = part.mean(axis=0)
-        pairs = list(pairwise(part)) if len(part) < 4 else [(part[k], part[k + 1]) for k in range(0, len(part) - 1, 2)]
-        for a, b in pairs:
-            xs.append(mean.ravel())
-            ds.append(_without_slow(a - b).ravel())
-    x, d = np.concatenate(xs), np.concatenate(ds)
+        xs.append(part.mean(axis=0).ravel())
+        first = range(0, 2 * pairs, 2) if len(part) >= 4 else range(pairs)
+        ds.append(np.concatenate([_without_slow(part[k] - part[k + 1]).ravel() for k in first]))
+    each = [np.tile(x, pairs) for x in xs]  # all differences of a strip belong to the same levels
+    x, d = np.concatenate(each), np.concatenate(ds)
     edges = np.quantile(x[:: max(1, len(x) // 200_000)], np.linspace(0, 1, _LEVELS + 1)[1:-1])
-    which = np.searchsorted(edges, x, side="right")
+    which = np.concatenate([np.tile(np.searchsorted(edges, v, side="right"), pairs) for v in xs])
     square = d.astype(np.float64) ** 2
     keep = np.isfinite(square)
     variance = np.zeros(_LEVELS)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .agreement import smooth
 from .model import FloatArray
 from .parallel import in_threads, share
 
@@ -253,21 +254,20 @@ class _Scene:
 
     def __init__(self, frames: F32, good: npt.NDArray[np.intp]) -> None:
         from scipy.fft import next_fast_len, rfft2
-        from scipy.ndimage import gaussian_filter
 
         self.frames, self.good = frames, good
         self.shape = frames.shape[1:]
         self.size = tuple(next_fast_len(2 * s, real=True) for s in self.shape)
 
         # Frames are compared by their outline and inner structure, free of what varies slowly.
-        def prepare(i: int) -> tuple[npt.NDArray[np.complexfloating[Any]], F32]:
-            f = frames[i]
-            g = gaussian_filter(f, 1.0)
-            gy, gx = np.gradient(g)
-            band = g - gaussian_filter(f, 0.06 * f.shape[1], truncate=3)
-            return rfft2(band, self.size, workers=1), np.stack([gy * gy, gx * gx, gy * gx])
+        blurred = smooth(frames[good], 1.0)
+        bands = blurred - smooth(frames[good], 0.06 * frames.shape[2])
 
-        ready = _each(prepare, good)
+        def prepare(k: int) -> tuple[npt.NDArray[np.complexfloating[Any]], F32]:
+            gy, gx = np.gradient(blurred[k])
+            return rfft2(bands[k], self.size, workers=1), np.stack([gy * gy, gx * gx, gy * gx])
+
+        ready = _each(prepare, np.arange(len(good)))
         self.spectra = {int(i): r[0] for i, r in zip(good, ready, strict=True)}
         self.gradient = {int(i): r[1] for i, r in zip(good, ready, strict=True)}
         self.cache: dict[tuple[int, int], tuple[tuple[int, int], float]] = {}
