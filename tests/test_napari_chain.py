@@ -372,6 +372,10 @@ def test_what_is_left_of_the_registration_is_seen_and_led_to(open_docks: Any, co
     for name, expected in (
         ("displacement left (px)", errors.length_px),
         ("displacement left (nm)", errors.length_px * pixel[:, None]),
+        (
+            "displacement left (eV at a surface)",
+            errors.effect_ev([workflow.edge_effect_ev(e) for e in range(LAST + 1)]),
+        ),
         ("displacement over the usual", errors.z),
     ):
         dock.matrix_combo.setCurrentText(name)

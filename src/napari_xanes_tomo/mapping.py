@@ -220,6 +220,10 @@ class Mapper(Findings):
                 )
             )  # fmt: skip
             numbers.append(e)
+        if self.recipe.maps.common_blur and not self.single:
+            spread = self.point_spread()[0][numbers]
+            wide = np.nanmax(spread) - spread if np.isfinite(spread).any() else np.zeros(len(items))
+            items = [replace(i, widen_px2=float(w)) for i, w in zip(items, np.nan_to_num(wide), strict=True)]
         if self.single and items and state.reference is not None:
             items = [placed_item(i, self.series.scans[state.reference].pixel_size_nm) for i in items]
         if items and items[0].scan.gridded:
@@ -349,6 +353,8 @@ class Mapper(Findings):
         )
         self._fill(store, job, (y0, c0, c1), progress)
         metadata = job.metadata(p) | {"reconstruction": self._reconstructor().name, "origin_voxel": [y0, c0, c0]}
+        if p.common_blur:
+            metadata["blurred_by_px2"] = [[float(i.scan.energy_ev), round(i.widen_px2, 4)] for i in items]
         metadata["scale_change"] = state.manual.scale_change or p.scale_change
         metadata["particle_size_by_ev"] = [
             [float(ev), round(float(s), 6)] for ev, s in zip(self.series.energies_ev, self.particle_size(), strict=True)

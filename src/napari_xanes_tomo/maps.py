@@ -22,7 +22,7 @@ from .flats import Beam, exposures
 from .model import Alignment, EnergyScan, FloatArray, XanesTomoError
 from .recipe import MapsParameters
 from .reconstruction import Reconstructor, angular_weights, reconstructor
-from .resample import place, rows_needed
+from .resample import place, rows_needed, widened, widening
 from .screening import filled
 from .uncertainty import (
     Covariance,
@@ -82,6 +82,8 @@ class AlignedEnergy:
     fill_lost : bool
         Whether lost projections are filled from their neighbours in the angle; see `screening.filled`. Coverage and
         errors stay those of the projections that were used.
+    widen_px2 : float
+        Variance of the blur that brings the energy to the point spread of the widest one, px^2 of the reference.
     """
 
     scan: EnergyScan
@@ -93,6 +95,7 @@ class AlignedEnergy:
     translation_sigma: tuple[float, float, float] = (0.0, 0.0, 0.0)
     variance: tuple[float, float] | None = None
     fill_lost: bool = False
+    widen_px2: float = 0.0
 
     @property
     def members(self) -> npt.NDArray[np.intp]:
@@ -289,7 +292,10 @@ def combine_slab(
             continue
         index, scan = item.used, item.scan
         chosen = index.tolist()
-        y0, y1 = rows_needed(item.alignment, rows=rows, grid_shape=grid, frame_shape=frame, bin=bin, index=chosen)
+        widen = item.widen_px2 / bin**2
+        reach = len(widening(widen)) // 2 if widen > 0 else 0
+        around = (max(0, rows[0] - reach), min(grid[0], rows[1] + reach))
+        y0, y1 = rows_needed(item.alignment, rows=around, grid_shape=grid, frame_shape=frame, bin=bin, index=chosen)
         wide = bin * step
         blocks = item.alignment.binned(wide, frame)
         small = (max(1, frame[0] // wide), max(1, frame[1] // wide))
@@ -322,9 +328,10 @@ def combine_slab(
                 beam.detector,
             )
         placed = place(
-            data, item.alignment, grid_shape=grid, rows=rows, index=chosen, row_offset=y0, frame_shape=frame, bin=bin,
+            data, item.alignment, grid_shape=grid, rows=around, index=chosen, row_offset=y0, frame_shape=frame, bin=bin,
             threads=threads,
         )  # fmt: skip
+        placed = widened(placed, widen)[:, rows[0] - around[0] : rows[1] - around[0]]
         turns = np.asarray(scan.theta_deg, dtype=float)
         share = angular_weights(turns[index])
         members = item.members
@@ -349,7 +356,14 @@ def combine_slab(
         gains = {
             s: share**2
             * noise_gain(
-                item.alignment, index=chosen, grid_shape=grid, frame_shape=frame, bin=bin, filter=p.filter, smoothing=s
+                item.alignment,
+                index=chosen,
+                grid_shape=grid,
+                frame_shape=frame,
+                bin=bin,
+                filter=p.filter,
+                smoothing=s,
+                widened=widen,
             )
             for s in {p.smoothing_voxel, p.shape_smoothing * p.smoothing_voxel}
         }
@@ -733,6 +747,7 @@ def voxel_choices(
             np.mean(noise_gain(
                 e.alignment, index=e.used[:: max(1, len(e.used) // 16)].tolist(), grid_shape=grid, frame_shape=frame,
                 bin=bin, filter=parameters.filter, smoothing=parameters.smoothing_voxel,
+                widened=e.widen_px2 / bin**2,
             ))
             for e in energies
         ]  # fmt: skip

@@ -315,6 +315,11 @@ class MapsParameters(_Parameters):
         "instrument: the magnification. instrument x shrinkage: the particle's size, its mass kept; every energy's "
         "absorbance is brought to that of the particle at the reference energy, by the square of its size.",
     )
+    common_blur: bool = Field(
+        False,
+        description="Blur every energy to the point spread of the widest one before they are combined: an energy out "
+        "of focus fakes a rim around every particle. Costs resolution; the standard errors know it.",
+    )
     fill_lost: bool = Field(
         True,
         description="Fill lost projections from their neighbours in the angle for the reconstruction, where there is "

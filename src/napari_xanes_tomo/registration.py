@@ -94,6 +94,12 @@ class Template:
     level: float
     _levels: dict[tuple[float, float, int], _Level] = field(default_factory=dict, compare=False, repr=False)
 
+    def seen_at(self, theta_deg: FloatArray) -> Template:
+        """Return the template as it is seen at other angles, degrees."""
+        theta = np.asarray(theta_deg, dtype=float)
+        frames, depth = _reproject(self.volume, theta, self.bin)
+        return replace(self, frames=frames, depth=depth, theta_deg=theta, _levels={})
+
     def turned(self, angle_deg: float) -> Template:
         """Return the template as it is seen with the object turned by `angle_deg` against the stage."""
         frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)

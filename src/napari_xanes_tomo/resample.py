@@ -23,10 +23,10 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import signature
 from numba.extending import intrinsic
 
-from napari_xanes_tomo.model import Alignment
+from napari_xanes_tomo.model import Alignment, FloatArray
 from napari_xanes_tomo.parallel import in_threads
 
-__all__ = ["noise_power", "place", "rows_needed"]
+__all__ = ["noise_power", "place", "rows_needed", "widened", "widening"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -633,3 +633,27 @@ def noise_power(
             use = min(len(pairs), len(lags))
             out[i, axis] = np.maximum(pairs[:use] @ cosine[:use], 0.0)
     return out
+
+
+def widening(variance: float) -> FloatArray:
+    """Return the weights of a blur of exactly this variance, px^2, however small: the discrete Gaussian.
+
+    ``exp(-v) I_n(v)`` (Lindeberg 1990, doi 10.1109/34.49051); its response is ``exp(-v (1 - cos 2 pi f))``.
+    """
+    from scipy.special import ive
+
+    reach = int(np.ceil(1 + 5 * np.sqrt(variance)))
+    weight = ive(np.abs(np.arange(-reach, reach + 1)), variance)
+    return np.asarray(weight / weight.sum())
+
+
+def widened(frames: F32, variance: float) -> F32:
+    """Return frames (n, y, x) blurred by `variance`, px^2, along y and x; a filter on the samples as they are."""
+    from scipy.ndimage import convolve1d
+
+    if not variance > 0:
+        return frames
+    weight = widening(variance)
+    for axis in (1, 2):
+        frames = convolve1d(frames, weight, axis=axis, mode="nearest")
+    return frames

@@ -86,13 +86,18 @@ def noise_gain(
     bin: int,
     filter: str,
     smoothing: float,
+    widened: float = 0.0,
 ) -> FloatArray:
     """Return (frame,) variance of a filtered, smoothed sample of a projection per variance of a recorded pixel.
 
     The interpolation, the filter of the back-projection and the Gaussian smoothing (sigma in voxels) are one linear
-    filter on white noise; what it lets through is the integral of its squared response.
+    filter on white noise; what it lets through is the integral of its squared response. So is a blur of the placed
+    projections by `widened`, voxels^2, see `resample.widened`.
     """
-    power = noise_power(alignment, _FREQUENCY, grid_shape=grid_shape, frame_shape=frame_shape, index=index, bin=bin)
+    soft = np.exp(-2 * widened * (1 - np.cos(2 * np.pi * _FREQUENCY)))
+    power = soft * noise_power(
+        alignment, _FREQUENCY, grid_shape=grid_shape, frame_shape=frame_shape, index=index, bin=bin
+    )
     response = np.interp(_FREQUENCY, np.linspace(0, 0.5, 513), filter_response(filter, 1024))
     turn = (np.arange(8) + 0.5) * np.pi / 32  # a line is smoothed along z and x: mean over its directions
     across = _smoothed(np.outer(np.cos(turn), _FREQUENCY), smoothing) * _smoothed(

@@ -95,8 +95,14 @@ class PointPlot(pg.GraphicsLayoutWidget):
         series: Sequence[tuple[npt.ArrayLike, npt.ArrayLike | None]],
         numbers: Sequence[int],
         lines: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]] = (),
+        *,
+        by_points: bool = False,
     ) -> None:
-        """Show points of one plot: ``(values, sigma or None)`` a series; at most four lines ``(x, y)`` behind them."""
+        """Show points of one plot: ``(values, sigma or None)`` a series; at most four lines ``(x, y)`` behind them.
+
+        With `by_points` the points say what of the vertical axis is seen, whatever lines run there.
+        """
+        low, high = np.inf, -np.inf
         at = np.asarray(x, dtype=float)
         number = np.asarray(numbers)
         for k, (points, bars) in enumerate(self._points[row]):
@@ -109,9 +115,15 @@ class PointPlot(pg.GraphicsLayoutWidget):
                 2 * np.nan_to_num(np.asarray(sigma, dtype=float)[good]) if sigma is not None else np.zeros(good.sum())
             )
             bars.setData(x=here[good], y=y[good], height=height)
+            if good.any():
+                low = min(low, float(np.min(y[good] - height / 2)))
+                high = max(high, float(np.max(y[good] + height / 2)))
         for k, line in enumerate(self._lines[row]):
             line.setData(*lines[k]) if k < len(lines) else line.setData([], [])
         self._plots[row].autoRange()
+        if by_points and high > low:
+            margin = 0.2 * (high - low)
+            self._plots[row].setYRange(min(low, 0) - margin, max(high, 0) + margin, padding=0)
 
     def values(self, row: int, series: int = 0) -> tuple[list[int], npt.NDArray[np.float64]]:
         """Return the numbers of the points of a series as plotted, and their values."""
@@ -156,9 +168,17 @@ class MatrixPlot(pg.GraphicsLayoutWidget):
         self.scene().sigMouseClicked.connect(self._clicked)
 
     def show_matrix(
-        self, values: npt.ArrayLike, *, rows: Sequence[str], left: str, bottom: str, columns: Sequence[str] = ()
+        self,
+        values: npt.ArrayLike,
+        *,
+        rows: Sequence[str],
+        left: str,
+        bottom: str,
+        columns: Sequence[str] = (),
+        unit: str = "",
     ) -> None:
         """Show ``(rows, columns)`` values from 0 upward, NaN blank, the first row on top; names of rows and columns."""
+        self._bar.getAxis("right").setLabel(unit)
         self.values = np.asarray(values, dtype=float)
         self._marker.setData([], [])
         if not self.values.size:

@@ -44,12 +44,19 @@ _CLOSED = (
 MATRICES = {
     "displacement left (px)": ("px", _LEFT),
     "displacement left (nm)": ("nm", _LEFT),
+    "displacement left (eV at a surface)": (
+        "ev",
+        _LEFT + " What it would do to the edge energy at a surface, were the whole energy displaced by it. "
+        "Needs the maps; 0 for energies that have no part in the edge.",
+    ),
     "displacement over the usual": ("z", _LEFT),
     "closure, y": ("ty", _CLOSED),
     "closure, x": ("tx", _CLOSED),
     "closure, scale": ("scale", _CLOSED),
 }
 """What the matrix of the dock can show: what it is of, and its explanation."""
+
+UNITS = {"px": "px", "nm": "nm", "ev": "eV", "z": "times the usual"}
 
 
 class RegistrationDock(StepDock):
@@ -65,17 +72,17 @@ class RegistrationDock(StepDock):
         self.energies_combo.setCurrentIndex(1)  # one energy alone is the exception here
 
     def _build_plots(self, box: QVBoxLayout) -> None:
-        rows = (("M", 1), ("M / law - 1, %", 1), ("moved, px", 3), ("blur, px2", 1))
+        rows = (("M", 1), ("M / law - 1, %", 1), ("moved, px", 3), ("blur, px²", 1))
         self.plot = PointPlot(rows, "energy (eV)", 500)
         self.plot.on_click = self._jump
         box.addWidget(self.plot)
         box.addWidget(
             wrapped(
                 "Magnification with one sigma; lines: calibration of the pixel size (solid), proportional to energy "
-                "(dashed), headers (dotted), thin lens (dash-dotted). Second: against the calibration. Third: "
-                "translation of the object, y blue, x orange, z green. Last: how much wider the point spread is than "
-                "the reference's, as a variance; an energy out of focus fakes a rim as a misplaced one does. Click a "
-                "point to go there.",
+                "(dashed), headers (dotted), thin lens (dash-dotted). Second: against the calibration; laws far from "
+                "it lie outside. Third: translation of the object, y blue, x orange, z green. Last: how much wider the "
+                "point spread is than the reference's, as a variance on the common grid; an energy out of focus fakes "
+                "a rim as a misplaced one does (maps.common_blur makes them alike). Click a point to go there.",
                 faint=True,
             )
         )
@@ -117,6 +124,7 @@ class RegistrationDock(StepDock):
         self.blocks_label = wrapped(faint=True)
         self.blocks_label.hide()
         box.addWidget(self.blocks_label)
+        self._sizes: list[float] = []
         self.moments = PointPlot((("mass (m0), %", 1), ("width (m2), %", 1)), "M / calibration - 1, %", 240)
         self.moments.on_click = self._jump
         box.addWidget(self.moments)
@@ -261,14 +269,17 @@ class RegistrationDock(StepDock):
         if kind in PARAMETERS:
             solved = workflow.joint()
             values = np.full((len(names),) * 2, np.nan) if solved is None else solved.closure_matrix(kind)
-            self.matrix.show_matrix(values, rows=names, left="energy (eV)", bottom="energy (eV)", columns=names)
+            self.matrix.show_matrix(
+                values, rows=names, left="energy (eV)", bottom="energy (eV)", columns=names, unit="standard errors"
+            )
         else:
             values = {
                 "px": self._errors.length_px,
                 "nm": self._errors.length_nm([s.pixel_size_nm for s in scan.series.scans]),
+                "ev": self._errors.effect_ev([workflow.edge_effect_ev(e) for e in range(len(names))]),
                 "z": self._errors.z,
             }[kind]
-            self.matrix.show_matrix(values, rows=names, left="energy (eV)", bottom="projection")
+            self.matrix.show_matrix(values, rows=names, left="energy (eV)", bottom="projection", unit=UNITS[kind])
         self._mark(self.session.frame[1])
 
     def _fill_parts(self) -> None:
@@ -344,7 +355,9 @@ class RegistrationDock(StepDock):
         energies = np.array([s.energy_ev for s in scans], dtype=float)
         measured, sigma = np.full(n, np.nan), np.full(n, np.nan)
         moved, moved_sigma = np.full((n, 3), np.nan), np.full((n, 3), np.nan)
-        blur, blur_sigma = np.full(n, np.nan), np.full(n, np.nan)
+        workflow = self.session.workflow
+        nothing = np.full(n, np.nan)
+        blur, blur_sigma = (nothing, nothing) if workflow is None or self.session.busy else workflow.point_spread()
         self.rows.setRowCount(n)
         for e in range(n):
             unit = units.get(e)
@@ -354,7 +367,6 @@ class RegistrationDock(StepDock):
                 numbers = candidate.payload["numbers"]
                 measured[e], sigma[e] = numbers["magnification"], numbers["magnification_sigma"]
                 moved[e], moved_sigma[e] = numbers["translation"], numbers["translation_sigma"]
-                blur[e], blur_sigma[e] = numbers.get("blur_px2", np.nan), numbers.get("blur_sigma_px2", np.nan)
                 texts[1] = f"{measured[e]:.5f} ± {sigma[e]:.5f}"
                 texts[2] = ", ".join(f"{v:.2f}" for v in moved[e])
                 texts[3] = "reference" if e == reference else candidate.quality.verdict
@@ -370,12 +382,11 @@ class RegistrationDock(StepDock):
         law = laws.get("calibration", np.full(n, np.nan))
         line = np.argsort(energies)
         numbers_of = list(range(n))
-        nothing = np.full(n, np.nan)
         lines = [laws.get(name, nothing)[line] for name in LAWS] if laws else []
         self.plot.show_points(0, energies, [(measured, sigma)], numbers_of, [(energies[line], v) for v in lines])
         lines = [100 * (v / law[line] - 1) for v in lines]
         off = (100 * (measured / law - 1), 100 * sigma / law)
-        self.plot.show_points(1, energies, [off], numbers_of, [(energies[line], v) for v in lines])
+        self.plot.show_points(1, energies, [off], numbers_of, [(energies[line], v) for v in lines], by_points=True)
         self.plot.show_points(2, energies, [(moved[:, k], moved_sigma[:, k]) for k in range(3)], numbers_of)
         self.plot.show_points(3, energies, [(blur, blur_sigma)], numbers_of)
         self._fill_moments(numbers_of)
@@ -387,6 +398,7 @@ class RegistrationDock(StepDock):
         found = None if report is None else report.moments
         shown = found is not None and bool(np.isfinite(found.size).any())
         self.moments.setVisible(shown)
+        self._sizes = [] if found is None else (100 * found.size).tolist()
         if found is None or not shown:
             self.moments_label.setText("")
             return
@@ -414,6 +426,7 @@ class RegistrationDock(StepDock):
 
     def _show_result(self, candidate: Candidate | None) -> None:
         scan, energy = self.session.scan, self.energy
+        self.moments.mark(self._sizes[energy] if 0 <= energy < len(self._sizes) else float("nan"))
         self.plot.mark(float("nan") if scan is None or energy < 0 else scan.series.scans[energy].energy_ev)
         if scan is not None and 0 <= energy < self.rows.rowCount():
             self.rows.selectRow(energy)
