@@ -49,6 +49,7 @@ _BLOCKS = 12  # contiguous blocks of angles left out in turn for the standard er
 _SHARED = ("scale", "roll", "dy", "dx", "angle", "pitch", "blur", "steep")
 _ROLL_DEG = 0.01  # smaller rolls (0.02 px at the rim of a 256 px frame) are reported but not applied
 _ANGLE_DEG = 0.02
+_FINEST = 0.5  # px: with coarser pixels the interpolations decide what is sharp, not the focus
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class _Level:
     plain: F32
     steep: F32
     depth: F32
+    noise: F32 | None
     weight: F32
     top: int
     middle: float
@@ -83,6 +85,10 @@ class Template:
         Shape of a raw frame.
     level : float
         Mean attenuation inside the particle, 1/pixel of `frames`.
+    base : Alignment
+        Of the projections it was made of, binned.
+    noise : float
+        Standard deviation of the noise of one of their pixels.
     """
 
     frames: F32
@@ -92,7 +98,10 @@ class Template:
     bin: int
     frame_shape: tuple[int, int]
     level: float
+    base: Alignment
+    noise: float
     _levels: dict[tuple[float, float, int], _Level] = field(default_factory=dict, compare=False, repr=False)
+    _noises: list[F32] = field(default_factory=list, compare=False, repr=False)
 
     def seen_at(self, theta_deg: FloatArray) -> Template:
         """Return the template as it is seen at other angles, degrees."""
@@ -104,6 +113,27 @@ class Template:
         """Return the template as it is seen with the object turned by `angle_deg` against the stage."""
         frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)
         return replace(self, frames=frames, depth=depth, _levels={})
+
+    def noise_frames(self) -> F32:
+        """Return one draw (n, y, x) of the noise of `frames`: random pixels that go through all that made them."""
+        if not self._noises:
+            rng = np.random.default_rng(0)
+            drawn = rng.standard_normal(self.frames.shape, dtype=np.float32) * np.float32(self.noise)
+            placed = place(drawn, self.base)
+            volume = fbp(placed, self.theta_deg, weights=angular_weights(self.theta_deg))
+            volume *= object_support(self.volume)
+            self._noises.append(Projector(volume.shape[2], self.theta_deg).forward(volume))
+        return self._noises[0]
+
+    def _noisy(self, fine: float, coarse: float, extra: int) -> F32:
+        """Return the noise of a level, made once."""
+        level = self._level(fine, coarse, extra)
+        if level.noise is None:
+            rows = slice(level.top, level.top + level.plain.shape[1])
+            noise = band_pass(bin_frames(self.noise_frames(), extra)[:, rows], fine, coarse)
+            self._levels[fine, coarse, extra] = level = replace(level, noise=noise)
+        assert level.noise is not None
+        return level.noise
 
     def _level(self, fine: float, coarse: float, extra: int) -> _Level:
         """Return the template binned once more by `extra`, limited to a band; made once."""
@@ -119,6 +149,7 @@ class Template:
                 band_pass(small, fine, coarse),
                 band_pass(_steepness(small), fine, coarse),
                 band_pass(bin_frames(self.depth, extra)[:, top:bottom], fine, coarse),
+                None,
                 weight[:, top:bottom],
                 top,
                 (bin_frames(self.frames[:1], extra).shape[1] - 1) / 2 - top,
@@ -236,14 +267,29 @@ def make_template(
         Shape of a raw frame; `bin` times that of `stack` unless given.
     """
     shape = (stack.shape[1] * bin, stack.shape[2] * bin) if frame_shape is None else frame_shape
-    placed = place(stack, alignment.binned(bin, shape))
+    base = alignment.binned(bin, shape)
+    placed = place(stack, base)
     volume = fbp(placed, theta_deg, weights=angular_weights(theta_deg))
     volume *= object_support(volume)
     theta = np.asarray(theta_deg, dtype=float)
     frames, depth = _reproject(volume, theta, bin)
     calm = smooth(volume, 1.0)
     body = calm > 0.5 * np.percentile(calm[calm > 0.2 * calm.max()], 50)
-    return Template(frames, depth, volume, theta, bin, shape, float(volume[body].mean()))
+    return Template(frames, depth, volume, theta, bin, shape, float(volume[body].mean()), base, _pixel_noise(stack))
+
+
+def _pixel_noise(stack: F32) -> float:
+    """Return the standard deviation of the noise of a pixel where the object is.
+
+    From second differences along both axes, to which smooth images add nothing (Immerkaer 1996, doi
+    10.1006/cviu.1996.0060).
+    """
+    few = stack[:: max(1, len(stack) // 20)]
+    rows = few[:, :-2] - 2 * few[:, 1:-1] + few[:, 2:]
+    both = rows[:, :, :-2] - 2 * rows[:, :, 1:-1] + rows[:, :, 2:]
+    middle = few[:, 1:-1, 1:-1]
+    inside = np.isfinite(both) & (middle > 0.3 * np.nanpercentile(few, 99))
+    return 1.4826 * float(np.median(np.abs(both[inside]))) / 6 if inside.any() else 0.0
 
 
 def _reproject(volume: F32, theta_deg: FloatArray, bin: int) -> tuple[F32, F32]:
@@ -352,7 +398,7 @@ def register(
                 break
         if stage == 0:
             fit.turn(solved)
-    solved, _ = fit.step(p.fine_px, p.coarse_px, 1)
+    solved, _ = fit.step(p.fine_px, p.coarse_px, 1, focus=True)
     m, translation = fit.magnification, fit.translation
     if not np.isfinite(m) or abs(m / magnification - 1) > 0.08 or not np.isfinite(translation).all():
         raise XanesTomoError(
@@ -402,6 +448,10 @@ class _Fit:
         self.roll = self.angle = 0.0  # radians
         self.translation: FloatArray = np.zeros(3)
         self.contrast = 1.0
+        # Variance of the point spread beyond the reference's, and its error, common-grid px^2: that of the same
+        # recorded pixels until it is measured.
+        self.excess = parameters.blur_px**2 * (1 / magnification**2 - 1)
+        self.excess_sigma = 0.0
         self.last: FloatArray = np.zeros(_NUMBERS)
         self.placed = self.seen = self.inside = data
         self.fit = LinearFit(np.zeros((0, 1, 1, 1)), np.zeros((0, 1, 1)), np.zeros((0, 1)), np.zeros((0, 1)))
@@ -456,26 +506,65 @@ class _Fit:
     def _held(self, extra: int, *, blur: bool = False) -> dict[int, tuple[float, float]]:
         """Numbers that are not fitted: ``{number: (value, standard deviation)}``."""
         pixel = self.template.bin * extra
-        variance = 0.5 * (self.parameters.blur_px / pixel) ** 2
-        # To first order in the variance v of the blur, -ln(h * exp(-c A)) = c (h * A) - v/2 c^2 |grad A|^2. The blur is
-        # that of recorded pixels: on the common grid its variance is v at the reference, v / M^2 here.
+        variance = (self.parameters.blur_px / pixel) ** 2
+        # To first order in the variance v of the blur, -ln(h * exp(-c A)) = c (h * A) - v/2 c^2 |grad A|^2. On the
+        # common grid the variance is v at the reference and v + excess here.
         c = self.contrast
-        steep = -variance * (c**2 / self.magnification**2 - c)
-        held = {8: (steep, 0.35 * abs(steep))}
+        steep = -0.5 * (c**2 * (variance + self.excess / pixel**2) - c * variance)
+        # The parameter is a typical value; the excess is as good as the contrast is the same.
+        doubt = np.hypot(self.excess_sigma, 0.15 * self.excess) / pixel**2
+        spread = 0.5 * float(np.hypot(0.35 * (c**2 - c) * variance, c**2 * doubt))
+        held = {8: (steep, spread) if variance > 0 else (0.0, 0.0)}
         if not blur:
             held[7] = (0.0, 0.0)
         if self.fixed:
             held[0] = (0.0, 0.0)
         return held
 
-    def step(self, fine: float, coarse: float, extra: int, *, whole: bool = True) -> tuple[_Solved, float]:
+    def _focus(self, fine: float, coarse: float, level: _Level) -> None:
+        """Measure the point spread beyond the reference's.
+
+        The noise of the template has more of the fine structures than the object, so that the data would seem blurred:
+        what it adds to the normal equations is taken out (as for errors in variables; Fuller 1987, doi
+        10.1002/9780470316665).
+        """
+        columns = ("scale", "roll", "dy", "dx", "blur", "gain")
+        noise = self._of(self.template._noisy(fine, coarse, 1))
+        added = registration_equations(
+            np.zeros_like(noise),
+            noise,
+            self.inside,
+            pixel=self.template.bin,
+            middle_row=level.middle,
+            columns=columns,
+        ).normal
+        at = np.array([REGISTRATION_COLUMNS.index(c) for c in columns])
+        normal, rhs = self.fit.normal.copy(), self.fit.rhs.copy()
+        normal[:, :, at[:, None], at] -= added
+        rhs[:, :, at] += added[:, :, :, -1]
+        fit = replace(self.fit, normal=normal, rhs=rhs)
+        least = -0.75 * self.parameters.blur_px**2
+        for _ in range(2):  # the blur and what it does before the logarithm
+            solved = _solve_shared(fit, self.theta, self._held(1, blur=True))
+            error = float(np.sqrt(max(0.0, solved.covariance[7, 7])))
+            if not np.isfinite([solved.value[7], error]).all():
+                return
+            self.excess = float(np.clip(solved.value[7], least, 4.0 * self.template.bin**2))
+            self.excess_sigma = error
+
+    def step(
+        self, fine: float, coarse: float, extra: int, *, whole: bool = True, focus: bool = False
+    ) -> tuple[_Solved, float]:
         """Solve once, move; return the solution and the largest change at the rim, common-grid px.
 
-        Turn and tilt are solved for in the `whole` only.
+        Turn and tilt are solved for in the `whole` only; the `focus` is measured first where that is asked for.
         """
         seen, level, inside = self._compare(fine, coarse, extra)
         fit = self._equations(seen, level, inside, extra, whole)
         self.seen, self.inside, self.fit = seen, inside, fit
+        unit = self.data.shape[2] / 256 / extra
+        if focus and fine * unit >= _FINEST:
+            self._focus(fine * unit, coarse * unit, level)
         solved = _solve_shared(fit, self.theta, self._held(extra))
         if whole:  # a turn or tilt that is not certain only adds its error to the rest
             error = np.sqrt(np.maximum(np.diag(solved.covariance), 0))
@@ -526,7 +615,6 @@ class _Fit:
         p, scale = self.parameters, self.template.bin
         n, w = len(theta), self.data.shape[2]
         sigma = np.sqrt(np.maximum(np.diag(solved.covariance), 0))
-        blurred = _solve_shared(self.fit, self.theta, self._held(1, blur=True))
         other = other_sigma = None
         if second is not None:
             other, other_sigma = self._against(second, p)
@@ -568,8 +656,8 @@ class _Fit:
             angle_sigma_deg=angle_sigma,
             pitch_deg=float(np.rad2deg(solved.value[6])),
             pitch_sigma_deg=float(np.rad2deg(sigma[6])),
-            blur_px2=float(blurred.value[7]) * m**2,
-            blur_sigma_px2=float(np.sqrt(max(0.0, blurred.covariance[7, 7]))) * m**2,
+            blur_px2=self.excess * m**2,
+            blur_sigma_px2=self.excess_sigma * m**2,
             residual_shift=spread(solved.shift * m),
             residual_sigma=spread(solved.shift_sigma * m),
             residual=spread(solved.rms),
