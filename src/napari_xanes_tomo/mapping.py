@@ -53,6 +53,7 @@ from .steps import (
     Confinement,
     StepResult,
     alignment_of,
+    angle_of,
     beam_of,
 )
 from .survey import Survey
@@ -209,6 +210,9 @@ class Mapper(Findings):
                 continue
             found = self.registered(e)
             scan = self.scan(e)
+            turned = angle_of(found)
+            if turned and self.recipe.maps.reconstruction == "fbp":  # others need angles that all energies share
+                scan = replace(scan, theta_deg=np.asarray(scan.theta_deg, dtype=float) + turned)
             flats = self._chosen(state, "flats", e)
             air = np.nan_to_num(flats.arrays["air"])
             ty, tx, tz = (float(v) for v in found.numbers["translation_sigma"])

@@ -221,6 +221,11 @@ class RegistrationParameters(_Parameters):
         json_schema_extra=_unit("px"),
     )
     iterations: int = Field(12, ge=1, le=100, description="Gauss-Newton iterations at most per scale.")
+    correct_angles: bool = Field(
+        True,
+        description="Reconstruct an energy at the angles it was really seen at, where they differ from the "
+        "reference's for certain (5 standard errors, 0.05 degrees); filtered back-projection only.",
+    )
 
 
 SCALE_CHANGES = ("instrument", "instrument x shrinkage")

@@ -52,6 +52,7 @@ CHECKED = (
     "mass_deviation", "profile_shift_px", "moment_deviation_px", "residual_shift_y_px", "residual_shift_x_px",
     "gain_deviation", "background_od", "frc_px",
 )  # fmt: skip
+_TURNED_DEG = 0.05  # smaller offsets of the angles of an energy are reported but not corrected
 # What the first look at every projection says; see `screening.Screening`.
 SCREENED = ("doubt", "relative_counts", "relative_mass", "distance", "sharpness")
 
@@ -586,6 +587,11 @@ def alignment_of(result: StepResult, scan: EnergyScan) -> Alignment:
     )
 
 
+def angle_of(result: StepResult) -> float:
+    """Return by how much the angles used for an energy exceed the recorded ones, degrees."""
+    return float(result.numbers.get("angle_applied_deg", 0.0))
+
+
 def measured_of(result: StepResult) -> Measured | None:
     """Return what a registration measured, None for the reference's."""
     numbers = result.numbers
@@ -698,9 +704,12 @@ def run_registration(
         "block_sigma": found.block_sigma,
         "block_place": found.block_place,
     }
+    turned = 0.0
+    if recipe.registration.correct_angles and abs(found.angle_deg) > max(_TURNED_DEG, 5 * found.angle_sigma_deg):
+        turned = found.angle_deg
     surface: dict[str, Any] = {}
     if probe is not None and len(theta) >= FEWEST_SAMPLED:
-        arrays["samples"] = _samples(data, theta, found.alignment, probe, template)
+        arrays["samples"] = _samples(data, theta + turned, found.alignment, probe, template)
         dipole = against_reference(arrays["samples"].astype(float) * template.level, probe)
         surface = {
             "dipole_px": [float(v) for v in dipole.shift],
@@ -727,6 +736,7 @@ def run_registration(
         "roll_sigma_deg": found.roll_sigma_deg,
         "angle_deg": found.angle_deg,
         "angle_sigma_deg": found.angle_sigma_deg,
+        "angle_applied_deg": turned,
         "pitch_deg": found.pitch_deg,
         "pitch_sigma_deg": found.pitch_sigma_deg,
         "blur_px2": found.blur_px2,
@@ -743,7 +753,10 @@ def run_registration(
         Score("part of the angles compared", matched / max(n, len(template.theta_deg)), "", 0.75, "higher"),
         Score("part of the particle in the field", part_in_field(template, theta, found.alignment), "", 0.98, "higher"),
     )
-    return StepResult(arrays, numbers, replace(found.quality, scores=scores))
+    notes = found.quality.notes
+    if turned:
+        notes += (f"its angles exceed the reference's by {turned:+.3f} +- {found.angle_sigma_deg:.3f} deg: corrected",)
+    return StepResult(arrays, numbers, replace(found.quality, scores=scores, notes=notes))
 
 
 _WIDENED = 0.25  # variance by which the reference is widened, square px of the estimation

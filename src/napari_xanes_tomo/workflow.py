@@ -36,6 +36,7 @@ from .steps import (
     STEPS,
     StepResult,
     alignment_of,
+    angle_of,
     renormalise,
     run_flats,
     run_jitter,
@@ -368,7 +369,7 @@ class Workflow(Mapper):
         whole = alignment_of(found, self.scan(energy))
         known = np.isfinite(whole.shift[data.index]).all(axis=1)
         index = data.index[known]
-        theta = np.asarray(self.series.scans[energy].theta_deg, dtype=float)[index]
+        theta = np.asarray(self.series.scans[energy].theta_deg, dtype=float)[index] + angle_of(found)
         part = replace(whole, shift=whole.shift[index], sigma=whole.sigma[index], status=())
         return make_template(data.data[known], theta, part, bin=data.bin, frame_shape=data.frame_shape)
 
