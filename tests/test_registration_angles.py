@@ -12,8 +12,8 @@ from napari_xanes_tomo.recipe import MapsParameters, RegistrationParameters
 
 TURNED = 2.0  # degrees: 0.8 px at the rim of this particle
 PLAIN = TwinParameters(
-    n=48,
-    n_angles=36,
+    n=64,
+    n_angles=48,
     energies_ev=(7704.0, 7728.0, 8178.0, 8570.0),
     grains=40,
     flats_per_set=3,
