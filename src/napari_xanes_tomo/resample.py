@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast, overload
 
 import numba as nb
@@ -34,6 +35,7 @@ I64 = npt.NDArray[np.int64]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _PHASES = 1024  # sub-pixel positions in the table of the path with roll; between them weights are interpolated linearly
+_FINE_PHASES = 2048  # the same for stretched kernels without roll: single precision holds no more
 _SUPPORT = {1: 1.0, 2: 2.0, 3: 3.0}  # half width of the kernels, recorded pixels at M = 1
 
 
@@ -110,13 +112,15 @@ def _weights(fraction: float, order: int, stretch: float, reach: int, out: F64) 
 @_jit
 def _axis(
     origin: float, pitch: float, first: int, count: int, size: int, order: int, stretch: float, reach: int,
-    square: bool, start: I64, weight: F32, cover: F64,
+    table: F64, square: bool, start: I64, weight: F32, cover: F64,
 ) -> None:  # fmt: skip
     """Find taps of `count` output pixels on an axis of `size` recorded ones; i is at ``origin + pitch (first + i)``.
 
-    Taps outside have weight 0 and the rest is normalised; `cover` is the part of the kernel that lies inside.
+    Taps outside have weight 0 and the rest is normalised; `cover` is the part of the kernel that lies inside. `table`
+    holds the weights of a stretched kernel by the sub-pixel position.
     """
     taps = np.empty(2 * reach)
+    phases = table.shape[0] - 1
     for i in range(count):
         p = origin + pitch * (first + i)
         below = math.floor(p)
@@ -126,7 +130,14 @@ def _axis(
         if below < -reach or below > size + reach:
             continue
         at = int(below) - reach + 1
-        _weights(p - below, order, stretch, reach, taps)
+        if stretch == 1.0:
+            _weights(p - below, order, stretch, reach, taps)
+        else:
+            at_phase = (p - below) * phases
+            k = min(phases - 1, int(at_phase))
+            u = at_phase - k
+            for t in range(2 * reach):
+                taps[t] = table[k, t] + u * (table[k + 1, t] - table[k, t])
         inside = 0.0
         part = 0.0
         total = 0.0
@@ -143,6 +154,14 @@ def _axis(
                 if 0 <= at + t < size:
                     w = taps[t] if whole else taps[t] / inside
                     weight[i, t] = w * w if square else w
+
+
+@_jit
+def _fill_table(order: int, stretch: float, reach: int, table: F64) -> None:
+    """See `_table`."""
+    phases = table.shape[0] - 1
+    for k in range(phases + 1):
+        _weights(k / phases, order, stretch, reach, table[k])
 
 
 _octet = ir.VectorType(ir.FloatType(), 8)
@@ -227,7 +246,7 @@ def _stencil(
 @_jit
 def _place_straight(
     frames: F32, row_offset: int, height: int, shift: F64, pitch: float, ny: int, nx: int, q0: int, q1: int,
-    order: int, stretch: float, reach: int, square: bool, out: F32, coverage: F32, want: bool,
+    order: int, stretch: float, reach: int, table: F64, square: bool, out: F32, coverage: F32, want: bool,
 ) -> None:  # fmt: skip
     """Frames without roll: first along y (whole rows), then along x."""
     rows = q1 - q0
@@ -250,8 +269,8 @@ def _place_straight(
             continue
         oy = shift[f, 0] + (height - 1) / 2 - pitch * (ny - 1) / 2
         ox = shift[f, 1] + (width - 1) / 2 - pitch * (nx - 1) / 2
-        _axis(oy, pitch, q0, rows, height, order, stretch, reach, square, sy, wy, cy)
-        _axis(ox, pitch, 0, nx, width, order, stretch, reach, square, sx, wx, cx)
+        _axis(oy, pitch, q0, rows, height, order, stretch, reach, table, square, sy, wy, cy)
+        _axis(ox, pitch, 0, nx, width, order, stretch, reach, table, square, sx, wx, cx)
         if pitch == 1.0:  # the same weights everywhere: columns lo..hi have all their taps inside
             base = math.floor(ox) - reach + 1
             lo = min(nx, max(0, -base))
@@ -401,6 +420,14 @@ def _geometry(alignment: Alignment, bin: int, order: int) -> tuple[float, int]:
         raise ValueError(f"bin: expected a whole number >= 1, got {bin}")
     stretch = max(1.0, alignment.magnification * bin)
     return stretch, math.ceil(_SUPPORT[order] * stretch)
+
+
+@lru_cache(maxsize=128)
+def _table(phases: int, order: int, stretch: float, reach: int) -> F64:
+    """Return the weights at sub-pixel positions 0, 1 / phases, .. 1: (phases + 1, taps in whole SIMD registers)."""
+    table = np.zeros((phases + 1, 8 * -(-2 * reach // 8)))
+    _fill_table(order, stretch, reach, table)
+    return table
 
 
 def _bounds(rows: tuple[int, int] | None, ny: int) -> tuple[int, int]:
@@ -560,19 +587,18 @@ def place(
     coverage = np.empty(out.shape if return_coverage else (0, 0, 0), np.float32)
     straight = alignment.roll_deg == 0.0
     matrix = alignment.matrix.astype(np.float64)
-    table = np.empty((1, 1), np.float32)
+    fine, table = np.empty((1, 1)), np.empty((1, 1), np.float32)
     if not straight:
-        exact = np.zeros((_PHASES + 1, 8 * -(-2 * reach // 8)))  # whole SIMD registers
-        for k in range(_PHASES + 1):
-            _weights(k / _PHASES, order, stretch, reach, exact[k])
-        table = exact.astype(np.float32)
+        table = _table(_PHASES, order, stretch, reach).astype(np.float32)
+    elif stretch != 1.0:
+        fine = _table(_FINE_PHASES, order, stretch, reach)
 
     def work(a: int, b: int) -> None:
         part = coverage[a:b] if return_coverage else coverage
         if straight:
             _place_straight(
                 data[a:b], row_offset, height, shift[a:b], alignment.magnification * bin, ny, nx, q0, q1, order,
-                stretch, reach, square, out[a:b], part, return_coverage,
+                stretch, reach, fine, square, out[a:b], part, return_coverage,
             )  # fmt: skip
         else:
             _place_rolled(
