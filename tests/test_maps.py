@@ -953,3 +953,34 @@ def test_memory_is_that_of_a_slab() -> None:
     assert peak[320] == pytest.approx(peak[80], rel=0.1)
     promised = slab_bytes(found, rows + 2 * halo_rows(p), width, angles)
     assert 0.5 * promised < peak[320] < promised
+
+
+def test_no_amount_is_negative_when_that_is_asked_for() -> None:
+    """The constrained volumes are those of least squares with that constraint on every voxel's spectrum."""
+    from scipy.optimize import nnls
+
+    found = plan(SIX)
+    rng = np.random.default_rng(4)
+    spectra = tabulated(SIX, {"Mn": 0.05, "Co": 0.3, "Ni": 0.02})[:, None] + rng.normal(0, 30.0, (len(SIX), 200))
+    volumes = {n: (found.components[n] @ spectra)[None, None].astype(np.float32) for n in found.linear}
+    volumes["shape"] = np.full((1, 1, 200), found.shape_level, np.float32)
+    cover = np.ones((1, 1, 200), np.float32)
+    maps = {}
+    for asked in (False, True):
+        p = MapsParameters(smoothing_voxel=0, non_negative=asked)
+        maps[asked] = finish_slab(found, volumes, cover, cover, slice(0, 1), p)
+    table = np.stack([*(mass_attenuation(e, SIX) for e in found.elements), (SIX / SIX.mean()) ** -3.0], axis=1)
+    # The remainder is free to be of either sign: it enters twice.
+    right = np.stack([nnls(np.column_stack([table, -table[:, -1]]), s)[0][:3] for s in spectra.T], axis=1)
+    for k, e in enumerate(found.elements):
+        free, bound = maps[False][e].ravel(), maps[True][e].ravel()
+        assert (free < 0).any() or e == "Co"
+        np.testing.assert_allclose(bound, right[k], atol=1e-5)
+        assert bound.min() >= 0
+        share = maps[True][f"{e}_fraction"]
+        assert np.nanmin(share) >= 0
+        assert np.nanmax(share) <= 1
+    np.testing.assert_allclose(maps[True]["density"], sum(maps[True][e] for e in found.elements), rtol=1e-5)
+    untouched = np.all([maps[False][e].ravel() >= 0 for e in found.elements], axis=0)
+    for e in found.elements:
+        np.testing.assert_array_equal(maps[True][e].ravel()[untouched], maps[False][e].ravel()[untouched])

@@ -23,7 +23,7 @@ from .edges import (
     why_not_scanned,
 )
 from .element_fit import fit_columns, unknown_steps, white_lines_of, with_scanned_edge
-from .mixtures import LEAST_LEVEL, LinearCombination, linear_combination
+from .mixtures import LEAST_LEVEL, LinearCombination, linear_combination, non_negative
 from .model import FloatArray
 from .recipe import MapsParameters
 from .spectra import (
@@ -506,6 +506,8 @@ def finish_slab(
     s = parameters.smoothing_voxel
     soft = {n: gaussian_filter(x, s) if s > 0 else x for n, x in volumes.items()}
     v = {n: x[keep] for n, x in soft.items()}
+    if parameters.non_negative and plan.elements:
+        v |= _non_negative(plan, v)
     maps: dict[str, F32] = {}
     body = v["shape"] > 0.5 * plan.shape_level
     sharper: F32 = np.ones_like(v["shape"])
@@ -591,6 +593,21 @@ def _composed(
         if plan.mixture.valences is not None:
             maps["valence"] = np.tensordot(np.array(plan.mixture.valences), shares, axes=(0, 0)).astype(np.float32)
     return maps
+
+
+def _non_negative(plan: MapPlan, v: Mapping[str, F32]) -> dict[str, F32]:
+    """Return the amounts of the elements, none negative, that fit the spectra behind `v` best."""
+    weights = np.stack([plan.components[e] for e in plan.elements])
+    noise = plan.noise if len(plan.noise) == weights.shape[1] else np.ones(weights.shape[1])
+    information = np.linalg.inv(weights @ (noise[:, None] * weights.T))
+    out = {e: v[e].copy() for e in plan.elements}
+    for k in range(len(v["shape"])):
+        amounts = np.stack([v[e][k] for e in plan.elements])
+        below = np.any(amounts < 0, axis=0)
+        if below.any():
+            for e, values in zip(plan.elements, non_negative(amounts[:, below], information), strict=True):
+                out[e][k][below] = values
+    return out
 
 
 def _gradient(volume: F32, k: int, y: float) -> tuple[F32, F32, F32, F32]:

@@ -17,7 +17,7 @@ from .edges import ReferenceSpectrum
 from .model import FloatArray
 from .spectra import POST_EV, PRE_EV, normalisation
 
-__all__ = ["LEAST_LEVEL", "LinearCombination", "linear_combination"]
+__all__ = ["LEAST_LEVEL", "LinearCombination", "linear_combination", "non_negative"]
 
 MOST_REFERENCES = 6
 NEEDED_EV = (-20.0, 60.0)  # about the edge; here the references must have every energy of the scan
@@ -56,23 +56,7 @@ class LinearCombination:
         The same as least squares with that constraint on the spectra themselves: what is lost by moving the amounts
         from where they fit best is a quadratic form. With few references every choice of those that are 0 is tried.
         """
-        best = np.asarray(amounts, dtype=float)
-        found = np.full_like(best, np.nan)
-        cost = np.full(best.shape[1], np.inf)
-        count = len(self.names)
-        s = self.information
-        for size in range(count, 0, -1):
-            for free in map(list, itertools.combinations(range(count), size)):
-                zero = [k for k in range(count) if k not in free]
-                trial = np.zeros_like(best)
-                trial[free] = best[free]
-                if zero:
-                    trial[free] += np.linalg.solve(s[np.ix_(free, free)], s[np.ix_(free, zero)]) @ best[zero]
-                off = trial - best
-                lost = np.sum(off * (s @ off), axis=0)
-                better = (trial >= 0).all(axis=0) & (lost < cost)
-                found[:, better], cost[better] = trial[:, better], lost[better]
-        return found
+        return non_negative(amounts, self.information)
 
     def fractions(self, amounts: npt.ArrayLike) -> FloatArray:
         """Return (references, n) fractions: not negative, of sum 1; NaN where there is hardly an edge."""
@@ -110,6 +94,37 @@ class LinearCombination:
         if self.valences is None:
             raise ValueError("valence: expected a declared valence of every reference")
         return np.asarray(np.asarray(self.valences) @ np.asarray(fractions, dtype=float))
+
+
+def non_negative(amounts: npt.ArrayLike, information: FloatArray) -> FloatArray:
+    """Return the (m, n) amounts, none negative, that fit best where unconstrained least squares gave `amounts`.
+
+    What is lost by moving the amounts from where they fit best is a quadratic form. With few of them every choice of
+    those that are 0 is tried.
+
+    Parameters
+    ----------
+    amounts : (m, n) array
+    information : (m, m) array
+        Inverse covariance of the amounts, up to a factor.
+    """
+    best = np.asarray(amounts, dtype=float)
+    found = np.full_like(best, np.nan)
+    cost = np.full(best.shape[1], np.inf)
+    count = len(best)
+    s = information
+    for size in range(count, 0, -1):
+        for free in map(list, itertools.combinations(range(count), size)):
+            zero = [k for k in range(count) if k not in free]
+            trial = np.zeros_like(best)
+            trial[free] = best[free]
+            if zero:
+                trial[free] += np.linalg.solve(s[np.ix_(free, free)], s[np.ix_(free, zero)]) @ best[zero]
+            off = trial - best
+            lost = np.sum(off * (s @ off), axis=0)
+            better = (trial >= 0).all(axis=0) & (lost < cost)
+            found[:, better], cost[better] = trial[:, better], lost[better]
+    return found
 
 
 def linear_combination(

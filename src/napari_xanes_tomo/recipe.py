@@ -353,6 +353,12 @@ class MapsParameters(_Parameters):
         description="The particle is wider than the field: continue every line beyond the field with its last value "
         "before the filter of fbp.",
     )
+    non_negative: bool = Field(
+        False,
+        description="No amount of an element is negative: least squares with that constraint, on the reconstructed "
+        "volumes. It makes every mean over voxels with little of an element too large, so that it is off by default; "
+        "the errors stay those without it.",
+    )
     smoothing_voxel: float = Field(
         1.0,
         ge=0,
