@@ -161,6 +161,7 @@ class MatrixPlot(pg.GraphicsLayoutWidget):
         plot.addItem(self._image)
         self._bar = pg.ColorBarItem(interactive=False, colorMap="viridis", width=12)
         self._bar.setImageItem(self._image, insert_in=plot)
+        self._bar.getAxis("right").enableAutoSIPrefix(False)  # "x 0.001" behind a unit is misread
         self._bar.ctrlMenu.setParent(self, self._bar.ctrlMenu.windowFlags())
         self._marker = pg.ScatterPlotItem(size=9, symbol="s", pen=pg.mkPen(YELLOW, width=1), brush=None)
         plot.addItem(self._marker)
