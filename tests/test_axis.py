@@ -20,10 +20,13 @@ HALF = (THETA >= 0).astype(int)
 SHAPE = (56, 64)
 
 
-def measured(*, roll: float = 0, pitch: float = 0, step: float = 0, offset: float = 0, seed: int = 0) -> npt.NDArray:
+def measured(
+    *, roll: float = 0, pitch: float = 0, step: float = 0, offset: float = 0, seed: int = 0, jump: float = 0
+) -> npt.NDArray:
     """Projections, the frames displaced at random, noise in every pixel."""
     rng = np.random.default_rng(seed)
     shift = rng.normal(0, 1.0, (len(THETA), 2))
+    shift[:, 1] += jump * HALF
     t = np.deg2rad(THETA + step * (THETA - THETA.mean()) + offset * (HALF - 0.5))
     r, p = np.deg2rad(roll), np.deg2rad(pitch)
     fine = (np.arange(3) - 1) / 3
@@ -68,6 +71,18 @@ def test_what_is_right_is_not_called_wrong(seed: int) -> None:
     for name, p in found.items():
         assert not p.significant, p.text()
         assert p.sigma < {"roll": 0.1, "pitch": 0.2, "angle step": 0.005, "half offset": 0.4}[name]
+
+
+def test_an_offset_of_place_is_part_of_the_displacements() -> None:
+    still, moved = (find_jitter(measured(jump=j), THETA, variance=1e-4) for j in (0.0, 0.5))
+    change = moved.shift - still.shift
+    t = np.deg2rad(THETA)
+    orbit = np.stack([np.cos(t), np.sin(t)], axis=1)
+    rest = change[:, 1] - 0.5 * HALF
+    rest -= orbit @ np.linalg.lstsq(orbit, rest, rcond=None)[0]
+    assert np.abs(rest).max() < 0.02  # 1 px is one of 64
+    assert np.ptp(change[:, 0]) < 0.02
+    assert not any(p.significant for p in find_axis(measured(jump=0.5), THETA, moved.alignment, half=HALF))
 
 
 def test_bad_input() -> None:
