@@ -716,3 +716,20 @@ def test_what_the_noise_of_a_wall_adds_to_the_variance_in_x() -> None:
     added = variance(profile) / variance(pixels)
     assert added[1] == pytest.approx(expected, rel=0.15)
     assert added[0] < 0.3 * added[1]
+
+
+def test_a_projection_that_is_slightly_blurred_stands_out() -> None:
+    theta = np.arange(-90.0, 90.0, 3.0)
+    rng = np.random.default_rng(5)
+    true = motion(len(theta), 5)
+    stack = balls(theta, SHAPE, true)
+    soft = [17, 41]
+    for i in soft:
+        stack[i] = np.mean([np.roll(stack[i], s, axis=1) for s in (-2, -1, 0, 1, 2)], axis=0)
+    noise = np.full(len(theta), 0.06)
+    noise[30] = 0.09  # fewer counts are no fault
+    stack += noise[:, None, None] * rng.standard_normal(stack.shape)
+    found = find_jitter(stack, theta, variance=noise**2)
+    assert np.flatnonzero(~found.used).tolist() == soft
+    good = np.setdiff1d(np.arange(len(theta)), soft)
+    assert max(errors(found.shift[good], true[good], theta[good])[:2]) < 0.06

@@ -38,6 +38,10 @@ _STRAIGHT = 0.4  # correlation of both halves of the frames at the sides from wh
 _FEWEST_ROWS = 32  # and columns, for that to be asked
 _NEAR = 0.3  # pixels of those frames: after a first step below this the coupling is what it was
 _FILLS = 3  # reprojections that fill what frames did not record, before the first step
+_ODD = 4.5  # robust standard deviations from which on more is left of a projection than of those around it
+_FEWEST_TO_STAND_OUT = 40  # projections, for that to be asked
+_MOSTLY_NOISE = 2.5  # times its variance, at most, of a projection and what predicts it: 1.7 of it is theirs
+_CLOSE = 0.25  # of the formal error: after a step below this that the last ones told about, less is left
 _SECANTS = 4  # steps that tell about the next one
 _BAND_PX = 8.0  # outer width of the band-pass where the background asks for one, of those
 
@@ -196,6 +200,7 @@ class _Search:
         self.moments = np.full((len(theta), 2), np.nan)
         self.moment_spread = float("nan")
         self.good: Bool = np.ones(len(theta), dtype=bool)
+        self.odd: Bool = np.zeros(len(theta), dtype=bool)
         self.method = "moments"
         self.sigma: FloatArray | None = None
         self.fit: Fit | None = None
@@ -334,6 +339,10 @@ class _Search:
             shift, known = self._newton(scene, shift, self.p.iterations)
         moments_kept = self.method == "moments" and np.isfinite(self.moments).all()
         refined = scene.held_out(shift, scene.placed(shift, known))
+        self.odd = self._odd(scene, refined)
+        if self.odd.any():
+            shift, known = self._newton(scene, shift, self.p.iterations)
+            refined = scene.held_out(shift, scene.placed(shift, known))
         noise = np.median(self.noise) * _noise_left()
         if np.median(refined.residual) > 4 * noise:
             # The misfit is more than noise: is it slow enough for a band-pass to help?
@@ -389,7 +398,8 @@ class _Search:
             self.method = "reprojection"
             self._report(3 + k)
             formal = np.sqrt(np.median(self.noise) / np.maximum(np.median(fit.information[0], axis=0), 1e-30))
-            if k and np.all(np.sqrt(np.mean(step[scene.usable] ** 2, axis=0)) < 0.1 * formal + 1e-4):
+            enough = _CLOSE if len(past) > 2 else 0.1
+            if k and np.all(np.sqrt(np.mean(step[scene.usable] ** 2, axis=0)) < enough * formal + 1e-4):
                 break
         return shift, known
 
@@ -398,8 +408,30 @@ class _Search:
         z = _robust_z(np.log(np.maximum(fit.residual, 1e-30)))
         bad = (z > 6) & (fit.residual > 3 * np.median(fit.residual))
         bad |= (fit.gain < 0.5) | (fit.gain > 2.0)
+        bad |= self.odd
         if bad.mean() < 0.34:
             scene.usable = ~bad
+
+    def _odd(self, scene: Scene, held_out: Fit) -> Bool:
+        """(n,) which projections show less than the others around them of what the others predict.
+
+        Such as a slight blur: more is left of them than of their neighbours, beyond the scatter there, and not because
+        they have more noise. At most one in twenty; asked where what is left is noise, since what few angles leave is
+        more in some projections than in others.
+        """
+        odd = np.zeros(len(self.theta), dtype=bool)
+        order = np.argsort(self.theta, kind="stable")
+        if scene.usable.sum() < _FEWEST_TO_STAND_OUT or not scene.shared():
+            return odd
+        left = held_out.residual[order]
+        if np.median(left) > _MOSTLY_NOISE * np.median(self.noise) * _noise_left():
+            return odd
+        z = np.minimum(_stands_out(left), _stands_out(left / self.noise[order]))
+        # The neighbours of such a projection are predicted from it: only the worst of five.
+        worst = np.lib.stride_tricks.sliding_window_view(np.pad(z, 2, mode="reflect"), 5).max(axis=1)
+        odd[order[(z > _ODD) & (z == worst)]] = True
+        odd &= scene.usable
+        return odd if odd.mean() <= 0.05 else np.zeros_like(odd)
 
     # ---------------------------------------------------------------------------------------------- judging
 
@@ -807,6 +839,23 @@ def _variance(variance: npt.ArrayLike | float | None, n: int, data: F32) -> Floa
     )
     mad = 1.4826 * np.median(np.abs(d), axis=(1, 2))
     return np.asarray(np.maximum(mad**2 / 1.25, 1e-12), dtype=float)
+
+
+def _stands_out(values: FloatArray) -> FloatArray:
+    """By how many robust standard deviations the logarithm of each value exceeds the median of the 16 around it.
+
+    Parameters
+    ----------
+    values : (n,) array
+        In the order of the angles; the scatter is that of all or of the 25 around it, whichever is more.
+    """
+    level = np.log(np.maximum(values, 1e-30))
+    around = np.pad(level, 8, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(around, 17)
+    above = level - np.median(np.delete(windows, 8, axis=1), axis=1)
+    scatter = np.lib.stride_tricks.sliding_window_view(np.pad(np.abs(above), 12, mode="reflect"), 25)
+    spread = 1.4826 * np.maximum(np.median(scatter, axis=1), np.median(np.abs(above)))
+    return np.asarray(above / (spread + 1e-12))
 
 
 def _robust_z(values: FloatArray) -> FloatArray:
