@@ -116,7 +116,9 @@ def judge(twin: Path, out: Path):
         if f"{name}_sigma" in maps.data:
             sigma = np.asarray(maps.data[f"{name}_sigma"][cut])[good].astype(float)
             aligned = np.asarray(maps.data[f"{name}_sigma_alignment"][cut])[good].astype(float)
-            error = b - soft[good]
+            known = np.isfinite(sigma)
+            sigma, aligned = sigma[known], aligned[known]
+            error = (b - soft[good])[known]
             if name.startswith("edge"):  # an energy scale of its own: the mean spectrum is the particle's
                 error = error - np.average(error)
             z = error / sigma

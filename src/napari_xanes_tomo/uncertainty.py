@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.float32]
-_LEAST_SEEN = 0.1  # part of the shape from which the rest can be told
+_LEAST_SEEN = 0.1  # part of the shape; of less, no more is made
 _FREQUENCY = (np.arange(128) + 0.5) / 256  # middles of 128 bands, cycles per voxel
 
 
@@ -197,12 +197,12 @@ class Unseen:
     def row(self, k: int, shape: F32) -> dict[str, F32] | None:
         """Return {component: (z, x)} of kept row `k`, None where every energy saw all of it.
 
-        `shape` is the component of that name as it was found; NaN comes back where nearly nothing of it was seen.
+        `shape` is the component of that name as it was found.
         """
         if not any(x[k].any() for x in self.lost.values()):
             return None
         kept = 1 - self.lost["shape"][k]
-        amount = shape / np.where(kept > _LEAST_SEEN, kept, np.nan).astype(np.float32)[self.radius]
+        amount = shape / np.maximum(kept, _LEAST_SEEN).astype(np.float32)[self.radius]
         return {name: np.asarray(x[k][self.radius] * amount, np.float32) for name, x in self.lost.items()}
 
 
