@@ -796,7 +796,7 @@ def _own_blur(
     except XanesTomoError:
         return {}
     value, sigma, response = np.mean(apart, axis=0).tolist()
-    if not 0.1 < response <= full * 1.1 or not full < 10:
+    if not (0.1 < response < 10 and 0.1 < full < 10):
         return {}
     noise = max(0.0, (full / response - 1) / 2)
     once = (1 + 2 * noise) / (2 * (1 + noise))
