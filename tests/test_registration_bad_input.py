@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_xanes_tomo import open_series, workflow
+from napari_xanes_tomo import Recipe, open_series, workflow
 from napari_xanes_tomo.injection import _Copies
 from napari_xanes_tomo.model import Alignment, EnergyScan, Series
 from napari_xanes_tomo.phantom import TwinParameters, write_twin
@@ -211,7 +211,7 @@ def test_nothing_is_flagged_where_nothing_is_wrong(series: Series, tmp_path: Pat
 
 def test_a_reference_that_is_asked_for_is_taken(series: Series, tmp_path: Path) -> None:
     changed = with_scans(series, e8570=lost(scan_of(series, 8570.0), HALF))
-    recipe = workflow.Recipe.model_validate({"registration": {"reference_ev": 8570.0}})
+    recipe = Recipe.model_validate({"registration": {"reference_ev": 8570.0}})
     with Workflow(changed, tmp_path / "out", recipe) as w:
         w.run(until="jitter")
         assert w.state.reference == ENERGIES.index(8570.0)
