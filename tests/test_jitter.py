@@ -8,8 +8,9 @@ import pytest
 from napari_xanes_tomo import open_series
 from napari_xanes_tomo.absorbance import normalise
 from napari_xanes_tomo.agreement import center_of_rotation, displacement_equations, recorded_rows
+from napari_xanes_tomo.coupled import Coupled
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
-from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, _Coupled, find_jitter
+from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
 from napari_xanes_tomo.model import Alignment, Cancelled, XanesTomoError
 from napari_xanes_tomo.qc import check_projections, check_scores
 from napari_xanes_tomo.recipe import AbsorbanceParameters, JitterParameters
@@ -583,7 +584,7 @@ def test_slow_drifts_come_in_where_the_coupling_is_not_what_it_was_computed_to_b
     scene = Scene(balls(THETA, SHAPE, still), THETA)
     _, model = scene.model(still)
     information = np.ones((len(THETA), 2))
-    solver = _Coupled(scene, model, information)
+    solver = Coupled(scene, model, information)
     truth = []
     for value, vector in solver.modes:
         apart = value.copy()

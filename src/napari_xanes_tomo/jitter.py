@@ -13,27 +13,25 @@ out of the reconstruction. See ``docs/jitter.md``.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from .agreement import center_of_rotation, halve, recorded_rows
+from .coupled import Coupled, noise_left
+from .first_guess import FEWEST_ANGLES, centred, chain, correlated, horizontal, slips, vertical
 from .model import Alignment, Cancelled, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .parallel import one_blas_thread
 from .recipe import JitterParameters
-from .reprojection import FINE_PX, Fit, Scene, gauge_free, orbit
+from .reprojection import Fit, Scene, gauge_free
 from .straight import Straight, fit_straight, outer_rows, profile_noise
 
 __all__ = ["FEWEST_ANGLES", "JitterResult", "find_jitter"]
 
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
-FEWEST_ANGLES = 8
 FEWEST_PIXELS = 8  # rows and columns of a frame
 _COLUMNS = 128  # at most, of the frames the fit works on
-_RESAMPLING_PX = 0.0015  # what halving and resampling leave without any noise, pixels of those frames
-_CENTER_PX = 0.002  # the same for the rotation axis, where it does not average out
 _STRAIGHT = 0.4  # correlation of both halves of the frames at the sides from which on something runs straight through
 _FEWEST_ROWS = 32  # and columns, for that to be asked
 _NEAR = 0.3  # pixels of those frames: after a first step below this the coupling is what it was
@@ -268,8 +266,8 @@ class _Search:
             scene.look(shift)
 
     def _moments(self, frames: F32) -> FloatArray:
-        dy, top, bottom, self.good = _vertical(frames.sum(axis=2, dtype=np.float64), self.limit / self.bin)
-        dx, self.moment_spread = _horizontal(frames, dy, np.deg2rad(self.theta), top, bottom, self.good)
+        dy, top, bottom, self.good = vertical(frames.sum(axis=2, dtype=np.float64), self.limit / self.bin)
+        dx, self.moment_spread = horizontal(frames, dy, np.deg2rad(self.theta), top, bottom, self.good)
         return np.stack([dy, dx], axis=1)
 
     def _search(self, start: FloatArray, moments: FloatArray) -> FloatArray:
@@ -289,7 +287,7 @@ class _Search:
 
         limit = self.limit / self.bin / factor
         if np.isfinite(start).all():
-            moved, agreed, _ = _correlated(scene, down(start), limit, rounds=1)
+            moved, agreed, _ = correlated(scene, down(start), limit, rounds=1)
             far = np.abs(moved - down(start)).max(axis=1) > 1.0
             if agreed and far.mean() < 0.2:
                 out = start.copy()
@@ -297,10 +295,10 @@ class _Search:
                 return out
         self.method = "search"
         firsts = [down(v) for v in (moments, start)[: 1 + (moments is not start)] if np.isfinite(v).all()]
-        firsts += [_chain(scene, limit), np.zeros((len(self.theta), 2))]
+        firsts += [chain(scene, limit), np.zeros((len(self.theta), 2))]
         candidates = []
         for first in firsts:
-            moved, _, misfit = _correlated(scene, first, limit, rounds=12)
+            moved, _, misfit = correlated(scene, first, limit, rounds=12)
             candidates.append((misfit, moved))
             if misfit < 0.15:
                 break
@@ -343,7 +341,7 @@ class _Search:
         if self.odd.any():
             shift, known = self._newton(scene, shift, self.p.iterations)
             refined = scene.held_out(shift, scene.placed(shift, known))
-        noise = np.median(self.noise) * _noise_left()
+        noise = np.median(self.noise) * noise_left()
         if np.median(refined.residual) > 4 * noise:
             # The misfit is more than noise: is it slow enough for a band-pass to help?
             band = scene.banded(_BAND_PX * scene.shape[1] / _COLUMNS)
@@ -371,7 +369,7 @@ class _Search:
         """Return the displacements where the steps end, and the reprojections of the last volume."""
         shift = start
         known: F32 | None = None
-        solver: _Coupled | None = None
+        solver: Coupled | None = None
         moved = np.inf
         past: list[tuple[FloatArray, FloatArray]] = []  # displacements, and the steps each projection asked for there
         for k in range(iterations):
@@ -388,7 +386,7 @@ class _Search:
             past.append((shift, fit.step))
             size = float(np.quantile(np.abs(fit.step[scene.usable]), 0.8))
             if solver is None or (k < 2 and moved > _NEAR):
-                solver = _Coupled(scene, model, fit.information[0])
+                solver = Coupled(scene, model, fit.information[0])
             step = solver.together(past[-_SECANTS:], fit.information[0], 0.5 if size > 0.3 else floor)
             step = gauge_free(step, self.theta, scene.usable + 1e-6)
             step = np.clip(step, -0.05 * scene.shape[1], 0.05 * scene.shape[1])
@@ -424,7 +422,7 @@ class _Search:
         if scene.usable.sum() < _FEWEST_TO_STAND_OUT or not scene.shared():
             return odd
         left = held_out.residual[order]
-        if np.median(left) > _MOSTLY_NOISE * np.median(self.noise) * _noise_left():
+        if np.median(left) > _MOSTLY_NOISE * np.median(self.noise) * noise_left():
             return odd
         z = np.minimum(_stands_out(left), _stands_out(left / self.noise[order]))
         # The neighbours of such a projection are predicted from it: only the worst of five.
@@ -443,9 +441,9 @@ class _Search:
         placed, model = scene.model(shift, known)
         fit = scene.compare(placed, model, shift)
         self.fit = scene.held_out(shift, placed) if held_out is None else held_out
-        solver = _Coupled(scene, model, fit.information[0])
+        solver = Coupled(scene, model, fit.information[0])
         # What is left beyond the noise counts as noise; the model's own adds up to 0.7 of it.
-        noise = np.maximum(self.noise, self.fit.residual / (1.7 * _noise_left()))
+        noise = np.maximum(self.noise, self.fit.residual / (1.7 * noise_left()))
         shared: FloatArray | float = 0.0
         if self.straight is not None:
             air = scene.air(shift).sum(axis=1).astype(float)
@@ -466,7 +464,7 @@ class _Search:
             self._judge(self.scene, self.best)
         assert self.fit is not None
         assert self.sigma is not None
-        best = self.best if self.method == "moments" else _centred(self.scene, self.best, self.theta)
+        best = self.best if self.method == "moments" else centred(self.scene, self.best, self.theta)
         found = Alignment(best, self.sigma).unbinned(self.bin, self.frame)
         moments = Alignment(self.moments, np.zeros((n, 2))).unbinned(self.bin, self.frame).shift
         center, _ = center_of_rotation(found.shift[:, 1], self.theta, found.sigma[:, 1])
@@ -476,7 +474,7 @@ class _Search:
         scale = self.frame[1] / 256
         unexplained = float(np.median(self.fit.unexplained))
         left_out = int(np.sum(~self.scene.usable))
-        within = float(np.median(self.fit.residual) / (np.median(self.noise) * _noise_left()))
+        within = float(np.median(self.fit.residual) / (np.median(self.noise) * noise_left()))
         moved = _moved(found.shift, moments, self.theta)
         sigma_y, sigma_x = (float(np.sqrt(np.median(found.sigma[:, k] ** 2))) for k in (0, 1))
         if self.straight is not None:
@@ -495,146 +493,9 @@ class _Search:
         return JitterResult(
             found.shift, found.sigma, center=center, center_sigma=center_sigma, moments=moments, method=self.method,
             residual=np.sqrt(self.fit.residual), quality=Quality(scores, (f"{self.method} kept", *self.notes)),
-            bound=self.bound * self.bin, used=self.scene.usable.copy(), slips=_slips(found.shift, self.theta, scale),
+            bound=self.bound * self.bin, used=self.scene.usable.copy(), slips=slips(found.shift, self.theta, scale),
             partial=self.partial, straight=walls,
         )  # fmt: skip
-
-
-class _Coupled:
-    """The displacements of all projections, solved together; see `Scene.coupling`.
-
-    What cannot be determined (a constant in y, cosine and sine in x) is kept out of the solution.
-    """
-
-    def __init__(self, scene: Scene, model: F32, information: FloatArray) -> None:
-        self.model, self.usable = model, scene.usable
-        n = len(model)
-        self.modes = []
-        for axis in (0, 1):
-            gauge = np.ones((n, 1)) if axis == 0 else orbit(scene.theta, constant=False)
-            root = self._root(information[:, axis])
-            free = np.linalg.qr(root[:, None] * gauge, mode="complete")[0][:, gauge.shape[1] :]
-            value, vector = np.linalg.eigh(free.T @ (np.eye(n) - scene.coupling(model, axis)) @ free)
-            self.modes.append((value, free @ vector))
-
-    def _root(self, information: FloatArray) -> FloatArray:
-        """Square roots of the information of each projection; none is without."""
-        known = information[self.usable]
-        return np.asarray(np.sqrt(np.maximum(information, 1e-3 * np.median(known) + 1e-30)))
-
-    def solve(self, step: FloatArray, information: FloatArray, floor: float) -> FloatArray:
-        """Turn the steps of each projection for itself (n, 2) into those of all together."""
-        out = np.empty_like(step)
-        for axis, (value, vector) in enumerate(self.modes):
-            root = self._root(information[:, axis])
-            size = 20 * np.median(np.abs(step[self.usable, axis]))
-            together = np.where(self.usable, np.clip(step[:, axis], -size, size), 0.0)
-            solved = vector @ ((vector.T @ (root * together)) / np.maximum(value, floor)) / root
-            out[:, axis] = np.where(self.usable, solved + step[:, axis] - together, step[:, axis])
-        return out
-
-    def together(self, past: list[tuple[FloatArray, FloatArray]], information: FloatArray, floor: float) -> FloatArray:
-        """Return the next step (n, 2) from the last one of `past`, which holds displacements and the steps asked there.
-
-        Where the coupling is not quite what it was computed to be (gain and slopes take their part, rows that were not
-        recorded come from the model), slow drifts would come in slowly or run away: what the last steps did about them
-        tells (Anderson 1965, doi 10.1145/321296.321305), each axis for itself.
-        """
-        solved = [self.solve(asked, information, floor) for _, asked in past]
-        out = solved[-1].copy()
-        for axis in (0, 1):
-            if len(past) < 2:
-                continue
-            root = np.where(self.usable, self._root(information[:, axis]), 0.0)
-            moves = np.stack([b[0][:, axis] - a[0][:, axis] for a, b in pairwise(past)], axis=1)
-            changes = np.stack([b[:, axis] - a[:, axis] for a, b in pairwise(solved)], axis=1)
-            part = np.linalg.lstsq(root[:, None] * changes, root * out[:, axis], rcond=1e-3)[0]
-            out[:, axis] -= (moves + changes) @ part
-        return out
-
-    def errors(
-        self, fit: Fit, noise: FloatArray, theta: FloatArray, held_out: Fit, shared: FloatArray | float = 0.0
-    ) -> tuple[FloatArray, float, FloatArray]:
-        """Return standard errors (n, 2), that of the rotation centre, and the bound (n, 2).
-
-        The formal covariance is that of the coupled fit with the measured noise. Two halves of the rows, in bands that
-        take turns, answer independently, and so does each projection against the volume it had no part in: where they
-        differ by more than their formal errors allow, the errors are that much larger. `shared` is what the noise of
-        straight structures that were taken out adds to the variance in x, see `profile_noise`.
-        """
-        n = len(theta)
-        sigma, bound = np.empty((n, 2)), np.empty((n, 2))
-        constants = orbit(theta, constant=True)
-        center = float("nan")
-        for axis, (value, vector) in enumerate(self.modes):
-            information = np.maximum(fit.information[:, :, axis], 1e-30)
-            root = self._root(information[0])
-            score = noise * (_score_noise(self.model, axis) + (shared if axis == 1 else 0.0))
-            value = np.maximum(value, 0.05)
-            # Newton: s = A^-1 b with A = root (1 - K) root and cov(b) = A * noise.
-            half = (vector / np.sqrt(value)) @ vector.T
-            cov = (half * score) @ half / root[:, None] / root[None, :]
-            gauge = np.ones((n, 1)) if axis == 0 else constants
-            pull = np.eye(n) - gauge @ np.linalg.pinv(gauge)
-            formal = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", pull, cov, pull, optimize=True), 0))
-            bound[:, axis] = np.sqrt(noise / information[0])
-            parts = []
-            for k in (1, 2):
-                r = self._root(information[k])
-                solved = vector @ ((vector.T @ (r * fit.halves[k - 1, :, axis])) / value) / r
-                parts.append(solved)
-            difference = parts[0] - parts[1]
-            expected = formal**2 * information[0] * (1 / information[1] + 1 / information[2])
-            rest = pull @ difference
-            ratio = _local_mean(np.minimum(rest**2 / np.maximum(expected, 1e-30), 25.0), theta)
-            alone = held_out.step[:, axis] - np.median(held_out.step[:, axis])
-            free = np.median((pull @ alone) ** 2 * information[0] / (2 * score)) / 0.455
-            empirical = np.sqrt(np.maximum(1.0, np.maximum(ratio, free)))
-            sigma[:, axis] = np.hypot(formal * empirical, _RESAMPLING_PX)
-            if axis == 1:
-                functional = np.linalg.pinv(constants)[2]
-                stays = float(functional @ held_out.step[:, axis])
-                center = float(
-                    np.sqrt(
-                        functional @ cov @ functional + (functional @ difference) ** 2 / 4 + stays**2 + _CENTER_PX**2
-                    )
-                )
-        return sigma, center, bound
-
-
-def _local_mean(values: FloatArray, theta: FloatArray) -> FloatArray:
-    """Mean over neighbouring angles, a quarter of them all; drawn to the mean of all as far as chance explains it.
-
-    Parameters
-    ----------
-    values : (n,) array
-        Squares of normal deviates, or more.
-    """
-    order = np.argsort(theta, kind="stable")
-    reach = max(4, len(values) // 8)
-    v = np.pad(values[order], reach, mode="reflect")
-    mean = np.convolve(v, np.full(2 * reach + 1, 1 / (2 * reach + 1)), mode="valid")
-    middle = float(values.mean())
-    chance = 2 * middle**2 / (2 * reach + 1)
-    kept = max(0.0, 1 - chance / max(float(np.mean((mean - middle) ** 2)), 1e-30))
-    out = np.empty_like(values)
-    out[order] = middle + kept * (mean - middle)
-    return out
-
-
-def _score_noise(model: F32, axis: int) -> float:
-    """Part of the noise variance that passes the filters of the frames, seen through the gradient of `model`."""
-    from .agreement import smooth
-
-    some = -np.gradient(model[:: max(1, len(model) // 24)], axis=1 + axis)
-    # FINE_PX, and the weights of `halve`: together a blur of 0.8 px
-    passed = smooth(np.ascontiguousarray(some), float(np.hypot(FINE_PX, 0.4)))
-    return float(np.sum(passed**2, dtype=np.float64) / max(np.sum(some**2, dtype=np.float64), 1e-30))
-
-
-def _noise_left() -> float:
-    """Part of the variance of white noise that passes the blur of the fit."""
-    return float(1 / (4 * np.pi * FINE_PX**2))
 
 
 def _better(before: Fit, after: Fit, usable: Bool, by: float = 0.0) -> bool:
@@ -658,110 +519,6 @@ def _moved(shift: FloatArray, moments: FloatArray, theta_deg: FloatArray) -> flo
     rest[:, 0] -= rest[:, 0].mean()
     rest[:, 1] -= basis[:, :2] @ np.linalg.lstsq(basis, rest[:, 1], rcond=None)[0][:2]
     return float(np.sqrt(np.mean(np.sum(rest**2, axis=1))))
-
-
-def _centred(scene: Scene, shift: FloatArray, theta: FloatArray) -> FloatArray:
-    """Use what cannot be determined to put the object's centre of mass on the axis, at the middle row."""
-    from .model import Alignment as Placed
-    from .resample import place
-
-    height, width = scene.shape
-    placed = place(scene.plain, Placed(shift, np.zeros_like(shift)))
-    profile = np.median(placed.sum(axis=2, dtype=np.float64), axis=0)
-    inside = np.zeros(height)
-    inside[scene.rows[0] : scene.rows[1]] = 1
-    profile = np.maximum(profile * inside, 0)
-    out = shift.copy()
-    if profile.sum() <= 0:
-        return out
-    out[:, 0] += float(profile @ (np.arange(height) - (height - 1) / 2) / profile.sum())
-    across = placed[:, scene.rows[0] : scene.rows[1]].sum(axis=1, dtype=np.float64)
-    total = across.sum(axis=1)
-    com = across @ (np.arange(width) - (width - 1) / 2) / np.where(total > 0, total, np.nan)
-    good = np.isfinite(com) & (total > 0.5 * np.nanmedian(total)) & (np.abs(com) < width / 2)
-    if good.sum() >= 8:
-        basis = orbit(theta, constant=True)
-        fit = np.linalg.lstsq(basis[good], com[good], rcond=None)[0]
-        out[:, 1] += basis[:, :2] @ fit[:2]
-    return out
-
-
-def _correlated(scene: Scene, start: FloatArray, limit: float, *, rounds: int) -> tuple[FloatArray, bool, float]:
-    """Move every frame to where it correlates best with the reprojection of the others, again and again.
-
-    Returns the displacements, whether the last round moved hardly any frame, and the part of the contrast that the
-    reprojections do not explain.
-    """
-    shift = start
-    agreed = False
-    unexplained = float("inf")
-    best = (float("inf"), start)
-    for _ in range(rounds):
-        model = scene.held_out_model(scene.placed(shift))
-        found, score = scene.correlate(model, limit)
-        trusted = score > 0.3 * np.median(score)
-        unexplained = float(np.median(1 - np.clip(score, 0, 1) ** 2))
-        new = np.where(trusted[:, None], found, shift)
-        new = gauge_free(new - shift, scene.theta) + shift
-        move = np.abs(new - shift).max(axis=1)
-        shift = new
-        if unexplained < best[0]:
-            best = (unexplained, shift)
-        agreed = bool(np.quantile(move, 0.8) < 1.0) and unexplained < 0.6
-        if agreed and np.quantile(move, 0.9) < 0.5:
-            break
-    return (shift if rounds == 1 else best[1]), agreed, unexplained if rounds == 1 else best[0]
-
-
-def _chain(scene: Scene, limit: float) -> FloatArray:
-    """Displacements from each frame's correlation with the mean of the ones before it, in the order of the angles."""
-    from .resample import place
-
-    order = np.argsort(scene.theta, kind="stable")
-    out = np.zeros((len(order), 2))
-    frames = scene.data
-    template = frames[order[0]].copy()
-    size = [2 * v for v in scene.shape]
-    for k in order[1:]:
-        cross = np.fft.irfft2(np.fft.rfft2(frames[k], size) * np.fft.rfft2(template, size).conj(), size)
-        lag = [np.fft.fftfreq(s, 1 / s) for s in size]
-        cross[np.abs(lag[0]) > 2 * limit] = -np.inf
-        cross[:, np.abs(lag[1]) > 2 * limit] = -np.inf
-        at = np.unravel_index(int(np.argmax(cross)), cross.shape)
-        score = cross[at] / max(float(np.linalg.norm(frames[k]) * np.linalg.norm(template)), 1e-30)
-        out[k] = [lag[0][at[0]], lag[1][at[1]]]
-        if score > 0.3:
-            moved = place(frames[k : k + 1], Alignment(out[k : k + 1], np.zeros((1, 2))))[0]
-            template = 0.6 * template + 0.4 * moved
-        # the centre of the first frame is as good as any
-    basis = orbit(scene.theta, constant=True)
-    out[:, 1] -= basis[:, :2] @ np.linalg.lstsq(basis, out[:, 1], rcond=None)[0][:2]
-    out[:, 0] -= np.median(out[:, 0])
-    return out
-
-
-def _slips(shift: FloatArray, theta: FloatArray, scale: float) -> tuple[tuple[int, float, float], ...]:
-    """Projections with which a new segment begins: displacement jumps there and stays, far beyond its usual steps."""
-    n = len(shift)
-    rest = shift.copy()
-    basis = orbit(theta, constant=True)
-    rest[:, 1] -= basis[:, :2] @ np.linalg.lstsq(basis, shift[:, 1], rcond=None)[0][:2]
-    if n < 24:
-        return ()
-    reach = 10
-    jump = np.zeros((n, 2))
-    for k in range(reach, n - reach + 1):
-        jump[k] = np.median(rest[k : k + reach], axis=0) - np.median(rest[k - reach : k], axis=0)
-    steps = np.diff(rest, axis=0, prepend=rest[:1])
-    usual = 1.4826 * np.median(np.abs(steps), axis=0) + 1e-9
-    size = np.max(np.minimum(np.abs(jump), np.abs(steps)) / np.maximum(4 * usual, 1.5 * scale), axis=1)
-    out = []
-    while size.max() > 1:
-        k = int(np.argmax(size))
-        at_once = np.median(rest[k : k + 3], axis=0) - np.median(rest[k - 3 : k], axis=0)
-        out.append((k, float(at_once[0]), float(at_once[1])))
-        size[max(0, k - reach) : k + reach] = 0
-    return tuple(sorted(out))
 
 
 def _border_plane(frames: F32) -> F32:
@@ -862,125 +619,3 @@ def _robust_z(values: FloatArray) -> FloatArray:
     centre = np.median(values)
     spread = 1.4826 * np.median(np.abs(values - centre)) + 1e-12
     return np.asarray((values - centre) / spread)
-
-
-# ------------------------------------------------------------------------------------------------- moments
-
-
-def _fourier_shift(profiles: FloatArray, shift: FloatArray) -> FloatArray:
-    """Move the content of every row of (n, length) by -shift samples (band-limited, edge-padded)."""
-    length = profiles.shape[1]
-    pad = length // 2
-    padded = np.pad(profiles, ((0, 0), (pad, pad)), mode="edge")
-    k = np.fft.rfftfreq(padded.shape[1])
-    spectrum = np.fft.rfft(padded, axis=1) * np.exp(2j * np.pi * k[None, :] * shift[:, None])
-    return np.asarray(np.fft.irfft(spectrum, padded.shape[1], axis=1)[:, pad : pad + length])
-
-
-def _vertical(profiles: FloatArray, limit: float) -> tuple[FloatArray, int, int, Bool]:
-    """Displacement in y of every mass profile (n, rows), the rows seen in all of them once aligned, and which agree.
-
-    The centre of mass of the common profile is put at the middle row. Profiles unlike the others are left out of it;
-    their displacement is the middle of the others'.
-    """
-    n, rows = profiles.shape
-    window = np.hanning(rows + 2)[1:-1]
-    size = 2 * rows
-    mass = profiles.sum(axis=1)
-    typical = float(np.median(mass))
-    good: Bool = (mass > 0.5 * typical) & (mass < 2 * typical)
-    if good.sum() < max(FEWEST_ANGLES, 0.5 * n):
-        good = np.ones(n, dtype=bool)
-    spectrum = np.fft.rfft((profiles - profiles.min(axis=1, keepdims=True)) * window, size, axis=1)
-    frequency = np.fft.rfftfreq(size)
-    spectrum[:, 0] = 0
-    power = np.sqrt(np.sum(np.abs(spectrum) ** 2, axis=1))
-    lag = np.fft.fftfreq(size, 1 / size)
-    template = spectrum[np.flatnonzero(good)[good.sum() // 2]]
-    shift = np.zeros(n)
-    for _ in range(3):
-        cross = np.fft.irfft(spectrum * np.conj(template)[None, :], size, axis=1)
-        cross[:, np.abs(lag) > limit] = -np.inf
-        shift = lag[np.argmax(cross, axis=1)]
-        moved = spectrum * np.exp(2j * np.pi * frequency[None, :] * shift[:, None])
-        template = np.mean(moved[good], axis=0)
-    alike = np.real(moved @ np.conj(template)) / np.maximum(power * np.linalg.norm(template), 1e-30)
-    rest = 1 - alike
-    unlike = rest > np.maximum(8 * np.median(rest[good]), 0.02)
-    if (good & ~unlike).sum() >= max(FEWEST_ANGLES, 0.5 * n):
-        good &= ~unlike
-    shift = np.where(good, shift - np.median(shift[good]), 0.0)
-    top, bottom = _common_rows(shift, rows)
-    for _ in range(10):
-        moved = _fourier_shift(profiles, shift)[:, top:bottom]
-        if bottom - top < 8:
-            break
-        t = np.median(moved[good], axis=0)
-        design = np.stack([-np.gradient(t), t, np.ones_like(t)], axis=1)
-        step = np.linalg.lstsq(design, (moved - t[None, :]).T, rcond=None)[0][0]
-        step = np.where(good, step - np.median(step[good]), 0.0)
-        shift = shift + np.clip(step, -2, 2)
-        top, bottom = _common_rows(shift, rows)
-        if np.abs(step).max() < 1e-3:
-            break
-    middle = np.arange(top, bottom) - (rows - 1) / 2
-    profile = np.median(_fourier_shift(profiles, shift)[good, top:bottom], axis=0)
-    offset = float(np.sum(profile * middle) / np.sum(profile)) if bottom > top else 0.0
-    return np.asarray(shift + offset), top, bottom, good
-
-
-def _common_rows(shift: FloatArray, rows: int) -> tuple[int, int]:
-    top = int(np.ceil(max(0.0, -shift.min()))) + 2
-    bottom = rows - int(np.ceil(max(0.0, shift.max()))) - 2
-    return (top, bottom) if bottom > top else (0, 0)
-
-
-def _horizontal(
-    frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom: int, good: Bool
-) -> tuple[FloatArray, float]:
-    """Displacement in x from the centre of mass of every row, and its standard error from two sets of rows.
-
-    Each row's centre moves on its own sinusoid; what all rows do besides is the displacement. The centre of mass of the
-    whole is put on the axis. Frames that are not `good` get what their neighbours have.
-    """
-    if not good.all():
-        part, spread = _horizontal(frames[good], dy[good], theta[good], top, bottom, good[good])
-        order = np.argsort(theta[good], kind="stable")
-        return np.interp(theta, theta[good][order], part[order]), spread
-    n, _, w = frames.shape
-    if bottom - top < 4:
-        return np.full(n, np.nan), float("nan")
-    x = (np.arange(w) - (w - 1) / 2).astype(np.float32)
-    offset = dy - np.median(dy)
-    m0 = _fourier_shift(frames.sum(axis=2, dtype=np.float64), offset)[:, top:bottom]
-    m1 = _fourier_shift(np.asarray(frames @ x, dtype=np.float64), offset)[:, top:bottom]
-    mass = np.median(m0, axis=0)
-    rows = mass > 0.05 * mass.max()
-    if mass.max() <= 0 or rows.sum() < 2:
-        return np.full(n, np.nan), float("nan")
-    m0, m1, mass = m0[:, rows], m1[:, rows], mass[rows]
-    basis = np.stack([np.cos(theta), np.sin(theta)], axis=1)
-
-    def estimate(use: slice) -> FloatArray:
-        total = m0[:, use].sum(axis=1)
-        dx: FloatArray = m1[:, use].sum(axis=1) / np.where(total > 0, total, np.nan)
-        com = m1[:, use] / np.maximum(m0[:, use], 0.02 * mass.max())
-        weight = mass[use] ** 2
-        if not np.isfinite(dx).all():
-            return dx
-        for _ in range(4):
-            orbit = np.linalg.lstsq(basis, com - dx[:, None], rcond=None)[0]
-            orbit -= (orbit @ mass[use] / mass[use].sum())[:, None]
-            rest = com - basis @ orbit
-            off = np.abs(rest - np.average(rest, axis=1, weights=weight)[:, None])
-            scale = 1.4826 * np.median(off) + 1e-9
-            robust = weight * np.minimum(1, 1.5 * scale / np.maximum(off, 1e-12))
-            dx = np.asarray(np.sum(robust * rest, axis=1) / np.sum(robust, axis=1))
-        return dx
-
-    dx = estimate(slice(None))
-    even, odd = estimate(slice(0, None, 2)), estimate(slice(1, None, 2))
-    difference = even - odd
-    c, a, b = np.linalg.lstsq(np.column_stack([np.ones(n), basis]), difference, rcond=None)[0]
-    difference = difference - c - basis @ np.array([a, b])
-    return dx, float(np.std(difference) / 2)
