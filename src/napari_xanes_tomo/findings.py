@@ -215,25 +215,21 @@ class Findings(Run):
     def point_spread(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """(energies,) variance of the point spread beyond the reference's, px^2 of the common grid, and its error.
 
-        NaN where it was not measured. A run of an earlier version has no measure of the reference itself: there all
-        values are too large by the same.
+        NaN where it was not measured.
         """
         state, n = self.state, len(self.series.scans)
         value, sigma = np.full(n, np.nan), np.full(n, np.nan)
-        zero = response = float("nan")
         for e in range(n):
             candidate = state[("registration", e)].candidate
             if candidate is None or state[("registration", e)].status in ("stale", "failed"):
                 continue
             numbers = candidate.payload["numbers"]
-            if numbers.get("blur_px2") is not None:
+            if e == state.reference:
+                value[e] = sigma[e] = 0.0
+            elif numbers.get("blur_sigma_px2"):
                 square = float(numbers["magnification"]) ** 2
                 value[e], sigma[e] = numbers["blur_px2"] / square, numbers["blur_sigma_px2"] / square
-                if e == state.reference and "blur_response" in numbers:
-                    zero, response = value[e], float(numbers["blur_response"])
-        if not np.isfinite(response):
-            return value, sigma
-        return (value - zero) / response, sigma / response
+        return value, sigma
 
     def error_map(self) -> ErrorMap:
         """Return what every registered projection by itself is displaced by beyond its alignment."""

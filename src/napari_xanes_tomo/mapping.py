@@ -371,6 +371,7 @@ class Mapper(Findings):
         absent = dict(read_map_attributes(self.output.maps)[0]["absent"])  # of maps that were finished before, theirs
         notes = [f"{name}: {why}" for name, why in absent.items()] + job.notes(p, self._reconstructor().name)
         notes += no_half_sets
+        notes += self._not_blurred(items)
         if kept is not None:
             notes.append(f"the former maps are kept in {kept.name}")
         numbers = {"absent": absent, "elements": list(plan.elements), "store_key": store.key, **metadata}
@@ -381,6 +382,21 @@ class Mapper(Findings):
         ]
         numbers["noise_over_jump_of_one_energy"] = job.noise * plan.noise_over_jump
         return StepResult({}, numbers, Quality(job.scores(p), tuple(notes)))
+
+    def _not_blurred(self, items: Sequence[AlignedEnergy]) -> list[str]:
+        """Say which energies could not be blurred to the common point spread, for theirs is not known."""
+        if not self.recipe.maps.common_blur or self.single:
+            return []
+        mapped = {float(i.scan.energy_ev) for i in items}
+        spread = self.point_spread()[0]
+        unknown = [
+            f"{ev:g}"
+            for ev, value in zip(self.series.energies_ev, spread, strict=True)
+            if float(ev) in mapped and not np.isfinite(value)
+        ]
+        if not unknown:
+            return []
+        return [f"maps.common_blur: the point spread could not be measured at {', '.join(unknown)} eV: not blurred"]
 
     def _map_job(self, state: State, p: MapsParameters) -> _Job:
         """Return what is to be mapped: the plan after the checks, and the size of the voxels."""

@@ -24,9 +24,9 @@ from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, 
 from .parallel import one_blas_thread
 from .qc import check_projections, check_scores, tomogram_views
 from .recipe import Recipe
-from .registration import Template, make_template, match_angles, object_mass, register
+from .registration import Template, match_angles, object_mass, register
 from .registration_qc import part_in_field
-from .resample import place, widened
+from .resample import place
 from .screening import screen, shows_something
 
 __all__ = [
@@ -676,7 +676,6 @@ def run_registration(
             "frame_width": data.frame_shape[1],
             "variance": float(np.median(data.variance) * data.bin**2),
         }
-        numbers |= _own_blur(data, theta, part, template, recipe)
         arrays = {"shift": whole.shift, "sigma": whole.sigma, "residual": np.full(n, np.nan)}
         if probe is not None and len(theta) >= FEWEST_SAMPLED:
             arrays["samples"] = _samples(data, theta, part, probe, template)
@@ -757,50 +756,6 @@ def run_registration(
     if turned:
         notes += (f"its angles exceed the reference's by {turned:+.3f} +- {found.angle_sigma_deg:.3f} deg: corrected",)
     return StepResult(arrays, numbers, replace(found.quality, scores=scores, notes=notes))
-
-
-_WIDENED = 0.25  # variance by which the reference is widened, square px of the estimation
-
-
-def _own_blur(
-    data: Normalised, theta: FloatArray, part: Alignment, template: Template, recipe: Recipe
-) -> dict[str, float]:
-    """Return what the measure of the point spread would say of the reference itself, and of a known blur.
-
-    Noise of the template makes every other energy seem blurred. The reference shares that noise, and does not: so each
-    half of its projections is compared with the template of the other half, which has twice the noise. Of ``f``, the
-    noise over the signal, a known blur tells: it is seen in full against the template of the same projections, and as
-    ``1 / (1 + 2 f)`` against that of the others.
-    """
-    order = np.argsort(theta, kind="stable")
-    halves = (order[::2], order[1::2])
-    if min(len(h) for h in halves) < FEWEST_SAMPLED:
-        return {}
-
-    def seen(which: npt.NDArray[np.intp], against: Template) -> tuple[float, float, float]:
-        own = replace(part, shift=part.shift[which], sigma=part.sigma[which], status=())
-        plain, wide = (
-            register(frames, theta[which], own, against, magnification=1.0, fixed=True, parameters=recipe.registration)
-            for frames in (data.data[which], widened(data.data[which], _WIDENED))
-        )
-        response = (wide.blur_px2 - plain.blur_px2) / (_WIDENED * data.bin**2)
-        return plain.blur_px2, plain.blur_sigma_px2, response
-
-    try:
-        full = seen(order, template)[2]
-        apart = []
-        for which, other in (halves, halves[::-1]):
-            own = replace(part, shift=part.shift[other], sigma=part.sigma[other], status=())
-            made = make_template(data.data[other], theta[other], own, bin=data.bin, frame_shape=data.frame_shape)
-            apart.append(seen(which, made.seen_at(theta[which])))
-    except XanesTomoError:
-        return {}
-    value, sigma, response = np.mean(apart, axis=0).tolist()
-    if not (0.1 < response < 10 and 0.1 < full < 10):
-        return {}
-    noise = max(0.0, (full / response - 1) / 2)
-    once = (1 + 2 * noise) / (2 * (1 + noise))
-    return {"blur_px2": once * value, "blur_sigma_px2": once * sigma, "blur_response": full / (1 + noise)}
 
 
 def _samples(
