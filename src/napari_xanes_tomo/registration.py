@@ -103,12 +103,6 @@ class Template:
     _levels: dict[tuple[float, float, int], _Level] = field(default_factory=dict, compare=False, repr=False)
     _noises: list[F32] = field(default_factory=list, compare=False, repr=False)
 
-    def seen_at(self, theta_deg: FloatArray) -> Template:
-        """Return the template as it is seen at other angles, degrees."""
-        theta = np.asarray(theta_deg, dtype=float)
-        frames, depth = _reproject(self.volume, theta, self.bin)
-        return replace(self, frames=frames, depth=depth, theta_deg=theta, _levels={})
-
     def turned(self, angle_deg: float) -> Template:
         """Return the template as it is seen with the object turned by `angle_deg` against the stage."""
         frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)
@@ -176,7 +170,8 @@ class RegistrationResult:
         Of the object against the reference. The roll is part of the alignment where it matters; the angle is the amount
         by which the true angles of this energy exceed the nominal ones.
     blur_px2, blur_sigma_px2 : float
-        Variance of the point spread beyond that of the reference, square raw px.
+        Variance of the point spread beyond that of the reference, square raw px. The error is 0 where it was not
+        measured (frames too narrow): the value is then that of one blur of all recorded pixels.
     residual_shift, residual_sigma : (n, 2) arrays
         What each projection by itself is displaced by, beyond the alignment, raw px; NaN where nothing was compared.
     residual : (n,) array
@@ -853,11 +848,6 @@ def _solve_shared(fit: LinearFit, theta_deg: FloatArray, held: Mapping[int, tupl
 
 
 _CORRELATED = 4.0  # pixels are correlated after the band-pass: a mean over N of them is this much less certain
-
-
-def at_alignment(base: Alignment, magnification: float, theta_deg: FloatArray, translation: FloatArray) -> Alignment:
-    """Return `base` seen at a magnification, for an object moved by ``[ty, a, b]``, common-grid px."""
-    return replace(base, magnification=magnification).gauge(theta_deg, *translation)
 
 
 def _steepness(model: F32) -> F32:
