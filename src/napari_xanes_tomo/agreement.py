@@ -49,31 +49,33 @@ def _summing_kernel(function: _F) -> _F:
 
 @_kernel
 def _blur(first: int, end: int, frames: F32, taps: F32, out: F32) -> None:
+    """Convolve along both axes; `taps` are the middle one, then those beside it: an odd number of all."""
     _, h, w = frames.shape
-    reach = taps.size // 2
+    reach = taps.size - 1
+    padded = np.empty(w + 2 * reach, np.float32)
+    line = padded[reach : reach + w]
     for f in range(first, end):
-        rows = np.empty((h, w), np.float32)
+        frame = frames[f]
         for y in range(h):
-            line = rows[y]
-            line[:] = 0.0
-            for t in range(taps.size):
-                s = min(max(y + t - reach, 0), h - 1)
-                weight = taps[t]
-                source = frames[f, s]
+            here = frame[y]
+            for x in range(w):
+                line[x] = taps[0] * here[x]
+            for t in range(1, reach, 2):  # two pairs at a time
+                p, q = taps[t], taps[t + 1]
+                a, b = frame[max(y - t, 0)], frame[min(y + t, h - 1)]
+                c, d = frame[max(y - t - 1, 0)], frame[min(y + t + 1, h - 1)]
                 for x in range(w):
-                    line[x] += weight * source[x]
-        padded = np.empty(w + 2 * reach, np.float32)
-        for y in range(h):
-            for x in range(reach):
-                padded[x] = rows[y, 0]
-                padded[w + reach + x] = rows[y, w - 1]
-            padded[reach : reach + w] = rows[y]
-            line = out[f, y]
-            line[:] = 0.0
-            for t in range(taps.size):
-                weight = taps[t]
+                    line[x] += p * (a[x] + b[x]) + q * (c[x] + d[x])
+            padded[:reach] = line[0]
+            padded[reach + w :] = line[w - 1]
+            blurred = out[f, y]
+            for x in range(w):
+                blurred[x] = taps[0] * line[x]
+            for t in range(1, reach, 2):
+                p, q = taps[t], taps[t + 1]
+                a, b, c, d = padded[reach - t :], padded[reach + t :], padded[reach - t - 1 :], padded[reach + t + 1 :]
                 for x in range(w):
-                    line[x] += weight * padded[x + t]
+                    blurred[x] += p * (a[x] + b[x]) + q * (c[x] + d[x])
 
 
 def smooth(frames: F32, sigma_px: float) -> F32:
@@ -82,9 +84,10 @@ def smooth(frames: F32, sigma_px: float) -> F32:
     if sigma_px <= 0:
         return data
     reach = max(1, math.ceil(4 * sigma_px))
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
+    reach += reach % 2  # the kernel takes two pairs at a time
+    taps = np.exp(-0.5 * (np.arange(reach + 1) / sigma_px) ** 2)
     out = np.empty_like(data)
-    weights = (taps / taps.sum()).astype(np.float32)
+    weights = (taps / (taps[0] + 2 * taps[1:].sum())).astype(np.float32)
     in_threads(len(data), lambda a, b: _blur(a, b, data, weights, out))
     return out
 
@@ -274,48 +277,66 @@ def _accumulate_registration(
     size = np.float32(pixel)
     half = np.float32(0.5 / pixel)
     curve = np.float32(0.5 / (pixel * pixel))
-    c = np.empty((_COLUMNS, w), np.float32)
-    uc = np.empty((_COLUMNS, w), np.float32)
-    r = np.empty(w, np.float32)
+    # The residual, then the columns that are fitted, side by side; `row` says where each of all columns is, the rest
+    # goes to a row that nobody reads. Loops run over slices from 0 on: those are done with vectors.
+    row = np.full(_COLUMNS, k + 1, np.int64)
+    for i in range(k):
+        row[columns[i]] = i + 1
+    c = np.zeros((k + 2, w), np.float32)
+    weighted = np.empty(w, np.float32)
     for f in range(first, end):
         for band in range(edges.shape[0] - 1):
             for y in range(max(1, edges[band]), min(h - 1, edges[band + 1])):
-                u = weight[f, y]
-                m = model[f, y]
-                up = model[f, y - 1]
-                down = model[f, y + 1]
-                qy = np.float32((y - cy) * pixel)
-                lit = 0.0
-                for x in range(w):
-                    lit += u[x]
-                if lit == 0.0:
+                lit, unlit = 1, w - 1
+                while lit < unlit and weight[f, y, lit] == 0.0:
+                    lit += 1
+                while unlit > lit and weight[f, y, unlit - 1] == 0.0:
+                    unlit -= 1
+                if lit == unlit:
                     continue
-                for x in range(1, w - 1):
-                    gy = half * (down[x] - up[x])
-                    gx = half * (m[x + 1] - m[x - 1])
-                    qx = (np.float32(x) - cx) * size
-                    c[0, x] = -(qy * gy + qx * gx)
-                    c[1, x] = qy * gx - qx * gy
-                    c[2, x] = -gy
-                    c[3, x] = -gx
-                    c[6, x] = curve * (up[x] + down[x] + m[x - 1] + m[x + 1] - 4 * m[x])
-                    c[8, x] = m[x]
-                    c[9, x] = 1.0
-                    r[x] = data[f, y, x] - m[x]
+                n = unlit - lit
+                m, left, right = model[f, y, lit:unlit], model[f, y, lit - 1 : unlit - 1], model[f, y, lit + 1 :]
+                up, down = model[f, y - 1, lit:unlit], model[f, y + 1, lit:unlit]
+                qy = np.float32((y - cy) * pixel)
+                a, b, d = c[0, lit:unlit], data[f, y, lit:unlit], c[row[8], lit:unlit]
+                for x in range(n):
+                    a[x] = b[x] - m[x]
+                for x in range(n):
+                    d[x] = m[x]
+                a, b = c[row[2], lit:unlit], c[row[3], lit:unlit]
+                for x in range(n):
+                    a[x] = half * (up[x] - down[x])
+                for x in range(n):
+                    b[x] = half * (left[x] - right[x])
+                d = c[row[0], lit:unlit]
+                for x in range(n):
+                    gx, gy = half * (left[x] - right[x]), half * (up[x] - down[x])
+                    d[x] = qy * gy + (np.float32(x + lit) - cx) * size * gx
+                d = c[row[1], lit:unlit]
+                for x in range(n):
+                    gx, gy = half * (left[x] - right[x]), half * (up[x] - down[x])
+                    d[x] = (np.float32(x + lit) - cx) * size * gy - qy * gx
                 if depth.shape[0] > 0:
-                    for x in range(1, w - 1):
-                        c[4, x] = -half * (depth[f, y, x + 1] - depth[f, y, x - 1])
-                        c[5, x] = -half * (depth[f, y + 1, x] - depth[f, y - 1, x])
+                    a, b, d = c[row[4], lit:unlit], depth[f, y, lit - 1 : unlit - 1], depth[f, y, lit + 1 :]
+                    for x in range(n):
+                        a[x] = half * (b[x] - d[x])
+                    a, b, d = c[row[5], lit:unlit], depth[f, y - 1, lit:unlit], depth[f, y + 1, lit:unlit]
+                    for x in range(n):
+                        a[x] = half * (b[x] - d[x])
+                a = c[row[6], lit:unlit]
+                for x in range(n):
+                    a[x] = curve * (up[x] + down[x] + left[x] + right[x] - 4 * m[x])
                 if steep.shape[0] > 0:
-                    for x in range(1, w - 1):
-                        c[7, x] = steep[f, y, x]
+                    c[row[7], lit:unlit] = steep[f, y, lit:unlit]
+                c[row[9], lit:unlit] = 1.0
                 for part in range(parts_x):
-                    x0 = max(1, (part * w) // parts_x)
-                    x1 = min(w - 1, ((part + 1) * w) // parts_x)
-                    p = band * parts_x + part
-                    total = np.float32(0.0)
-                    square = np.float32(0.0)
-                    for x in range(x0, x1):
+                    x0 = max(lit, (part * w) // parts_x)
+                    x1 = min(unlit, ((part + 1) * w) // parts_x)
+                    if x0 >= x1:
+                        continue
+                    u, r, v, p = weight[f, y, x0:x1], c[0, x0:x1], weighted[x0:x1], band * parts_x + part
+                    total = square = np.float32(0.0)
+                    for x in range(u.size):
                         total += u[x]
                         square += u[x] * r[x] * r[x]
                     if total == 0.0:
@@ -323,19 +344,33 @@ def _accumulate_registration(
                     cost[f, p] += square
                     count[f, p] += total
                     for i in range(k):
-                        ci = c[columns[i]]
-                        ui = uc[i]
+                        a = c[i + 1, x0:x1]
                         value = np.float32(0.0)
-                        for x in range(x0, x1):
-                            ui[x] = u[x] * ci[x]
-                            value += ui[x] * r[x]
+                        for x in range(u.size):
+                            v[x] = u[x] * a[x]
+                            value += v[x] * r[x]
                         rhs[f, p, i] += value
-                        for j in range(i + 1):
-                            cj = c[columns[j]]
+                        j = 0
+                        while j + 2 < i:  # four at a time: the weighted column is loaded once for them
+                            c0, c1, c2, c3 = c[j + 1, x0:x1], c[j + 2, x0:x1], c[j + 3, x0:x1], c[j + 4, x0:x1]
+                            s0 = s1 = s2 = s3 = np.float32(0.0)
+                            for x in range(u.size):
+                                s0 += v[x] * c0[x]
+                                s1 += v[x] * c1[x]
+                                s2 += v[x] * c2[x]
+                                s3 += v[x] * c3[x]
+                            normal[f, p, i, j] += s0
+                            normal[f, p, i, j + 1] += s1
+                            normal[f, p, i, j + 2] += s2
+                            normal[f, p, i, j + 3] += s3
+                            j += 4
+                        while j <= i:
+                            a = c[j + 1, x0:x1]
                             value = np.float32(0.0)
-                            for x in range(x0, x1):
-                                value += ui[x] * cj[x]
+                            for x in range(u.size):
+                                value += v[x] * a[x]
                             normal[f, p, i, j] += value
+                            j += 1
         for p in range(normal.shape[1]):
             for i in range(k):
                 for j in range(i):
