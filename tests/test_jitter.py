@@ -424,7 +424,7 @@ MOVED = motion(len(THETA), 1)
         (noisy(np.linspace(0, 1, SHAPE[1]) * np.ones((36, *SHAPE))), THETA, "part of the contrast not explained"),
         (noisy(balls(THETA, (96, 112), 2 * MOVED)[:, 36:60, 44:68]), THETA, "sigma_x"),
         (noisy(balls(THETA, (96, 112), MOVED)[:, 24:72, 56:98]), THETA, "moved from the moments"),
-        (np.repeat(noisy(balls(THETA, SHAPE, MOVED))[:1], 36, axis=0), THETA, "moved from the moments"),
+        (np.repeat(noisy(balls(THETA, SHAPE, MOVED))[:1], 36, axis=0), THETA, "sigma_y"),
         (noisy(balls(THETA, SHAPE, MOVED)), np.random.default_rng(0).permutation(THETA), "held-out residual / noise"),
     ],
     ids=["nothing", "a slope", "beyond every side", "beyond one side", "one frame again and again", "wrong angles"],

@@ -39,6 +39,7 @@ _FILLS = 3  # reprojections that fill what frames did not record, before the fir
 _ODD = 4.5  # robust standard deviations from which on more is left of a projection than of those around it
 _FEWEST_TO_STAND_OUT = 40  # projections, for that to be asked
 _MOSTLY_NOISE = 2.5  # times its variance, at most, of a projection and what predicts it: 1.7 of it is theirs
+_FAR_WORSE = 0.1  # of what is left of a projection: less may come from that one being in the volume
 _CLOSE = 0.25  # of the formal error: after a step below this that the last ones told about, less is left
 _SECANTS = 4  # steps that tell about the next one
 _BAND_PX = 8.0  # outer width of the band-pass where the background asks for one, of those
@@ -323,6 +324,7 @@ class _Search:
             scene.mask, scene.footprint = None, scene._circle()
             if scene.misfit(start, placed) < 0.9 * bounded_misfit:
                 self.notes.append("something besides the object turns with it: the volume is not bounded")
+                scene.unbind()
             else:
                 scene.mask, scene.footprint = mask, footprint
         shift, known = self._newton(scene, start, self.p.iterations)
@@ -333,7 +335,7 @@ class _Search:
             if scene.ring.any():
                 scene.set_data(scene.background(shift))
             if not bounded:
-                scene.mask, scene.footprint = None, scene._circle()
+                scene.unbind()
             shift, known = self._newton(scene, shift, self.p.iterations)
         moments_kept = self.method == "moments" and np.isfinite(self.moments).all()
         refined = scene.held_out(shift, scene.placed(shift, known))
@@ -397,14 +399,21 @@ class _Search:
             self._report(3 + k)
             formal = np.sqrt(np.median(self.noise) / np.maximum(np.median(fit.information[0], axis=0), 1e-30))
             enough = _CLOSE if len(past) > 2 else 0.1
-            if k and np.all(np.sqrt(np.mean(step[scene.usable] ** 2, axis=0)) < enough * formal + 1e-4):
+            same = (was == scene.usable).all()
+            if k and same and np.all(np.sqrt(np.mean(step[scene.usable] ** 2, axis=0)) < enough * formal + 1e-4):
                 break
         return shift, known
 
     def _leave_out(self, scene: Scene, fit: Fit) -> None:
-        """Projections that do not fit the others have no part in the volume; at most a third of them."""
+        """Projections that do not fit the others have no part in the volume; at most a third of them.
+
+        Those next to one that is far worse are asked again when that has no part in the volume any more.
+        """
         z = _robust_z(np.log(np.maximum(fit.residual, 1e-30)))
         bad = (z > 6) & (fit.residual > 3 * np.median(fit.residual))
+        order = np.argsort(self.theta, kind="stable")
+        within = np.pad((fit.residual * scene.usable)[order], 2)
+        bad[order] &= fit.residual[order] > _FAR_WORSE * np.lib.stride_tricks.sliding_window_view(within, 5).max(axis=1)
         bad |= (fit.gain < 0.5) | (fit.gain > 2.0)
         bad |= self.odd
         if bad.mean() < 0.34:

@@ -134,15 +134,37 @@ def _weights(first: int, end: int, body: F32, rows: Bool, columns: Bool, out: F3
 
 
 @_kernel
-def _power(first: int, end: int, weight: F32, data: F32, out: FloatArray) -> None:
-    """Sum ``weight * data**2`` over every frame."""
+def _left(
+    first: int, end: int, data: F32, model: F32, weight: F32, rows: Bool, columns: Bool, solution: FloatArray,
+    sums: FloatArray,
+) -> None:  # fmt: skip
+    """Sum over every frame, where it was recorded: weight, squares of the data, squares of what a fit leaves of them.
+
+    `solution` (n, 6) is that of `displacement_equations` with slopes.
+    """
+    _, h, w = data.shape
     for f in range(first, end):
-        out[f] = 0.0
-        for y in range(data.shape[1]):
-            line = np.float32(0.0)
-            for x in range(data.shape[2]):
-                line += weight[f, y, x] * data[f, y, x] * data[f, y, x]
-            out[f] += line
+        sums[f] = 0.0
+        dy, dx, gain, level, down, across = solution[f].astype(np.float32)
+        dy, dx, across = dy * np.float32(0.5), dx * np.float32(0.5), across / np.float32(w / 2)
+        for y in range(1, h - 1):
+            if not rows[f, y]:
+                continue
+            base = level + down * np.float32((y - (h - 1) / 2) / (w / 2)) - across * np.float32((w - 1) / 2)
+            total = np.float32(0.0)
+            power = np.float32(0.0)
+            cost = np.float32(0.0)
+            for x in range(1, w - 1):
+                u = weight[y, x] if columns[f, x] else np.float32(0.0)
+                m = model[f, y, x]
+                r = data[f, y, x] - m - gain * m - base - across * np.float32(x)
+                r += dy * (model[f, y + 1, x] - model[f, y - 1, x]) + dx * (model[f, y, x + 1] - model[f, y, x - 1])
+                total += u
+                power += u * data[f, y, x] * data[f, y, x]
+                cost += u * r * r
+            sums[f, 0] += total
+            sums[f, 1] += power
+            sums[f, 2] += cost
 
 
 @_kernel
@@ -243,7 +265,7 @@ class Fit:
     gain : (n,) array
         Contrast of the data over that of the reprojection.
     residual : (n,) array
-        Mean squared difference that is left.
+        Mean squared difference that is left where the object may be.
     unexplained : (n,) array
         The same over the mean square of the data.
     """
@@ -293,7 +315,7 @@ class Scene:
         other = copy(self)
         other.coarse_px, other.slopes = coarse_px, coarse_px == 0
         other.set_data(self.plain)
-        other.mask, other.footprint = None, self._circle()
+        other.unbind()
         return other
 
     # ------------------------------------------------------------------------------------------ the scene
@@ -307,9 +329,15 @@ class Scene:
         self.rows = (0, self.shape[0])
         self.mask: F32 | None = None
         self.body: F32 = np.ones(self.shape, dtype=np.float32)
+        self.compared: F32 = self.body
         self.ring: Bool = np.zeros(self.shape, dtype=bool)
         self.thickness: F32 = np.zeros((0, *self.shape), dtype=np.float32)
         self.footprint = self._circle()
+
+    def unbind(self) -> None:
+        """Let the object be anywhere in the rows it covers, and compare all of them."""
+        self.mask, self.footprint = None, self._circle()
+        self.compared = np.ones_like(self.body)
 
     def look(self, shift: FloatArray) -> None:
         """Settle, from displacements that are about right, where the object is and which rows it covers."""
@@ -340,7 +368,11 @@ class Scene:
         grown = binary_dilation(body, iterations=3)
         self.body = grown[top:bottom].astype(np.float32)
         far = max(4, round(0.12 * self.shape[1]))
-        self.ring = np.asarray(binary_dilation(grown, iterations=far) & ~binary_dilation(grown, iterations=2))
+        near = binary_dilation(grown, iterations=far)
+        self.ring = np.asarray(near & ~binary_dilation(grown, iterations=2))
+        # The air beside the object settles level and slopes: on the object alone they would take the part of slow
+        # drifts, of which little else is known.
+        self.compared = near[top:bottom].astype(np.float32)
 
     def air(self, shift: FloatArray) -> Bool:
         """(n, y, x) where a frame shows nothing of the object, three pixels away from it; all where none was found."""
@@ -371,10 +403,10 @@ class Scene:
         return (y >= edge) & (y <= height - 1 - edge), (x >= edge) & (x <= width - 1 - edge)
 
     def weight(self, shift: FloatArray) -> F32:
-        """Where data and reprojection are compared: around the object, on what every frame recorded."""
+        """Where data and reprojection are compared: the object and the air around it, on what every frame recorded."""
         y, x = self._inside(shift, _EDGE)
-        out = np.empty((len(shift), *self.body.shape), np.float32)
-        in_threads(len(shift), lambda a, b: _weights(a, b, self.body, y, x, out))
+        out = np.empty((len(shift), *self.compared.shape), np.float32)
+        in_threads(len(shift), lambda a, b: _weights(a, b, self.compared, y, x, out))
         return out
 
     def cut(self, shift: FloatArray) -> bool:
@@ -527,15 +559,17 @@ class Scene:
             fine = np.isfinite(variance) & (variance > 0)
             information.append(np.where(fine, 1 / np.where(fine, variance, 1.0), 0.0))
         first = 2 if keep_step else 0
-        rhs = fit.rhs.sum(axis=1)[:, first:]
-        solution, _ = solve_normal(fit.normal.sum(axis=1)[:, first:, first:], rhs)
-        cost = np.maximum(fit.cost.sum(axis=1) - np.einsum("ni,ni->n", solution, rhs), 0)
-        count = np.maximum(fit.count.sum(axis=1), 1e-9)
-        power: FloatArray = np.empty(len(shift))
-        in_threads(len(shift), lambda a, b: _power(a, b, weight, placed, power))
+        solution, _ = solve_normal(fit.normal.sum(axis=1)[:, first:, first:], fit.rhs.sum(axis=1)[:, first:])
+        whole = np.zeros((len(shift), 6))
+        whole[:, first : first + solution.shape[1]] = solution
+        y, x = self._inside(shift, _EDGE)
+        sums: FloatArray = np.empty((len(shift), 3))
+        in_threads(len(shift), lambda a, b: _left(a, b, placed, model, self.body, y, x, whole, sums))
+        count, power, cost = sums.T
         return Fit(
-            steps[0], np.stack(steps[1:]), np.stack(information), gain, cost / count, cost / np.maximum(power, 1e-30)
-        )
+            steps[0], np.stack(steps[1:]), np.stack(information), gain, cost / np.maximum(count, 1e-9),
+            cost / np.maximum(power, 1e-30),
+        )  # fmt: skip
 
     @staticmethod
     def _every_second_band(model: F32, weight: F32) -> Bool:
