@@ -80,7 +80,7 @@ class Coupled:
         differ by more than their formal errors allow, the errors are that much larger. `shared` is what the noise of
         straight structures that were taken out adds to the variance in x, see `profile_noise`.
         """
-        n = len(theta)
+        n, use = len(theta), self.usable
         sigma, bound = np.empty((n, 2)), np.empty((n, 2))
         constants = orbit(theta, constant=True)
         center = float("nan")
@@ -93,24 +93,25 @@ class Coupled:
             half = (vector / np.sqrt(value)) @ vector.T
             cov = (half * score) @ half / root[:, None] / root[None, :]
             gauge = np.ones((n, 1)) if axis == 0 else constants
-            pull = np.eye(n) - gauge @ np.linalg.pinv(gauge)
+            known = np.linalg.pinv(gauge * use[:, None]) * use  # of the projections that were used
+            pull = np.eye(n) - gauge @ known
             formal = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", pull, cov, pull, optimize=True), 0))
             bound[:, axis] = np.sqrt(noise / information[0])
             parts = []
             for k in (1, 2):
                 r = self._root(information[k])
-                solved = vector @ ((vector.T @ (r * fit.halves[k - 1, :, axis])) / value) / r
+                solved = vector @ ((vector.T @ (r * np.where(use, fit.halves[k - 1, :, axis], 0.0))) / value) / r
                 parts.append(solved)
             difference = parts[0] - parts[1]
             expected = formal**2 * information[0] * (1 / information[1] + 1 / information[2])
             rest = pull @ difference
-            ratio = _local_mean(np.minimum(rest**2 / np.maximum(expected, 1e-30), 25.0), theta)
-            alone = held_out.step[:, axis] - np.median(held_out.step[:, axis])
-            free = np.median((pull @ alone) ** 2 * information[0] / (2 * score)) / 0.455
+            ratio = _local_mean(np.minimum(rest**2 / np.maximum(expected, 1e-30), 25.0), theta, use)
+            alone = held_out.step[:, axis] - np.median(held_out.step[use, axis])
+            free = np.median(((pull @ alone) ** 2 * information[0] / (2 * score))[use]) / 0.455
             empirical = np.sqrt(np.maximum(1.0, np.maximum(ratio, free)))
             sigma[:, axis] = np.hypot(formal * empirical, _RESAMPLING_PX)
             if axis == 1:
-                functional = np.linalg.pinv(constants)[2]
+                functional = known[2]
                 stays = float(functional @ held_out.step[:, axis])
                 center = float(
                     np.sqrt(
@@ -120,19 +121,23 @@ class Coupled:
         return sigma, center, bound
 
 
-def _local_mean(values: FloatArray, theta: FloatArray) -> FloatArray:
+def _local_mean(values: FloatArray, theta: FloatArray, use: Bool) -> FloatArray:
     """Mean over neighbouring angles, a quarter of them all; drawn to the mean of all as far as chance explains it.
 
     Parameters
     ----------
     values : (n,) array
         Squares of normal deviates, or more.
+    theta, use : (n,) arrays
+        Angles, and whose values count.
     """
     order = np.argsort(theta, kind="stable")
     reach = max(4, len(values) // 8)
-    v = np.pad(values[order], reach, mode="reflect")
-    mean = np.convolve(v, np.full(2 * reach + 1, 1 / (2 * reach + 1)), mode="valid")
-    middle = float(values.mean())
+    ones = np.full(2 * reach + 1, 1.0)
+    weight = np.convolve(np.pad(use[order].astype(float), reach, mode="reflect"), ones, mode="valid")
+    total = np.convolve(np.pad(np.where(use, values, 0.0)[order], reach, mode="reflect"), ones, mode="valid")
+    middle = float(values[use].mean())
+    mean = np.where(weight > 0, total / np.maximum(weight, 1.0), middle)
     chance = 2 * middle**2 / (2 * reach + 1)
     kept = max(0.0, 1 - chance / max(float(np.mean((mean - middle) ** 2)), 1e-30))
     out = np.empty_like(values)
