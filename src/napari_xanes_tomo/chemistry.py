@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .edges import (
-    WHITE_LINE_EV,
     ReferenceSpectrum,
+    atomic_mass,
     bracketed_elements,
     edge_energy_ev,
     scanned_element,
     why_not_scanned,
 )
-from .element_fit import fit_columns, unknown_steps, white_lines_of, with_scanned_edge
+from .element_fit import fit_columns, systematic_terms, unknown_steps, white_lines_of, with_scanned_edge
 from .mixtures import LEAST_LEVEL, LinearCombination, linear_combination, non_negative
 from .model import FloatArray
 from .recipe import MapsParameters
@@ -43,9 +43,7 @@ from .uncertainty import Covariance, Unseen
 __all__ = ["SIGMA", "SIGMA_ALIGNMENT", "MapPlan", "atomic_mass", "finish_slab", "plan_maps"]
 
 F32 = npt.NDArray[np.float32]
-# Relative, one standard deviation: what tables of mass attenuation differ by across an edge, and the pixel size.
-SYSTEMATIC = {"attenuation": 0.02, "pixel_size": 0.012}
-SYSTEMATIC_WHITE_LINE = {False: 0.10, True: 0.03}  # without and with a declared factor
+PIXEL_SIZE_ERROR = 0.012  # relative, one standard deviation
 EDGE = ("shift", "level")  # the components of the edge energy
 SINGLE = "@"  # begins the name of a component that is one energy
 SIGMA = "_sigma"  # total standard error of a map
@@ -105,6 +103,8 @@ class MapPlan:
         reference; 0 for those that are not. None where that was not looked for. Nothing is corrected: see `ARTEFACT`.
     mixture : LinearCombination or None
         Its amounts are the components ``lcf_<name of the reference>``.
+    systematic : dict of str to dict of str to float
+        Relative systematic errors of amounts and fractions, see `element_fit.systematic_terms`.
     notes : tuple of str
         What the user has to know of the fit of the elements.
     """
@@ -132,6 +132,7 @@ class MapPlan:
     white_lines_seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     helped: Mapping[str, FloatArray] = field(default_factory=dict)
     displacement: FloatArray | None = None
+    systematic: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def with_scanned_edge(self, slope: Mapping[str, float]) -> MapPlan:
@@ -221,16 +222,6 @@ class MapPlan:
             return np.asarray(np.sum([self.components[e] for e in self.elements], axis=0))
         return self.components[name]
 
-    def _white_line_error(self, element: str, parameters: MapsParameters) -> float:
-        """Return the systematic error of an amount by its white-line factor, relative."""
-        if element in self.white_lines:
-            return max(self.white_lines[element][1], SYSTEMATIC_WHITE_LINE[True])
-        declared = parameters.declared_white_line(element) is not None
-        least = SYSTEMATIC_WHITE_LINE[declared]
-        # The mean spectrum contradicts the factor of 1 that was used: the amount is off by as much.
-        seen = self.white_lines_seen.get(element)
-        return least if declared or seen is None else max(least, round(abs(seen[0] - 1), 3))
-
     def about(self, name: str, parameters: MapsParameters, blur_px: float, bin: int = 1) -> dict[str, Any]:
         """Return what a reader of the map `name` must know: its point spread, and its systematic errors as numbers.
 
@@ -241,14 +232,10 @@ class MapPlan:
         amount = name in self.elements or name in ("density", "morphology")
         smoothing = parameters.smoothing_voxel * (parameters.shape_smoothing if amount else 1.0)
         out: dict[str, Any] = {"psf_sigma_voxel": round(float(np.hypot(blur_px / bin, smoothing)), 4)}
-        if (amount and name != "morphology") or name.endswith("_fraction"):
-            per_volume = amount and not self.areal  # an amount per area or a fraction knows no pixel size
-            terms = dict(SYSTEMATIC if per_volume else {"attenuation": SYSTEMATIC["attenuation"]})
-            # The step a few eV above an edge is the white line's, not the table's; a declared factor is known better.
-            near = [e for e in self.elements if self._white_line_seen(e)]
-            if near and (name == "density" or name.split("_")[0] in near or name.endswith("_fraction")):
-                terms["white_line"] = max(self._white_line_error(e, parameters) for e in near)
-            out["systematic_relative"] = terms
+        if name in self.systematic:
+            # An amount per area or a fraction knows no pixel size.
+            size = {"pixel_size": PIXEL_SIZE_ERROR} if amount and not self.areal else {}
+            out["systematic_relative"] = {**self.systematic[name], **size}
         if name in self.measured and self.measures is not None:
             out["normalisation"] = self.measures.description
         elif name in ("edge_energy", "edge_jump") and self.edge is not None:
@@ -262,11 +249,6 @@ class MapPlan:
             out["references"] = dict(zip(self.mixture.names, self.mixture.valences or self.mixture.names, strict=True))
             out["misfit_of_the_mean"] = self.mixture.misfit
         return out
-
-    def _white_line_seen(self, element: str) -> bool:
-        """Whether energies that count for the elements lie on the white line of `element`."""
-        x = self.energies_ev - edge_energy_ev(element)
-        return bool(np.any((x > 0) & (x <= WHITE_LINE_EV) & (self.components[element] != 0)))
 
     def unit(self, name: str) -> str:
         """Return the unit of the map `name`."""
@@ -360,6 +342,7 @@ def plan_maps(
     helped: dict[str, FloatArray] = {}
     seen_white_lines: dict[str, tuple[float, float]] = {}
     found_white_lines: dict[str, tuple[float, float]] = {}
+    systematic: dict[str, dict[str, float]] = {}
     if good:
         seen_white_lines = white_lines_of(energy, mean, use, kept, between, p)
         if p.white_line_from_spectrum:
@@ -382,6 +365,7 @@ def plan_maps(
                 better = np.linalg.solve(scaled.T @ (scaled / noise[:, None]), scaled.T / noise) / size[:, None]
                 helped = {e: better[kept.index(e)] for e in good}
         components |= {e: solve[kept.index(e)] * (1e3 if areal else 1.0) for e in good}
+        systematic = systematic_terms(energy, mean, weight, factors, seen_white_lines, between, good, p)
     edge, jump, half = None, float("nan"), float("nan")
     measures: EdgeMeasures | None = None
     mixture: LinearCombination | None = None
@@ -461,6 +445,7 @@ def plan_maps(
         found_white_lines,
         seen_white_lines,
         helped if edge is not None else {},
+        systematic=systematic,
         notes=notes,
     )
 
@@ -730,10 +715,3 @@ def _rounded(values: npt.NDArray[np.floating]) -> F32:
     """Keep 10 bits of the mantissa: a standard error known to a thousandth, which takes a third of the disk."""
     bits = np.asarray(values, dtype=np.float32).view(np.uint32)
     return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
-
-
-def atomic_mass(element: str) -> float:
-    """Return the molar mass of an element, g/mol."""
-    import xraydb
-
-    return float(xraydb.atomic_mass(element))

@@ -14,6 +14,7 @@ __all__ = [
     "ELEMENT_RANGE",
     "WIDEST_BRACKET",
     "ReferenceSpectrum",
+    "atomic_mass",
     "bracketed_elements",
     "edge_energy_ev",
     "mass_attenuation",
@@ -64,6 +65,13 @@ def edge_energy_ev(element: str) -> float:
     if edge is None:
         raise XanesTomoError(f"element: expected the symbol of an element with a K edge, got {element!r}")
     return float(edge.energy)
+
+
+def atomic_mass(element: str) -> float:
+    """Return the molar mass of an element, g/mol."""
+    import xraydb
+
+    return float(xraydb.atomic_mass(element))
 
 
 @cache

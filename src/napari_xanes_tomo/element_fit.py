@@ -9,16 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .edges import ELEMENT_RANGE, WHITE_LINE_EV, WIDEST_BRACKET, edge_energy_ev, mass_attenuation
+from .edges import ELEMENT_RANGE, TABLES, WHITE_LINE_EV, WIDEST_BRACKET, atomic_mass, edge_energy_ev, mass_attenuation
 from .model import FloatArray
 from .recipe import MapsParameters
 from .spectra import POST_EV, PRE_EV
 
-__all__ = ["UnknownStep", "fit_columns", "unknown_steps", "white_lines_of", "with_scanned_edge"]
+__all__ = ["UnknownStep", "fit_columns", "systematic_terms", "unknown_steps", "white_lines_of", "with_scanned_edge"]
 
 # Relative error of the mean spectrum from energy to energy (masses, air), as registered twins show it.
 MEAN_ERROR = 0.007
 _LEAST_STEP = 0.05  # of the mean spectrum, to be an edge
+# One standard deviation, relative: of tables where they agree; of a white-line factor that nobody knows, and of one
+# that was declared or that the mean spectrum shows.
+_TABLE_ERROR = 0.02
+_FACTOR_ERROR = {False: 0.10, True: 0.03}
 
 
 def fit_columns(
@@ -218,3 +222,79 @@ def white_lines_of(
         if 0.5 <= factor <= 3 and abs(factor - 1) > max(3 * sigma, 0.05):
             found[e] = (factor, sigma)
     return found
+
+
+def systematic_terms(
+    energy_ev: FloatArray,
+    mean: FloatArray,
+    weight: FloatArray,
+    factors: Mapping[str, float],
+    seen: Mapping[str, tuple[float, float]],
+    steps_ev: Sequence[float],
+    mapped: Sequence[str],
+    p: MapsParameters,
+) -> dict[str, dict[str, float]]:
+    """Return {map: {"attenuation", "white_line": relative error}} of amounts, their sum and their atomic fractions.
+
+    Each is what the mean amounts change by when the fit is repeated with something else: with the other table (2 % at
+    least, for tables may agree and be wrong), and with other white-line factors. A factor is known to 3 % where it was
+    declared or the mean spectrum shows it, else to 10 %; those of different elements add in quadrature. Where the mean
+    spectrum, by either table, shows another factor than the one used, what that changes is in it as a whole.
+
+    Parameters
+    ----------
+    energy_ev, mean : (energies,) arrays
+    weight : (energies,) array
+        Of the fit; 0 where an energy does not count.
+    factors : dict of str to float
+        White-line factors used, of all elements of the fit.
+    seen : dict of str to (float, float)
+        Those that the mean spectrum shows, with standard errors; see `white_lines_of`.
+    steps_ev : sequence of float
+        See `fit_columns`.
+    mapped : sequence of str
+        Elements that are mapped, of those in the fit.
+    p : MapsParameters
+    """
+    near = [
+        e for e in factors
+        if np.any((weight > 0) & (energy_ev > edge_energy_ev(e)) & (energy_ev <= edge_energy_ev(e) + WHITE_LINE_EV))
+    ]  # fmt: skip
+    numbers = [list(factors).index(e) for e in mapped]
+    mass = np.array([atomic_mass(e) for e in mapped])
+
+    def values(used: Mapping[str, float], table: MapsParameters = p) -> FloatArray:
+        """Mean amounts, their sum, their fractions."""
+        root = np.sqrt(weight)
+        columns = fit_columns(energy_ev, used, steps_ev, table) * root[:, None]
+        size = np.maximum(np.sqrt(np.sum(columns**2, axis=0)), 1e-300)
+        amounts = (np.linalg.lstsq(columns / size, mean * root, rcond=None)[0] / size)[numbers]
+        moles = amounts / mass
+        return np.asarray(np.concatenate([amounts, [amounts.sum()], moles / moles.sum()]))
+
+    used = values(factors)
+
+    def change(other: FloatArray) -> FloatArray:
+        """Relative to the smaller of the two, at most 1: an element that is not there has no relative error."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            least = np.minimum(np.abs(used), np.abs(other))
+            return np.asarray(np.minimum(np.nan_to_num(np.abs(other - used) / least, nan=0.0, posinf=1.0), 1.0))
+
+    others = [p.model_copy(update={"attenuation": t}) for t in TABLES if t != p.attenuation]
+    table = np.max([np.full(len(used), _TABLE_ERROR), *(change(values(factors, t)) for t in others)], axis=0)
+    square = np.zeros(len(used))
+    shown = [(p, seen)] + [(t, white_lines_of(energy_ev, mean, weight > 0, list(factors), steps_ev, t)) for t in others]
+    for t, found in shown:
+        contradicted = {e: factor for e, (factor, _) in found.items() if factor != factors[e]}
+        if contradicted:
+            square = np.maximum(square, change(values({**factors, **contradicted}, t)) ** 2)
+    for e in near:
+        error = _FACTOR_ERROR[e in seen or p.declared_white_line(e) is not None]
+        if e in seen:
+            error = max(error, seen[e][1])
+        square = square + change(values({**factors, e: factors[e] * (1 + error)})) ** 2
+    names = [*mapped, "density", *(f"{e}_fraction" for e in mapped)]
+    return {
+        name: {"attenuation": round(float(a), 4), **({"white_line": round(float(w), 4)} if near else {})}
+        for name, a, w in zip(names, table, np.sqrt(square), strict=True)
+    }
