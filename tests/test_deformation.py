@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_xanes_tomo.contrast import near_edges, tabulated, take_apart
-from napari_xanes_tomo.deformation import beyond_rigid, deformation
+from napari_xanes_tomo.deformation import acquisition_order, beyond_rigid, deformation
 from napari_xanes_tomo.model import Alignment
 from napari_xanes_tomo.registration import make_template, register
+from napari_xanes_tomo.registration_report import moments_section
 
 ENERGIES = np.array([6534.0, 6558, 7704, 7728, 8178, 8298, 8328, 8340, 8343, 8346, 8354, 8365, 8400, 8450, 8570])
 LAST = len(ENERGIES) - 1
@@ -120,6 +122,41 @@ def test_few_energies_say_nothing(count: int) -> None:
     assert np.isnan(result.z)
     assert not result.significant
     assert "not known" in result.text()
+
+
+@pytest.mark.parametrize(
+    ("begun", "expected"),
+    [
+        ([5.0, 1.0, 9.0], [5.0, 1.0, 9.0]),  # not in the order of the energies
+        ([5.0, np.nan, 9.0], [0.0, 1.0, 2.0]),
+        ([7.0, 7.0, 7.0], [0.0, 1.0, 2.0]),
+    ],
+)
+def test_energies_are_ordered_by_when_they_were_measured(begun: list[float], expected: list[float]) -> None:
+    assert acquisition_order(begun).tolist() == expected
+
+
+def test_the_report_asks_for_the_time_of_acquisition_not_for_the_order() -> None:
+    time, shift, error, place, _ = fields(3, stretch=4e-3)
+    names = ("block_shift", "block_sigma", "block_place")
+    order = np.random.default_rng(1).permutation(LAST)  # measured criss-cross, and the reference last
+    registered = {
+        e: {"numbers": {"mass": spectrum()[e], "width": 30.0, "frame_width": 256}, "arrays": {}}
+        for e in range(LAST + 1)
+    }
+    for e in range(LAST):
+        registered[e]["arrays"] = dict(zip(names, (shift[order[e]], error[e], place[e]), strict=True))
+
+    def section(begun: list[float]) -> str:
+        return moments_section(
+            ENERGIES.tolist(), registered, dict.fromkeys(range(LAST + 1), 1.0), LAST,
+            lambda payload, name: payload["arrays"].get(name), "", begun_s=begun,
+        )  # fmt: skip
+
+    told = "changes its shape with time"
+    sigma = [float(re.search(r"; (-?[\d.]+) sigma", section(t)).group(1)) for t in ([*time[order], 1.0], [])]
+    assert told in section([*time[order], 1.0])
+    assert sigma[0] > 2 * sigma[1], "their order tells little of it"
 
 
 # ------------------------------------------------------------------------------------------- measured projections

@@ -398,6 +398,9 @@ def test_what_is_left_of_the_registration_is_seen_and_led_to(open_docks: Any, co
     np.testing.assert_allclose(dock.parts.values(0, 1)[1], parts.remainder[2, :, 0])
     np.testing.assert_allclose(dock.parts.values(1, 0)[1], parts.synchronous[:, 1])
     assert parts.text() in dock.parts_label.text()
+    tests = workflow.null_tests()
+    assert tests, "two energies with no edge between them"
+    assert dock.null_label.text().splitlines() == [t.text() for t in tests]
     docks.session.go_to(e2, i2)
 
     dock.matrix_combo.setCurrentText("closure, y")
@@ -406,13 +409,23 @@ def test_what_is_left_of_the_registration_is_seen_and_led_to(open_docks: Any, co
     assert docks.session.frame == (1, i2), "energies on both axes: the projection stays"
 
     dock.blocks_box.setChecked(True)
-    (arrows,) = [x for x in docks.viewer.layers if x.name == "parts of the object at 6558 eV"]
+    arrows = docks.viewer.layers["parts of the object at 6558 eV"]
     found = workflow.result(dock.selected()).arrays
     measured = np.isfinite(found["block_shift"]).all(axis=2)
     assert len(arrows.data) == measured.sum() > 0
     along = arrows.data[:, 1, -2:] / found["block_shift"][measured]
     np.testing.assert_allclose(along, along.flat[0])
     assert "times as long" in dock.blocks_label.text()
+    length = np.where(measured, np.hypot(*np.moveaxis(found["block_shift"], 2, 0)), np.nan)
+    effect = abs(workflow.edge_effect_ev(1))
+    for unit, size in (("px", 1.0), ("nm", pixel[1]), ("eV", effect)):
+        dock.blocks_combo.setCurrentText(unit)
+        heat = docks.viewer.layers[f"parts of the object at 6558 eV, {unit}"]
+        np.testing.assert_allclose(heat.data, size * length, rtol=1e-5)
+        at = heat.data_to_world((1, 2))
+        np.testing.assert_allclose(at, found["block_place"][1, 2] + 31.5, rtol=1e-6)
+    assert f"({np.nanmax(length) * pixel[1]:.2g} nm" in dock.blocks_label.text()
+    assert [x.name for x in docks.viewer.layers].count("parts of the object at 6558 eV") == 1
     docks.session.go_to(LAST, 3)
     assert not [x for x in docks.viewer.layers if x.name.startswith("parts of the object")]
     assert "The reference has none" in dock.blocks_label.text()

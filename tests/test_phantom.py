@@ -50,6 +50,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_twin(tmp_path_factory.mktemp("small") / "twin", parameters=SMALL)
 
 
+def test_an_odd_number_of_angles(tmp_path: Path) -> None:
+    twin = write_twin(tmp_path / "odd", parameters=replace(SMALL, n_angles=13, energies_ev=(8570.0,)))
+    (scan,) = open_series(twin).scans
+    assert len(scan) == 13
+    assert scan.status == ("ok",) * 13
+    assert [int(np.sum(scan.half == h)) for h in (0, 1)] == [6, 7]
+
+
 # ------------------------------------------------------------------------------------------------- what is written
 
 

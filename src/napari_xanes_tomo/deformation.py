@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .model import FloatArray
 
-__all__ = ["Deformation", "beyond_rigid", "deformation"]
+__all__ = ["Deformation", "acquisition_order", "beyond_rigid", "deformation"]
 
 _FEWEST = 5  # energies of which a trend is asked
 # Standard deviation of what another contrast may do to a block, px of a 256 px frame: the whole absorption exchanged
@@ -85,6 +85,19 @@ class Deformation:
                 "arrows, and do not trust differences between early and late energies below that"
             )
         return f"Deformation with time: none that is significant, {what}."
+
+
+def acquisition_order(begun_s: npt.ArrayLike) -> FloatArray:
+    """Return when every energy was begun, s, NaN where unknown; their order where nothing says or it tells nothing.
+
+    Parameters
+    ----------
+    begun_s : (energies,) array
+        Start of the first projection of every energy, seconds; NaN where unknown.
+    """
+    time = np.asarray(begun_s, dtype=float)
+    known = np.isfinite(time)
+    return time if known.all() and np.ptp(time) > 0 else np.arange(len(time), dtype=float)
 
 
 def beyond_rigid(shift: npt.ArrayLike, sigma: npt.ArrayLike, place: npt.ArrayLike) -> FloatArray:

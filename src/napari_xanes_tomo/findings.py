@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from .contrast import take_apart
 from .decomposition import Decomposition, decompose
-from .deformation import Deformation, deformation
+from .deformation import Deformation, acquisition_order, deformation
 from .differences import NullTest, Probe, null_tests
 from .jitter_report import views_path, views_read
 from .joint import Joint, join
 from .model import Alignment, Series, XanesTomoError
 from .recipe import Recipe
 from .registration_qc import ErrorMap, error_map, odd_energies
-from .run import Run
+from .run import Run, begun_s
 from .scale import ScaleReport, magnification_laws, scale_report
 from .state import (
     Candidate,
@@ -169,9 +169,7 @@ class Findings(Run):
 
     def _times(self) -> npt.NDArray[Any]:
         """(energies,) when each was begun, s; their order where nothing says."""
-        scans = self.series.scans
-        time = np.array([np.nanmin(s.time_s) if np.isfinite(s.time_s).any() else np.nan for s in scans])
-        return time if np.isfinite(time).all() and np.ptp(time) > 0 else np.arange(len(scans), dtype=float)
+        return acquisition_order([begun_s(s) for s in self.series.scans])
 
     def deformation(self) -> Deformation | None:
         """Return how parts of the object move with time, None before the reference is known."""

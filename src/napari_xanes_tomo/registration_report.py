@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .contrast import take_apart
-from .deformation import deformation
+from .deformation import acquisition_order, deformation
 from .drawing import Plot, table, value_range
 from .model import FloatArray
 from .scale import MassScale, mass_against_scale
@@ -25,6 +25,8 @@ def moments_section(
     reference: int,
     array: Callable[[Mapping[str, Any], str], FloatArray | None],
     scale_change: str,
+    *,
+    begun_s: Sequence[float | None] = (),
 ) -> str:
     """Return the HTML of the section, empty where there is nothing to compare.
 
@@ -41,6 +43,8 @@ def moments_section(
         Reads an array of a payload; None where it is not there.
     scale_change : str
         What the maps took it for; empty without maps.
+    begun_s : sequence of float or None
+        When every energy was begun, s; their order counts where it is not known.
     """
     if reference not in registered:
         return ""
@@ -70,10 +74,11 @@ def moments_section(
     if scale_change:
         words += f" The maps take the change of scale for: {scale_change}."
     if np.isfinite(frame):
+        begun = [math.nan if t is None else t for t in begun_s] if len(begun_s) == n else [math.nan] * n
         columns = ([array(registered[e], name) if e in registered else None for e in range(n)]
                    for name in ("block_shift", "block_sigma", "block_place"))  # fmt: skip
         moved = deformation(
-            np.arange(n, dtype=float), *columns, reference=reference, share=contrast.share,
+            acquisition_order(begun), *columns, reference=reference, share=contrast.share,
             strength=mass / mass[reference], width_px=frame,
         ).text()  # fmt: skip
         words += f" {moved[:1].upper()}{moved[1:]}"

@@ -105,6 +105,7 @@ class _Run:
     failures: dict[tuple[str, int | None], str] = field(default_factory=dict)
     accepted: set[tuple[str, int | None]] = field(default_factory=set)
     problems: list[Mapping[str, Any]] = field(default_factory=list)
+    begun_s: list[float | None] = field(default_factory=list)
     energies: list[EnergyRow] = field(default_factory=list)
     shifts: list[list[ShiftRow]] = field(default_factory=list)
     quality: QualityTable | None = None
@@ -143,6 +144,7 @@ def _read_run(out: Path) -> _Run:
                 chosen[unit] = int(p["candidate"])
         elif event.kind == "scan":
             run.problems = list(p.get("problems", ()))
+            run.begun_s = list(p.get("begun_s") or ())
     for unit, number in chosen.items():
         if number in made:
             run.candidates[unit] = made[number][1]
@@ -321,7 +323,7 @@ def _moments(run: _Run) -> str:
         return ""
     return moments_section(
         [r.energy_ev for r in run.energies], _registered(run), {e: 1 + v for e, (v, _) in law.items()}, reference,
-        array, str(run.maps.get("scale_change") or ""),
+        array, str(run.maps.get("scale_change") or ""), begun_s=run.begun_s,
     )  # fmt: skip
 
 

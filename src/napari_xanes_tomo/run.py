@@ -49,7 +49,7 @@ from .steps import (
     step,
 )
 
-__all__ = ["Run", "candidate_payload", "fingerprint", "scan_source"]
+__all__ = ["Run", "begun_s", "candidate_payload", "fingerprint", "scan_source"]
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +130,7 @@ class Run:
             "problems": [asdict(p) for p in self.series.problems],
             "names": self.journal.put_array(np.frombuffer("\n".join(names).encode("utf-8", "replace"), dtype=np.uint8)),
             "stamps": self.journal.put_array(stamps),
+            "begun_s": [t if np.isfinite(t) else None for t in map(begun_s, self.series.scans)],
         }
         known = [e.payload for e in self.journal.events if e.kind == "scan"]
         if known and payload["source"] is None:
@@ -367,6 +368,12 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def begun_s(scan: EnergyScan) -> float:
+    """Return when an energy was begun, s; NaN where nothing says."""
+    known = scan.time_s[np.isfinite(scan.time_s)]
+    return float(known.min()) if len(known) else float("nan")
 
 
 def scan_source(journal: Journal) -> str | None:

@@ -213,12 +213,33 @@ class ResidualPreview(Preview):
 
 
 class BlockPreview(Preview):
-    """Displacement of parts of the object at one energy, beyond the alignment, as arrows on the common grid."""
+    """Displacement of parts of the object at one energy, beyond the alignment, on the common grid.
+
+    Arrows, and below them their length as a heat map: px, nm, or what it does to the edge energy at a surface.
+    """
 
     LONG = 12.0  # columns of 256 that the longest arrow is drawn
+    UNITS = ("px", "nm", "eV")
 
-    def put(self, energy: int, result: StepResult) -> str:
-        """Show the arrows; return how much longer than the displacements they are drawn, or why there are none."""
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._heat = Preview(session)
+
+    @property
+    def heat(self) -> Any:
+        """The layer of the heat map; None while there is none."""
+        return self._heat.layer
+
+    def hide(self) -> None:
+        """Remove both layers."""
+        super().hide()
+        self._heat.hide()
+
+    def put(self, energy: int, result: StepResult, unit: str = "px", ev_per_px: float = 0.0) -> str:
+        """Show the arrows and their length in a unit of `UNITS`; return their size in words, or why there are none.
+
+        `ev_per_px` is what one px of this energy does to the edge energy at a surface; 0 where it is not known.
+        """
         scan, viewer = self._session.scan, self._session.viewer
         if scan is None or viewer is None:
             return ""
@@ -233,13 +254,30 @@ class BlockPreview(Preview):
         height, width = scan.series.frame_shape
         longest = float(np.hypot(*shift[known].T).max())
         times = self.LONG * width / 256 / max(longest, 1e-9)
+        sizes = {"px": 1.0, "nm": float(scan.series.scans[energy].pixel_size_nm), "eV": abs(ev_per_px)}
+        self._put_heat(
+            f"{name}, {unit}", np.where(known, sizes[unit] * np.hypot(*np.moveaxis(shift, 2, 0)), np.nan), place
+        )
         vectors = np.stack([place[known] + ((height - 1) / 2, (width - 1) / 2), times * shift[known]], axis=1)
         layer = viewer.add_vectors(
             vectors, name=name, edge_width=max(0.5, width / 256), edge_color="#e0904f", vector_style="arrow"
         )
         viewer.layers.selection.active = self._session.layer  # the scan stays the one that is worked on
         self._layer = weakref.ref(layer)
-        return f"{name}: at most {longest:.3f} px; drawn {times:.0f} times as long."
+        far = f"{longest:.3f} px ({longest * sizes['nm']:.2g} nm"
+        far += f", {longest * sizes['eV']:.2g} eV at a surface)" if sizes["eV"] else ")"
+        return f"{name}: at most {far}; drawn {times:.0f} times as long."
+
+    def _put_heat(self, name: str, values: npt.NDArray[Any], place: npt.NDArray[Any]) -> None:
+        scan = self._session.scan
+        assert scan is not None
+        middle = (np.array(scan.series.frame_shape) - 1) / 2
+        first, last = np.nanmin(place, axis=(0, 1)), np.nanmax(place, axis=(0, 1))
+        step = (last - first) / np.maximum(np.array(values.shape) - 1, 1)
+        top = max(float(np.nanmax(values)), 1e-9)
+        options = {"name": name, "colormap": "viridis", "contrast_limits": (0.0, top), "opacity": 0.5}
+        options |= {"interpolation2d": "nearest", "scale": tuple(step), "translate": tuple(first + middle)}
+        self._heat._put(values.astype(np.float32), options)
 
 
 def _reader(

@@ -117,10 +117,20 @@ class RegistrationDock(StepDock):
         self._blinking.setInterval(500)
         self._blinking.timeout.connect(self._blink)
         self.blocks = BlockPreview(self.session)
-        self.blocks_box = QCheckBox("Show how parts of the object are displaced, as arrows")
+        self.blocks_box = QCheckBox("Show how parts of the object are displaced, as arrows and a heat map in")
         self.blocks_box.setToolTip("Beyond the alignment, mean of all angles: a sample that changes shape shows here.")
         self.blocks_box.toggled.connect(self._show_blocks)
-        box.addWidget(self.blocks_box)
+        self.blocks_combo = QComboBox()
+        self.blocks_combo.addItems(BlockPreview.UNITS)
+        self.blocks_combo.setToolTip(
+            "Colours: px, nm, or what it does to the edge energy at a surface (after the maps)."
+        )
+        self.blocks_combo.currentIndexChanged.connect(lambda _: self._show_blocks(self.blocks_box.isChecked()))
+        row = QHBoxLayout()
+        row.addWidget(self.blocks_box)
+        row.addWidget(self.blocks_combo)
+        row.addStretch(1)
+        box.addLayout(row)
         self.blocks_label = wrapped(faint=True)
         self.blocks_label.hide()
         box.addWidget(self.blocks_label)
@@ -143,6 +153,7 @@ class RegistrationDock(StepDock):
         self.matrix_combo.currentIndexChanged.connect(self._fill_matrix)
         self._wheels = StillWheel(self)
         self._wheels.watch(self.matrix_combo)
+        self._wheels.watch(self.blocks_combo)
         row.addWidget(self.matrix_combo, 1)
         self.worst_button = QPushButton("Next worst")
         self.worst_button.setToolTip(
@@ -248,7 +259,8 @@ class RegistrationDock(StepDock):
             self.blocks.hide()
             self.blocks_label.setText("This energy is not registered." if on else "")
         else:
-            self.blocks_label.setText(self.blocks.put(self.energy, workflow.result(candidate)))
+            unit, effect = self.blocks_combo.currentText(), workflow.edge_effect_ev(self.energy)
+            self.blocks_label.setText(self.blocks.put(self.energy, workflow.result(candidate), unit, effect))
 
     def _fill_matrix(self) -> None:
         """Show what is left of the error, by energy and projection, or the closures of triangles of energies."""

@@ -293,7 +293,7 @@ def _reached(p: TwinParameters) -> FloatArray:
 
 def _illumination(p: TwinParameters, rng: np.random.Generator) -> FloatArray:
     """(2, 91 or so, 3) level, slope in y, slope in x over each half of the scan: smooth, a few per cent."""
-    n = p.n_angles // 2 + 1
+    n = (p.n_angles + 1) // 2 + 1  # an odd number of projections: the second half has one more
     time = np.linspace(0, 1, n)
     out = np.empty((2, n, 3))
     for half in range(2):
