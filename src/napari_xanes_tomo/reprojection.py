@@ -36,7 +36,8 @@ Bool = npt.NDArray[np.bool_]
 FINE_PX = 0.7  # inner width of the band-pass, pixels of the scene: below it nothing is shared between projections
 _EDGE = 3  # pixels at the border of a frame that are not compared
 _WHOLE = 0.9  # part of the half turn that must be covered for a filtered back-projection to be taken as it is
-_SOLVES = 8  # steps of the reconstruction where angles are missing
+_SOLVES = 24  # steps of the reconstruction where angles are missing
+_SOLVES_ON = 8  # the same from the last volume of frames that were placed almost the same
 _ROWS = 8  # rows the coupling of the projections is computed from
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -308,6 +309,7 @@ class Scene:
     def set_data(self, data: F32) -> None:
         """Use other frames of the same size."""
         self.plain = data
+        self._last: tuple[F32, Bool, F32 | None] | None = None
         self.data = band_pass(data, FINE_PX, self.coarse_px) if self.coarse_px else smooth(data, FINE_PX)
 
     def banded(self, coarse_px: float) -> Scene:
@@ -474,8 +476,13 @@ class Scene:
     def _angular(projector: Projector, usable: Bool) -> FloatArray:
         return np.asarray(angular_weights(projector.theta_deg, usable=usable))
 
-    def _volume(self, projector: Projector, placed: F32, usable: Bool, *, own: bool = True) -> F32:
-        """Reconstruct; `own` where the projections compared have part in it: the level ramp keeps that at its share."""
+    def _volume(
+        self, projector: Projector, placed: F32, usable: Bool, *, own: bool = True, begin: F32 | None = None
+    ) -> F32:
+        """Reconstruct; `own` where the projections compared have part in it: the level ramp keeps that at its share.
+
+        Where angles are missing, `begin` is a volume to go on from.
+        """
         weight = self._angular(projector, usable)
         covered = float(weight.sum() / np.pi) > _WHOLE
         response = self._response(projector) if own or not covered else filter_response("ramp", projector.filter_length)
@@ -490,11 +497,15 @@ class Scene:
             return back(placed)
         # A missing wedge takes mass and slow structure away: least squares within the bounds instead, every row for
         # itself (conjugate gradients, weighted as the back-projection; the level ramp keeps them well conditioned).
-        volume = np.zeros((placed.shape[1], self.shape[1], self.shape[1]), np.float32)
-        rest = back(placed)
+        if begin is None:
+            volume = np.zeros((placed.shape[1], self.shape[1], self.shape[1]), np.float32)
+            rest = back(placed)
+        else:
+            volume = begin.copy()
+            rest = back(placed - projector.forward(volume))
         direction = rest.copy()
         size = np.einsum("rzx,rzx->r", rest, rest, dtype=np.float64)
-        for _ in range(_SOLVES):
+        for _ in range(_SOLVES if begin is None else _SOLVES_ON):
             turned = back(projector.forward(direction))
             bend = np.einsum("rzx,rzx->r", direction, turned, dtype=np.float64)
             part = np.where(bend > 0, size / np.where(bend > 0, bend, 1.0), 0.0).astype(np.float32)[:, None, None]
@@ -522,7 +533,14 @@ class Scene:
     def model(self, shift: FloatArray, known: F32 | None = None) -> tuple[F32, F32]:
         """Return the projections as placed and the reprojection of the volume made from them, (n, rows, x)."""
         placed = self.placed(shift, known)
-        return placed, self.projector.forward(self._volume(self.projector, placed, self.usable))
+        begin = None
+        if self._last is not None:
+            volume, usable, mask = self._last
+            same = volume.shape[0] == placed.shape[1] and mask is self.mask and (usable == self.usable).all()
+            begin = volume if same else None
+        volume = self._volume(self.projector, placed, self.usable, begin=begin)
+        self._last = (volume, self.usable.copy(), self.mask)
+        return placed, self.projector.forward(volume)
 
     def held_out_model(self, placed: F32) -> F32:
         """Return reprojections, each of the volume of the half of the angles it does not belong to."""
