@@ -12,6 +12,7 @@ from napari_xanes_tomo import Recipe, Workflow, open_series, write_twin
 from napari_xanes_tomo.fsc import common_place, soft_mask
 from napari_xanes_tomo.half_sets import StepShells, jitter_half_sets, registration_half_sets
 from napari_xanes_tomo.map_report import checks_section
+from napari_xanes_tomo.model import Cancelled
 from napari_xanes_tomo.phantom import TwinParameters
 from napari_xanes_tomo.steps import alignment_of
 
@@ -47,6 +48,26 @@ def test_halves_agree_better_after_the_jitter_correction(workflow: Workflow) -> 
     shared = jitter_half_sets(few, workflow.recipe, nm, number=3)
     assert isinstance(shared, StepShells)
     assert "the same flats" in shared.what
+
+
+def test_cancelling_ends_them_at_once(workflow: Workflow) -> None:
+    plan, items, nm = workflow.map_plan()
+    calls = []
+
+    def give_up(what: str, done: int, total: int) -> None:
+        calls.append(what)
+        if len(calls) == last:
+            raise Cancelled
+
+    for last in (1, 3):
+        calls.clear()
+        with pytest.raises(Cancelled):
+            jitter_half_sets(items[-1], workflow.recipe, nm, number=3, progress=give_up)
+        assert len(calls) == last
+        calls.clear()
+        with pytest.raises(Cancelled):
+            registration_half_sets(items, items, plan, nm, filter="ramp", progress=give_up)
+        assert len(calls) == last
 
 
 def test_halves_of_the_energies_agree_better_registered(workflow: Workflow) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from napari_xanes_tomo.model import XanesTomoError
-from napari_xanes_tomo.recipe import Recipe
+from napari_xanes_tomo.recipe import MapsParameters, Recipe
 
 pytest.importorskip("qtpy.QtWidgets")
 
@@ -20,6 +20,7 @@ from qtpy.QtGui import QWheelEvent
 from qtpy.QtWidgets import QApplication
 
 from napari_xanes_tomo._napari.forms import AutomaticField, ParameterForm, label_of, unit_of
+from napari_xanes_tomo._napari.maps_dock import FOLDED
 
 SECTIONS = {n: i.annotation for n, i in Recipe.model_fields.items() if isinstance(i.default, BaseModel)}
 
@@ -28,15 +29,14 @@ SECTIONS = {n: i.annotation for n, i in Recipe.model_fields.items() if isinstanc
 def make_form(qtbot: Any) -> Iterator[Any]:
     made = []
 
-    def make(model: type[BaseModel]) -> ParameterForm:
-        form = ParameterForm(model)
+    def make(model: type[BaseModel], folded: Any = None) -> ParameterForm:
+        form = ParameterForm(model, folded)
         made.append(form)
         return form
 
     yield make
     for form in made:
-        form.container.close()
-        form.container.native.deleteLater()
+        form.close()
 
 
 def inner(widget: Any) -> Any:
@@ -201,3 +201,27 @@ def test_decimals_never_round_a_recipe(make_form: Any) -> None:
     for value in (0.1 + 0.2, 12.3456789012345, 999.0):
         form.value = SECTIONS["jitter"](max_shift_px=value)
         assert form.value.max_shift_px == value
+
+
+def test_what_few_change_is_folded_away_and_says_when_it_was_changed(make_form: Any, qtbot: Any) -> None:
+    away = [name for names in FOLDED.values() for name in names]
+    assert len(set(away)) == len(away)
+    assert set(away) < set(MapsParameters.model_fields)
+    form = make_form(MapsParameters, FOLDED)
+    qtbot.addWidget(form.native)
+    form.native.show()
+    assert form.widgets["voxel_px"].native.isVisible()
+    assert not any(inner(form.widgets[name]).native.isVisible() for name in away)
+    part = form.parts["Reconstruction"]
+    qtbot.mouseClick(part.button, Qt.MouseButton.LeftButton)
+    assert form.widgets["filter"].native.isVisible()
+    assert not form.widgets["free_slopes"].native.isVisible()
+    told = []
+    form.changed.connect(lambda: told.append(form.value.filter))
+    form.widgets["filter"].value = "hann"
+    assert told == ["hann"]
+    assert part.button.text() == "Reconstruction (changed)"
+    form.value = MapsParameters(free_slopes=True)
+    assert [p.button.text() for p in form.parts.values()] == [
+        "Fit of the elements", "Measures of the edge (changed)", "Reconstruction",
+    ]  # fmt: skip

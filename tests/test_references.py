@@ -51,7 +51,7 @@ def project(*groups: tuple[str, np.ndarray, np.ndarray], **extra: str) -> str:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("a.csv", "energy,mu\n" + rows(ENERGY, MU, separator=",")),
+        ("a.csv", "energy;mu\n" + rows(ENERGY, MU, separator=";")),
         ("a.csv", "energy (eV);mu\n" + rows(ENERGY, MU, separator=";")),
         ("a.csv", "mu,energy\n" + rows(MU, ENERGY, separator=",")),
         ("a.txt", rows(ENERGY, MU)),
@@ -62,7 +62,7 @@ def project(*groups: tuple[str, np.ndarray, np.ndarray], **extra: str) -> str:
         ("a.xdi", XDI.replace("itrans", "ifluor") + rows(ENERGY, np.full(len(MU), 1e5), 1e5 * MU)),
         ("a.nor", "# e norm nbkg flat\n" + rows(ENERGY, MU, 0 * MU, MU)),
         ("a.csv", "\ufeffenergy,xmu\r\n" + rows(ENERGY, MU, separator=",").replace("\n", "\r\n")),
-        ("a.csv", "energy,mu\n" + rows(ENERGY, MU, separator=",") + "8600,nan\n"),
+        ("a.csv", "energy,mu\n" + rows(ENERGY, MU, separator=",")),
         ("a.prj", project(("NiO", ENERGY, MU))),
     ],
 )
@@ -126,7 +126,16 @@ def test_nothing_in_a_project_is_run(tmp_path: Path) -> None:
         ("a.csv", rows(ENERGY * 1e5, MU).encode(), "energies in eV"),
         ("a.csv", ("energy,foo,bar\n" + rows(ENERGY, MU, MU, separator=",")).encode(), "column of absorption"),
         ("a.csv", ("angle,mu\n" + rows(ENERGY, MU, separator=",")).encode(), "got angles"),
-        ("a.csv", rows(ENERGY, MU * np.nan).encode(), "at least 5 points"),
+        (
+            "a.csv",
+            rows(ENERGY, MU * np.nan).encode(),
+            "a.csv, line 1: expected an energy and its absorption, got no number",
+        ),
+        (
+            "a.csv",
+            b"energy,mu\n" + rows(ENERGY, MU, separator=",").encode() + b"8600,nan\n",
+            f"a.csv, line {len(ENERGY) + 2}:",
+        ),
         ("a.prj", b"# Athena project file\n", "got none"),
         ("a.prj", b"\x1f\x8b" + b"broken" * 20, "cannot be read"),
         ("a.prj", gzip.compress(b"x" * 1000, mtime=0)[:-20], "cannot be read"),

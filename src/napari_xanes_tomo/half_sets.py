@@ -20,7 +20,7 @@ from .chemistry import MapPlan
 from .fsc import ShellCorrelation, common_place, shell_correlation, soft_mask
 from .jitter import FEWEST_ANGLES, find_jitter
 from .maps import AlignedEnergy, component_sinograms, grid_of, placed_rows
-from .model import Alignment, FlatSet, FloatArray
+from .model import Alignment, Cancelled, FlatSet, FloatArray, Progress, no_progress
 from .recipe import Recipe
 from .reconstruction import angular_weights, fbp
 from .steps import Confinement, beam_of, run_flats
@@ -86,6 +86,7 @@ def jitter_half_sets(
     *,
     within: Confinement | None = None,
     number: int = 0,
+    progress: Progress = no_progress,
 ) -> StepShells | str:
     """Split one energy into halves, align each on its own, and correlate; a sentence where that cannot be.
 
@@ -99,6 +100,8 @@ def jitter_half_sets(
     within : Confinement, optional
     number : int
         Of the energy.
+    progress : Progress
+        Called while it works; what it raises is passed on.
     """
     scan = item.scan
     used = item.used[np.argsort(np.asarray(scan.theta_deg, dtype=float)[item.used], kind="stable")]
@@ -110,11 +113,14 @@ def jitter_half_sets(
     for k in (0, 1):
         mine = set(used[k::2].tolist())
         part = replace(scan, flats=flats[k]).excluded({i: "the other half" for i in range(len(scan)) if i not in mine})
-        found, data = run_flats(part, recipe, within, number=number)
+        found, data = run_flats(part, recipe, within, number=number, progress=progress)
         theta = np.asarray(scan.theta_deg, dtype=float)[data.index]
         jitter = find_jitter(
-            data.data, theta, variance=found.arrays["variance"][data.index], parameters=recipe.jitter
+            data.data, theta, variance=found.arrays["variance"][data.index], parameters=recipe.jitter,
+            progress=progress,
         )  # fmt: skip
+        if jitter.partial:
+            raise Cancelled
         raw = jitter.alignment.unbinned(data.bin, data.frame_shape)
         for out, shift in ((after, raw.shift), (before, _at_rest(raw.shift, theta))):
             whole = np.full((len(scan), 2), np.nan)
@@ -125,7 +131,11 @@ def jitter_half_sets(
                               beam_of(found, {number: part}))
             )  # fmt: skip
     bin = max(1, -(-scan.frames.frame_shape[1] // _WIDEST))
-    pairs = [[_lines(i, bin) for i in half] for half in (before, after)]
+    pairs: list[list[Lines]] = [[], []]
+    for pair, half in zip(pairs, (before, after), strict=True):
+        for i in half:
+            progress("half sets", 0, 1)
+            pair.append(_lines(i, bin))
     made = _correlate(pairs[0], pairs[1], pixel_nm * bin, bin, recipe.maps.filter)
     if isinstance(made, str):
         return made
@@ -135,7 +145,13 @@ def jitter_half_sets(
 
 
 def registration_half_sets(
-    before: Sequence[AlignedEnergy], after: Sequence[AlignedEnergy], plan: MapPlan, pixel_nm: float, *, filter: str
+    before: Sequence[AlignedEnergy],
+    after: Sequence[AlignedEnergy],
+    plan: MapPlan,
+    pixel_nm: float,
+    *,
+    filter: str,
+    progress: Progress = no_progress,
 ) -> StepShells | str:
     """Correlate the mean of half of the energies with that of the others, as they were and registered.
 
@@ -148,6 +164,8 @@ def registration_half_sets(
         Of the reference.
     filter : str
         Of the reconstruction.
+    progress : Progress
+        Called for every energy; what it raises is passed on.
     """
     n = len(after)
     if n < 4:
@@ -169,7 +187,7 @@ def registration_half_sets(
     y0 = max(0, (height - ROWS) // 2)
     pairs = []
     for items in (before, after):
-        lines, theta = component_sinograms(items, split, (y0, min(height, y0 + ROWS)), bin=bin)
+        lines, theta = component_sinograms(items, split, (y0, min(height, y0 + ROWS)), bin=bin, progress=progress)
         turn = np.argsort(theta, kind="stable")
         pairs.append([(np.ascontiguousarray(part[turn]), theta[turn], np.ones(len(theta))) for part in lines])
     made = _correlate(pairs[0], pairs[1], pixel_nm * bin, bin, filter)

@@ -330,7 +330,7 @@ class Mapper(Findings):
 
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
         p = self.recipe.maps
-        job = self._map_job(state, p)
+        job = self._map_job(state, p, progress)
         plan, items = job.plan, job.items
         y0, y1, c0, c1 = _map_window(state.manual.boxes, *self.series.frame_shape)
         height, width = (max(1, n // job.px) for n in self.series.frame_shape)
@@ -363,7 +363,7 @@ class Mapper(Findings):
         metadata["particle_size_by_ev"] = [
             [float(ev), round(float(s), 6)] for ev, s in zip(self.series.energies_ev, self.particle_size(), strict=True)
         ]
-        metadata["half_sets_by_step"], no_half_sets = self._half_sets(state, job)
+        metadata["half_sets_by_step"], no_half_sets = self._half_sets(state, job, progress)
         absent = dict(plan.absent)
         if store.empty("mask"):
             absent |= dict.fromkeys(plan.inside, NOTHING_INSIDE)
@@ -398,14 +398,17 @@ class Mapper(Findings):
             return []
         return [f"maps.common_blur: the point spread could not be measured at {', '.join(unknown)} eV: not blurred"]
 
-    def _map_job(self, state: State, p: MapsParameters) -> _Job:
+    def _map_job(self, state: State, p: MapsParameters, progress: Progress = no_progress) -> _Job:
         """Return what is to be mapped: the plan after the checks, and the size of the voxels."""
         plan, items, pixel_nm = self.map_plan(state, p)
         checks = None
+        progress("maps", 0, 1)
         middle = particle_middle(items, plan)
         if items[0].variance is None:
             plan, checks = check_maps(items, plan, pixel_nm, p, edge_ev=surface_effect(plan).edge_ev, middle=middle)
+        progress("maps", 0, 1)
         choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS, middle=middle)
+        progress("maps", 0, 1)
         return _Job(plan, tuple(items), pixel_nm, checks, tuple(choices), _voxel_px(items, choices, p))
 
     def _confinement(self, energy: int, state: State) -> Confinement:
@@ -417,8 +420,15 @@ class Mapper(Findings):
         scale = sizes[0] / sizes[1] if sizes[1] > 0 else 1.0
         return Confinement(manual.boxes, scale, mask)
 
-    def _half_sets(self, state: State, job: _Job) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return Fourier shells before and after each step, and why there are none of a step."""
+    def _half_sets(self, state: State, job: _Job, progress: Progress) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return Fourier shells before and after each step, and why there are none of a step.
+
+        `progress` stays at the finished maps; it is called again and again, so that a cancelled run stops here, too.
+        """
+
+        def still(what: str, done: int, total: int) -> None:
+            progress("maps", 1, 1)
+
         items = job.items
         if not self.recipe.maps.half_sets or job.volumes or items[0].scan.given or state.reference is None:
             return [], []
@@ -434,10 +444,12 @@ class Mapper(Findings):
         for step in ("jitter correction", "energy registration"):
             try:
                 if step == "jitter correction":
-                    found = jitter_half_sets(items[k], self.recipe, job.pixel_nm, within=within, number=numbers[k])
+                    found = jitter_half_sets(
+                        items[k], self.recipe, job.pixel_nm, within=within, number=numbers[k], progress=still
+                    )
                 else:
                     found = registration_half_sets(
-                        before, items, job.plan, job.pixel_nm, filter=self.recipe.maps.filter
+                        before, items, job.plan, job.pixel_nm, filter=self.recipe.maps.filter, progress=still
                     )
             except XanesTomoError as error:
                 found = str(error)

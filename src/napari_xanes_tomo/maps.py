@@ -19,7 +19,7 @@ from .artefact import added_components
 from .chemistry import EDGE, SIGMA, SIGMA_ALIGNMENT, MapPlan, atomic_mass, finish_slab, plan_maps
 from .counts import bin_frames, own_beam, read_absorbance
 from .flats import Beam, exposures
-from .model import Alignment, EnergyScan, FloatArray, XanesTomoError
+from .model import Alignment, EnergyScan, FloatArray, Progress, XanesTomoError, no_progress
 from .recipe import MapsParameters
 from .reconstruction import Reconstructor, angular_weights, reconstructor
 from .resample import place, rows_needed, widened, widening
@@ -206,6 +206,7 @@ def component_sinograms(
     *,
     bin: int = 1,
     threads: int | None = None,
+    progress: Progress = no_progress,
 ) -> tuple[F32, FloatArray]:
     """Read, place and combine one slab: (component, angle, row, column) and the angles in degrees.
 
@@ -223,8 +224,10 @@ def component_sinograms(
         Reference pixels per voxel.
     threads : int, optional
         Used inside one slab.
+    progress : Progress
+        Called for every energy; what it raises is passed on.
     """
-    made = combine_slab(energies, plan, rows, bin=bin, threads=threads)
+    made = combine_slab(energies, plan, rows, bin=bin, threads=threads, progress=progress)
     return made.sinograms, made.theta_deg
 
 
@@ -263,6 +266,7 @@ def combine_slab(
     keep: tuple[int, int] | None = None,
     parameters: MapsParameters | None = None,
     threads: int | None = None,
+    progress: Progress = no_progress,
 ) -> Combined:
     """Read, place and combine one slab, see `component_sinograms`; with `keep`, the errors of those rows as well."""
     p = MapsParameters() if parameters is None else parameters
@@ -290,6 +294,7 @@ def combine_slab(
     for e, item in enumerate(energies):
         if not np.any(weights[:, e]):
             continue
+        progress("energies", e, len(energies))
         index, scan = item.used, item.scan
         chosen = index.tolist()
         widen = item.widen_px2 / bin**2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from magicgui.widgets import CheckBox, ComboBox, Container, FloatSpinBox, LineEdit, SpinBox
@@ -11,11 +11,11 @@ from psygnal import Signal
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from qtpy.QtCore import QEvent, QObject, Qt
-from qtpy.QtWidgets import QAbstractSpinBox, QComboBox, QWidget
+from qtpy.QtWidgets import QAbstractSpinBox, QComboBox, QSizePolicy, QToolButton, QVBoxLayout, QWidget
 
 from napari_xanes_tomo.model import XanesTomoError
 
-__all__ = ["AutomaticField", "ParameterForm", "StillWheel", "label_of", "unit_of"]
+__all__ = ["AutomaticField", "Folded", "ParameterForm", "StillWheel", "label_of", "unit_of"]
 
 _INT_LIMIT = 2**31 - 1
 _FLOAT_LIMIT = 1e12
@@ -66,6 +66,39 @@ class StillWheel(QObject):
             return False
         event.ignore()
         return True
+
+
+class Folded(QWidget):
+    """A title that shows and hides what lies below it; hidden at first.
+
+    Parameters
+    ----------
+    title : str
+    inside : QWidget
+    tooltip : str
+    """
+
+    def __init__(self, title: str, inside: QWidget, tooltip: str) -> None:
+        super().__init__()
+        self.inside = inside
+        self.button = QToolButton()
+        self.button.setText(title)
+        self.button.setToolTip(tooltip)
+        self.button.setCheckable(True)
+        self.button.setAutoRaise(True)
+        self.button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        self.button.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.button.toggled.connect(self._show)
+        box = QVBoxLayout(self)
+        box.setContentsMargins(0, 0, 0, 0)
+        box.setSpacing(0)
+        box.addWidget(self.button)
+        box.addWidget(inside)
+        self._show(False)
+
+    def _show(self, opened: bool) -> None:
+        self.button.setArrowType(Qt.ArrowType.DownArrow if opened else Qt.ArrowType.RightArrow)
+        self.inside.setVisible(opened)
 
 
 class AutomaticField(Container[Any]):
@@ -139,34 +172,74 @@ class ParameterForm:
     model : type of BaseModel
         The section, e.g. `JitterParameters`. Its fields may be bool, int, float, a Literal, str, a tuple of str, or one
         of these or None, which stands for automatic.
+    folded : mapping of str to sequence of str, optional
+        Titles of parts that are folded away until they are opened, and the fields in them; the others stay on top.
 
     Attributes
     ----------
-    container : magicgui Container
-        The widgets, by the names of the fields; ``container.native`` goes into a layout.
+    native : QWidget
+        Goes into a layout.
+    widgets : dict of str to magicgui widget
+        By the names of the fields.
+    parts : dict of str to Folded
+        What is folded, by title.
     changed : psygnal Signal
         Emitted without arguments when the user changed something.
     """
 
     changed = Signal()
 
-    def __init__(self, model: type[BaseModel]) -> None:
+    def __init__(self, model: type[BaseModel], folded: Mapping[str, Sequence[str]] | None = None) -> None:
         self.model = model
         self._get: dict[str, Callable[[], Any]] = {}
         self._set: dict[str, Callable[[Any], None]] = {}
         self._loaded: dict[str, tuple[Any, Any]] = {}
         self.widgets: dict[str, Any] = {n: self._make(n, i) for n, i in model.model_fields.items()}
-        self.container: Container[Any] = Container(widgets=list(self.widgets.values()), labels=True)
-        self.container.margins = (0, 0, 0, 0)
+        self.native = QWidget()
+        box = QVBoxLayout(self.native)
+        box.setContentsMargins(0, 0, 0, 0)
+        box.setSpacing(2)
+        away = {name for names in (folded or {}).values() for name in names}
+        self._containers = [self._together([n for n in self.widgets if n not in away])]
+        box.addWidget(self._containers[0].native)
+        self.parts: dict[str, Folded] = {}
+        for title, names in (folded or {}).items():
+            inside = self._together(names)
+            part = Folded(title, inside.native, ", ".join(label_of(n, model.model_fields[n]) for n in names))
+            box.addWidget(part)
+            self._containers.append(inside)
+            self.parts[title] = part
+        self._folded = dict(folded or {})
+        self._defaults: dict[str, Any] = {}
         self.value = model()
-        self.container.changed.connect(self._relay)
+        self._defaults = {name: get() for name, get in self._get.items()}
+        for container in self._containers:
+            container.changed.connect(self._relay)
         self._still = StillWheel()
         for kind in (QAbstractSpinBox, QComboBox):
-            for child in self.container.native.findChildren(kind):
+            for child in self.native.findChildren(kind):
                 self._still.watch(child)
 
+    def _together(self, names: Sequence[str]) -> Container[Any]:
+        container: Container[Any] = Container(widgets=[self.widgets[n] for n in names], labels=True)
+        container.margins = (0, 0, 0, 0)
+        return container
+
+    def close(self) -> None:
+        """Let the widgets go."""
+        for container in self._containers:
+            container.close()
+        self.native.deleteLater()
+
     def _relay(self) -> None:
+        self._mark()
         self.changed.emit()
+
+    def _mark(self) -> None:
+        """Say in the title of a folded part that something in it is not at its default."""
+        for title, part in self.parts.items():
+            changed = any(self._get[n]() != self._defaults.get(n, self._get[n]()) for n in self._folded[title])
+            part.button.setText(f"{title} (changed)" if changed else title)
 
     def _make(self, name: str, info: FieldInfo) -> Any:
         kind, optional = info.annotation, False
@@ -230,6 +303,7 @@ class ParameterForm:
                 given = getattr(parameters, name)
                 put(given)
                 self._loaded[name] = (self._get[name](), given)
+        self._mark()
 
     def _unrounded(self, name: str, shown: Any) -> Any:
         """Return the value that was put in, to its last digit, unless the user changed what is shown of it."""
@@ -239,8 +313,8 @@ class ParameterForm:
     @property
     def enabled(self) -> bool:
         """Whether the widgets can be used."""
-        return bool(self.container.enabled)
+        return bool(self.native.isEnabled())
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
-        self.container.native.setEnabled(enabled)
+        self.native.setEnabled(enabled)

@@ -22,6 +22,37 @@ from .step_dock import StepDock
 
 __all__ = ["MapsDock"]
 
+# What few users change; on top stay elements, table, voxel, smoothing, offset and references.
+FOLDED = {
+    "Fit of the elements": (
+        "scanned_edge",
+        "leave_out_below_ev",
+        "leave_out_above_ev",
+        "scanned_edge_in_elements",
+        "white_line_factors",
+        "white_line_from_spectrum",
+        "non_negative",
+    ),
+    "Measures of the edge": (
+        "edge_measures",
+        "pre_edge_from_ev",
+        "pre_edge_to_ev",
+        "post_edge_from_ev",
+        "post_edge_to_ev",
+        "free_slopes",
+    ),
+    "Reconstruction": (
+        "reconstruction",
+        "iterations",
+        "filter",
+        "local_tomography",
+        "fill_lost",
+        "common_blur",
+        "shape_smoothing",
+        "scale_change",
+    ),
+}
+
 
 class MapsDock(StepDock):
     """Elemental maps: parameters, run, decision.
@@ -30,6 +61,8 @@ class MapsDock(StepDock):
     ----------
     napari_viewer : napari.Viewer
     """
+
+    folded = FOLDED
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__(napari_viewer, "maps")

@@ -97,7 +97,7 @@ class ScanDock(StepDock):
         group = QGroupBox("How the files are read")
         inner = QVBoxLayout(group)
         inner.setContentsMargins(6, 4, 6, 4)
-        inner.addWidget(self.reading_form.container.native)
+        inner.addWidget(self.reading_form.native)
         self.reading_label = wrapped(faint=True)
         inner.addWidget(self.reading_label)
         self.size_label = wrapped(faint=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -101,10 +101,12 @@ class StepDock(Dock):
         The step.
     """
 
+    folded: Mapping[str, Sequence[str]] = {}  # parts of the form that are folded away, and their fields
+
     def __init__(self, viewer: Any, name: str) -> None:
         self.step = step(name)
         self.section = section_of(name)
-        self.form = ParameterForm(type(getattr(Recipe(), self.section)))
+        self.form = ParameterForm(type(getattr(Recipe(), self.section)), self.folded)
         self._shown: int | None = None  # candidate selected in the table, by its id
         self._energy_shown: int | None = None
         super().__init__(viewer)
@@ -116,7 +118,7 @@ class StepDock(Dock):
         group = QGroupBox("Parameters")
         inner = QVBoxLayout(group)
         inner.setContentsMargins(6, 4, 6, 4)
-        inner.addWidget(self.form.container.native)
+        inner.addWidget(self.form.native)
         box.addWidget(group)
 
         row = QHBoxLayout()

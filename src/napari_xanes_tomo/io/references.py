@@ -116,7 +116,8 @@ def _columns(text: str, path: Path) -> ReferenceSpectrum:
     title = ""
     header: list[str] = []
     rows: list[list[float]] = []
-    for line in text.splitlines():
+    numbers: list[int] = []  # of the lines that `rows` stand in
+    for number, line in enumerate(text.splitlines(), 1):
         bare = line.strip().lstrip("\ufeff")
         if not bare:
             continue
@@ -136,10 +137,12 @@ def _columns(text: str, path: Path) -> ReferenceSpectrum:
         values = [_float(f) for f in fields]
         if all(v is not None for v in values):
             rows.append([v for v in values if v is not None])
+            numbers.append(number)
         elif not rows:
             header = fields
         elif len(rows) < 2:
             rows.clear()
+            numbers.clear()
     width = max(set(map(len, rows)), key=[len(r) for r in rows].count) if rows else 0
     table = np.array([r for r in rows if len(r) == width], dtype=float)
     if width < 2 or len(table) < _FEWEST:
@@ -152,7 +155,16 @@ def _columns(text: str, path: Path) -> ReferenceSpectrum:
     energy = next((i for i, label in enumerate(labels) if _ENERGY.match(label)), 0)
     if labels[energy].lower() in ("angle", "theta") or units.get(energy, "").lower() in ("deg", "degree", "radian"):
         raise XanesTomoError(f"{path.name}: expected energies in its first column, got angles")
-    return _spectrum(title or path.stem, table[:, energy], _absorption(table, labels, energy, path), path)
+    absorption = _absorption(table, labels, energy, path)
+    lost = ~(np.isfinite(table[:, energy]) & np.isfinite(absorption))
+    if lost.any():
+        kept = [n for n, r in zip(numbers, rows, strict=True) if len(r) == width]
+        more = f" (and {int(lost.sum()) - 1} lines more)" if lost.sum() > 1 else ""
+        raise XanesTomoError(
+            f"{path.name}, line {kept[int(np.argmax(lost))]}: expected an energy and its absorption, got no number"
+            f"{more}; correct the line or delete it"
+        )
+    return _spectrum(title or path.stem, table[:, energy], absorption, path)
 
 
 def _absorption(table: FloatArray, labels: list[str], energy: int, path: Path) -> FloatArray:
