@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 os.environ["NAPARI_ASYNC"] = "0"  # a layer shows its data when it is added, not some time later
+os.environ["XANES_TOMO_COMPILE_AHEAD"] = "0"  # the tests have the cores to themselves
 
 # No deadline: the machine may be shared. On CI the same examples every time.
 settings.register_profile("here", deadline=None, derandomize="CI" in os.environ)

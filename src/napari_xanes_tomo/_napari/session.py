@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 from qtpy.QtCore import QObject, Signal
 
+from napari_xanes_tomo import compile_ahead
 from napari_xanes_tomo.model import Progress, XanesTomoError
 from napari_xanes_tomo.recipe import Recipe
 from napari_xanes_tomo.registration import reference_energy
@@ -145,6 +146,7 @@ class Session(QObject):
         self.jobs.ended.connect(self._on_ended)
         self._relayed.connect(self._on_relayed)
         attach_overlay(viewer)
+        compile_ahead.begin()
         viewer.dims.events.current_step.connect(self._on_dims)
         viewer.layers.events.inserted.connect(self._on_layers)
         viewer.layers.events.removed.connect(self._on_layers)

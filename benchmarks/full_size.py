@@ -1,0 +1,123 @@
+"""Time and memory of jitter correction and energy registration at full size: ``python benchmarks/full_size.py FOLDER``.
+
+Four energies of 180 x 1024 x 1024 raw files are written to FOLDER (1.6 GB) unless they are there, and a run until the
+registration, with all its checks and its report, is timed from the command line: once to warm up, then once more. The
+time of 67 energies is that of four times 67 / 4: what is done once in a run is counted 17 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from accuracy import alignment_errors
+from napari_xanes_tomo.io.store import ShiftRow, write_shifts
+from napari_xanes_tomo.model import Alignment
+from napari_xanes_tomo.phantom import PRESETS, simulate
+from napari_xanes_tomo.resample import place
+
+ENERGIES = (7728.0, 8178.0, 8354.0, 8570.0)
+
+
+def full_size_twin(folder: Path, energies=ENERGIES):
+    """Write 180 x 1024 x 1024 frames of `demo` as raw files: those of 256 px made finer, with noise of their own.
+
+    There is no detail in it that 256 px do not hold, and it is four times as blurred as frames of that size are: it is
+    for time and memory.
+    """
+    from napari_xanes_tomo.phantom.files import _script, _write_energy
+    from napari_xanes_tomo.phantom.microscope import Energy
+
+    size, wide = 256, 1024
+    p = replace(PRESETS["demo"], seed=301, energies_ev=tuple(energies))
+    few = replace(p, quanta=1e7, counts_per_quantum=0.003, read_noise_counts=0.0, flats_per_set=2)
+    truth, measured = simulate(replace(few, illumination_drift=0.0))
+    p = replace(p, n=wide)
+    n = len(truth.theta_deg)
+    rng = np.random.default_rng(1)
+    c = (np.arange(wide) - (wide - 1) / 2) / (wide / 2)
+    beam = 9000 * (1 - 0.14 * (c[:, None] ** 2 + c**2) - 0.1 * c + 0.06 * c[:, None])
+
+    def exposed(quanta):
+        noise = p.read_noise_counts * rng.standard_normal(quanta.shape)
+        return np.clip(np.rint(p.counts_per_quantum * rng.poisson(quanta) + noise), 0, 65535).astype(np.uint16)
+
+    finer = Alignment(np.zeros((1, 2)), np.zeros((1, 2)), magnification=size / wide)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "twin_3DXANES_TOMO-XANES.txt").write_bytes(_script(p, "twin", truth.theta_deg).encode())
+    for frames in measured:
+        beams = np.maximum(frames.flats.mean(axis=1), 1)
+        seen = (frames.projections / beams[(np.arange(n) >= n // 2).astype(int)]).astype(np.float32)
+        projections = np.empty((n, wide, wide), np.uint16)
+        for i in range(n):
+            drift = 1 + 0.03 * np.sin(i / 40) + 0.02 * c * np.cos(i / 30)
+            big = place(seen[i : i + 1], finer, grid_shape=(wide, wide))[0]
+            projections[i] = exposed(beam * drift * np.clip(np.where(big == 0, 1, big), 0.01, 1.2))
+        flats = np.stack([[exposed(beam * s) for s in 1 + 0.003 * rng.normal(size=10)] for _ in range(2)])
+        _write_energy(folder, "twin", p, truth.theta_deg, Energy(frames.index, projections, flats))
+    write_shifts(
+        folder / "truth" / "tables" / "shifts.csv",
+        (
+            ShiftRow(e, float(t), i, float(dy), float(dx), 0.0, 0.0, a.magnification, a.roll_deg, a.status[i])
+            for e, a in zip(p.energies_ev, truth.alignments, strict=True)
+            for i, (t, (dy, dx)) in enumerate(zip(truth.theta_deg, a.shift * (wide / size), strict=True))
+        ),
+    )
+
+
+def timed(folder: Path, out: Path):
+    """Run until the registration; return the seconds, those of the processors, and the peak memory in GiB."""
+    command = [sys.executable, "-m", "napari_xanes_tomo.cli", "run", str(folder), "--out", str(out)]
+    start = time.perf_counter()
+    child = subprocess.Popen([*command, "--until", "registration"], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        sys.exit("full_size: the run failed")
+    return time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Print the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", action="store_true")
+    a = parser.parse_args()
+    if not (a.folder / "truth").exists():
+        # In a process of its own: the memory of this one is counted as that of those it starts.
+        child = multiprocessing.get_context("spawn").Process(target=full_size_twin, args=(a.folder,))
+        child.start()
+        child.join()
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in range(2):
+            out = Path(scratch) / "out"
+            shutil.rmtree(out, ignore_errors=True)
+            seconds, processors, memory = timed(a.folder, out)
+        rows = alignment_errors(a.folder, out)
+    n = len(ENERGIES)
+    worst = np.nanmax(np.abs(rows), axis=0)
+    if a.json:
+        print(json.dumps({"seconds": seconds, "processors": processors, "memory_gib": memory, "energies": n}))
+        return
+    print(
+        f"{n} energies of 180 x 1024 x 1024, from raw files to registered: {seconds:.1f} s, processors "
+        f"{processors:.1f} s, peak memory {memory:.2f} GiB; 67 energies at this rate: {seconds * 67 / n / 60:.1f} min"
+    )
+    print(
+        f"worst jitter {worst[1]:.3f} {worst[2]:.3f} px of 1024, registration {worst[4]:.3f} {worst[5]:.3f} px, "
+        f"magnification {worst[6]:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    main()
