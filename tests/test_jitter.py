@@ -13,9 +13,10 @@ from napari_xanes_tomo.io.store import read_shifts, rows_alignments
 from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
 from napari_xanes_tomo.model import Alignment, Cancelled, XanesTomoError
 from napari_xanes_tomo.qc import check_projections, check_scores
-from napari_xanes_tomo.recipe import AbsorbanceParameters, JitterParameters
+from napari_xanes_tomo.recipe import AbsorbanceParameters, JitterParameters, Recipe
 from napari_xanes_tomo.reprojection import Scene
 from napari_xanes_tomo.resample import place
+from napari_xanes_tomo.steps import run_flats
 from napari_xanes_tomo.straight import fit_straight, outer_rows, profile_noise
 
 # (y, z, x), radius, attenuation per pixel: an object without symmetry, its parts well inside the field.
@@ -614,13 +615,22 @@ def test_a_post_that_leaves_the_field_below() -> None:
     assert max(errors(found.shift, true, THETA)[:2]) < 0.1
 
 
-def test_the_answer_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = balls(THETA, (40, 40), motion(len(THETA), 1, rms=0.5))
-    many = find_jitter(stack, THETA)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
-    one = find_jitter(stack, THETA)
-    np.testing.assert_array_equal(one.shift, many.shift)
-    np.testing.assert_array_equal(one.sigma, many.sigma)
+def test_the_answer_does_not_depend_on_the_number_of_threads(tiny_twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the raw counts on: flats, absorbance and screening as well."""
+    scan = open_series(tiny_twin).scans[0]
+
+    def all_of_it(cores: int) -> dict[str, npt.NDArray]:
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+        flats, data = run_flats(scan, Recipe())
+        found = find_jitter(data.data, scan.theta_deg[data.index], variance=data.variance)
+        return flats.arrays | {"data": data.data, "shift": found.shift, "sigma": found.sigma, "left": found.residual}
+
+    one = all_of_it(1)
+    for cores in (2, 3):
+        many = all_of_it(cores)
+        assert many.keys() == one.keys()
+        for name, values in one.items():
+            np.testing.assert_array_equal(many[name], values, err_msg=f"{name}, {cores} threads")
 
 
 def test_sigma_is_not_below_the_bound_and_the_search_reaches_it() -> None:
