@@ -12,7 +12,6 @@ from napari_xanes_tomo.absorbance import (
     Detector,
     absorbance,
     absorbance_variance,
-    bin_frames,
     estimate_detector,
     fill_masked,
     fit_air,
@@ -23,6 +22,7 @@ from napari_xanes_tomo.absorbance import (
     read_absorbance,
     scan_detector,
 )
+from napari_xanes_tomo.agreement import bin_frames
 from napari_xanes_tomo.detector import mask_from_runs, mask_runs
 from napari_xanes_tomo.model import EnergyScan, FlatSet, XanesTomoError
 from napari_xanes_tomo.recipe import AbsorbanceParameters, Recipe

@@ -21,6 +21,7 @@ __all__ = [
     "REGISTRATION_COLUMNS",
     "LinearFit",
     "band_pass",
+    "bin_frames",
     "block_shifts",
     "center_of_rotation",
     "displacement_equations",
@@ -126,6 +127,28 @@ def halve(frames: F32) -> F32:
     n, h, w = data.shape
     out = np.empty((n, h // 2, w // 2), np.float32)
     in_threads(n, lambda a, b: _halve(a, b, data, out))
+    return out
+
+
+def bin_frames(frames: npt.NDArray[Any], bin: int) -> F32:
+    """Average `bin` x `bin` pixels of (n, y, x) frames; rows and columns left over are cut off."""
+    if bin == 1:
+        return np.asarray(frames, dtype=np.float32)
+    n, h, w = frames.shape
+    out = np.empty((n, h // bin, w // bin), np.float32)
+    exact = np.result_type(frames.dtype, np.float32)
+
+    def part(a: int, b: int) -> None:
+        cut = frames[a:b, : h // bin * bin, : w // bin * bin]
+        rows = cut[:, ::bin].astype(exact)
+        for k in range(1, bin):
+            rows += cut[:, k::bin]
+        total = rows[:, :, ::bin].copy()
+        for k in range(1, bin):
+            total += rows[:, :, k::bin]
+        np.divide(total, bin * bin, out=out[a:b], casting="same_kind")
+
+    in_threads(n, part)
     return out
 
 
@@ -493,7 +516,8 @@ def object_support(volume: F32) -> F32:
     step = max(1, min(4, min(volume.shape) // 24))
     nz, ny, nx = (n // step for n in volume.shape)
     cut = volume[: nz * step, : ny * step, : nx * step]
-    coarse = gaussian_filter(cut.reshape(nz, step, ny, step, nx, step).mean(axis=(1, 3, 5)), 2.0 / step)
+    layers = cut.reshape(nz, step, *cut.shape[1:]).mean(axis=1)
+    coarse = gaussian_filter(bin_frames(layers, step), 2.0 / step)
     threshold = 0.15 * float(np.percentile(coarse, 99.5))
     if threshold <= 0:
         return np.ones_like(volume)

@@ -19,7 +19,6 @@ __all__ = [
     "FLOOR",
     "absorbance",
     "absorbance_variance",
-    "bin_frames",
     "fill_masked",
     "log_beams",
     "log_binned",
@@ -325,15 +324,6 @@ def fill_masked(frames: F32, mask: npt.NDArray[np.bool_]) -> None:
     """
     if mask.any():
         _fill(frames, np.ascontiguousarray(mask))
-
-
-def bin_frames(frames: npt.NDArray[Any], bin: int) -> F32:
-    """Average `bin` x `bin` pixels of (n, y, x) frames; rows and columns left over are cut off."""
-    if bin == 1:
-        return np.asarray(frames, dtype=np.float32)
-    n, h, w = frames.shape
-    cut = frames[:, : h // bin * bin, : w // bin * bin]
-    return np.asarray(cut.reshape(n, h // bin, bin, w // bin, bin).mean(axis=(2, 4)), dtype=np.float32)
 
 
 def own_beam(scan: EnergyScan) -> Beam:

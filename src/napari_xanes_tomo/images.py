@@ -15,8 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from .absorbance import bin_frames
-from .agreement import band_pass, registration_equations, solve_normal
+from .agreement import band_pass, bin_frames, registration_equations, solve_normal
 from .graph import PARAMETERS, Closure, Pair, closures, contrast_islands, island_hubs, solve_network
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import RegistrationParameters

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .agreement import bin_frames
 from .air import plane
 from .artefact import added_components
 from .chemistry import EDGE, SIGMA, SIGMA_ALIGNMENT, MapPlan, atomic_mass, finish_slab, plan_maps
-from .counts import bin_frames, own_beam, read_absorbance
+from .counts import own_beam, read_absorbance
 from .flats import Beam, exposures
 from .model import Alignment, EnergyScan, FloatArray, Progress, XanesTomoError, no_progress
 from .recipe import MapsParameters

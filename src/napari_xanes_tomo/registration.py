@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from .absorbance import bin_frames
 from .agreement import (
     REGISTRATION_COLUMNS,
     LinearFit,
     band_pass,
+    bin_frames,
     block_shifts,
     object_support,
     registration_equations,

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .agreement import smooth
+from .agreement import bin_frames, smooth
 from .model import FloatArray
-from .parallel import in_threads, share
+from .parallel import share
 
 __all__ = ["CountsSeen", "Screening", "filled", "screen", "shows_something"]
 
@@ -126,7 +126,7 @@ def screen(data: npt.ArrayLike, *, counts: CountsSeen | None = None) -> Screenin
                 reasons.setdefault(i, "beam loss")
         doubt = np.maximum(doubt, _LOST / np.maximum(scores["counts"], 1e-3) * (scores["counts"] < 0.9))
     step = max(1, stack.shape[2] // _WIDTH)
-    small = np.nan_to_num(_binned(stack, step))
+    small = np.nan_to_num(bin_frames(stack, step))
     mass = small.sum(axis=(1, 2), dtype=np.float64)
     scores["mass"] = _relative(mass, set(reasons))
     for i in range(n):
@@ -220,20 +220,6 @@ def _each(work: Callable[[int], _T], numbers: npt.NDArray[np.intp]) -> list[_T]:
     done: dict[int, _T] = {}
     share(numbers.tolist(), lambda k: done.__setitem__(k, work(k)))
     return [done[k] for k in numbers.tolist()]
-
-
-def _binned(stack: F32, step: int) -> F32:
-    n, h, w = stack.shape
-    if step == 1:
-        return stack
-    out = np.empty((n, h // step, w // step), dtype=np.float32)
-
-    def part(a: int, b: int) -> None:
-        cut = stack[a:b, : h // step * step, : w // step * step]
-        out[a:b] = cut.reshape(b - a, h // step, step, w // step, step).mean(axis=(2, 4))
-
-    in_threads(n, part)
-    return out
 
 
 def _relative(values: FloatArray, without: set[int]) -> FloatArray:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .absorbance import Normalised
-from .counts import bin_frames
+from .agreement import bin_frames
 from .images import ImagesRegistered, register_images
 from .io.given import FloatFrames
 from .maps import AlignedEnergy, placed_rows

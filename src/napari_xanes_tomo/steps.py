@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .absorbance import Normalised, normalise
+from .agreement import bin_frames
 from .axis import FEWEST_FOR_AXIS, find_axis
-from .counts import bin_frames
 from .detector import Detector, stray_law
 from .differences import FEWEST_SAMPLED, Probe, against_reference, sample
 from .flats import Beam, exposures

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_xanes_tomo.counts import bin_frames
+from napari_xanes_tomo.agreement import bin_frames
 from napari_xanes_tomo.model import Series, XanesTomoError
 
 __all__ = ["FrameStack", "lazy_frames", "open_stack"]
