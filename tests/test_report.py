@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from napari_xanes_tomo.drawing import png, ticks
+from napari_xanes_tomo.io.journal import Journal
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.store import read_energies
 from napari_xanes_tomo.model import Problem, XanesTomoError
 from napari_xanes_tomo.phantom import TwinParameters, write_twin
 from napari_xanes_tomo.report import write_report
+from napari_xanes_tomo.state import candidates_in
 from napari_xanes_tomo.workflow import Workflow
 
 SMALL = TwinParameters(n=64, n_angles=18, energies_ev=(6534.0, 6558.0, 8178.0, 8344.0, 8351.0, 8570.0))
@@ -32,6 +34,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Workflow(open_series(folder / "twin"), folder / "out") as workflow:
         workflow.run()
     return folder / "out"
+
+
+def test_the_error_of_the_axis_is_that_of_the_whole_solution(finished: Path) -> None:
+    found = {c.unit: c.payload["numbers"] for c in candidates_in(Journal(finished).events)}
+    for e, row in enumerate(read_energies(finished / "tables" / "energies.csv")):
+        assert row.center_sigma_px >= found["jitter", e]["center_sigma"] > 0
 
 
 @pytest.fixture

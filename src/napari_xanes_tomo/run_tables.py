@@ -73,7 +73,13 @@ def write_tables(run: Findings) -> None:
             why = status
             alignment = replace(alignment, status=tuple(why if s == "ok" else s for s in alignment.status))
         alignments.append(alignment)
-        rows.append(_energy_row(scan, alignment, found if registered else None, e == state.reference, status, raw))
+        # The projections' errors are not independent: what they do to the axis together the jitter step knows.
+        least = 0.0
+        if jitter.candidate is not None and jitter.status != "stale":
+            least = raw * float(jitter.candidate.payload["numbers"].get("center_sigma") or 0.0)
+        rows.append(
+            _energy_row(scan, alignment, found if registered else None, e == state.reference, status, raw, least)
+        )
         residual.append(score)
         flats = state[("flats", e)]
         seen = {} if flats.candidate is None or flats.status == "stale" else run.result(flats.candidate).arrays
@@ -110,7 +116,13 @@ def write_tables(run: Findings) -> None:
 
 
 def _energy_row(
-    scan: EnergyScan, alignment: Alignment | None, found: StepResult | None, reference: bool, status: str, raw: int
+    scan: EnergyScan,
+    alignment: Alignment | None,
+    found: StepResult | None,
+    reference: bool,
+    status: str,
+    raw: int,
+    least_sigma: float,
 ) -> EnergyRow:
     pixel = scan.pixel_size_nm / raw
     if alignment is None:
@@ -121,6 +133,7 @@ def _energy_row(
     angles = np.asarray(scan.theta_deg, dtype=float)[use]
     if not scan.gridded and use.any() and np.ptp(angles) > 0.05:  # one angle tells nothing about an axis
         center, sigma = center_of_rotation(alignment.shift[use, 1], angles, alignment.sigma[use, 1])
+        sigma = max(sigma, least_sigma)
     if found is None:
         return EnergyRow(
             scan.energy_ev, center_px=center, center_sigma_px=sigma, pixel_size_nm=pixel, reference=reference,

@@ -117,8 +117,10 @@ class RegistrationDock(StepDock):
         self._blinking.setInterval(500)
         self._blinking.timeout.connect(self._blink)
         self.blocks = BlockPreview(self.session)
-        self.blocks_box = QCheckBox("Show how parts of the object are displaced, as arrows and a heat map in")
-        self.blocks_box.setToolTip("Beyond the alignment, mean of all angles: a sample that changes shape shows here.")
+        self.blocks_box = QCheckBox("Show how parts of the object are displaced, in")
+        self.blocks_box.setToolTip(
+            "Arrows and a heat map; beyond the alignment, mean of all angles: a sample that changes shape shows here."
+        )
         self.blocks_box.toggled.connect(self._show_blocks)
         self.blocks_combo = QComboBox()
         self.blocks_combo.addItems(BlockPreview.UNITS)
