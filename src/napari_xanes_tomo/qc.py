@@ -18,6 +18,7 @@ from .counts import own_beam
 from .flats import Beam
 from .fsc import half_bit
 from .model import Alignment, EnergyScan, FloatArray, Progress, Score, XanesTomoError, no_progress
+from .parallel import in_threads
 from .projector import Projector
 from .reconstruction import angular_weights
 from .resample import place
@@ -466,25 +467,38 @@ def ring_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[Float
     first, second : (n, y, x) arrays
         Compared frame by frame, under a Hann window.
     """
-    from scipy.fft import fft2, fftfreq
+    from scipy.fft import fftfreq, rfft2, rfftfreq
 
     a, b = (np.asarray(v, dtype=np.float32) for v in (first, second))
     n, h, w = a.shape
     window = (np.hanning(h + 2)[1:-1, None] * np.hanning(w + 2)[None, 1:-1]).astype(np.float32)
     size = min(h, w)
-    radius = np.hypot(fftfreq(h)[:, None], fftfreq(w)[None, :])
+    radius = np.hypot(fftfreq(h)[:, None], rfftfreq(w)[None, :])
     ring = np.minimum(np.rint(radius * size).astype(int), size // 2 + 1).ravel()
+    # Half of the transform holds it all; what it leaves out is counted with what it mirrors.
+    mirrored = np.full(radius.shape, 2.0, dtype=np.float32)
+    mirrored[:, 0] = 1.0
+    if w % 2 == 0:
+        mirrored[:, -1] = 1.0
     # The window makes neighbouring coefficients depend on each other; a real image has every coefficient twice.
     share = float(np.mean(window**2) ** 2 / np.mean(window**4)) / 2
-    count = np.bincount(ring, minlength=size // 2 + 2)[: size // 2 + 1] * share
+    count = np.bincount(ring, mirrored.ravel(), size // 2 + 2)[: size // 2 + 1] * share
     out = np.zeros((n, size // 2 + 1))
-    for i in range(n):
-        fa, fb = (fft2((f[i] - f[i].mean()) * window).ravel() for f in (a, b))
-        sums = [
-            np.bincount(ring, v, size // 2 + 2)[: size // 2 + 1]
-            for v in ((fa * fb.conj()).real, np.abs(fa) ** 2, np.abs(fb) ** 2)
-        ]
-        out[i] = sums[0] / np.sqrt(np.maximum(sums[1] * sums[2], 1e-30))
+
+    def some(start: int, end: int) -> None:
+        for i in range(start, end):
+            fa, fb = (rfft2((f[i] - f[i].mean()) * window) for f in (a, b))
+            sums = [
+                np.bincount(ring, (v * mirrored).ravel(), size // 2 + 2)[: size // 2 + 1]
+                for v in (
+                    fa.real * fb.real + fa.imag * fb.imag,
+                    fa.real**2 + fa.imag**2,
+                    fb.real**2 + fb.imag**2,
+                )
+            ]
+            out[i] = sums[0] / np.sqrt(np.maximum(sums[1] * sums[2], 1e-30))
+
+    in_threads(n, some)
     return np.arange(size // 2 + 1) / size, out, count
 
 
