@@ -66,6 +66,15 @@ def test_densities_come_back_from_volumes(rho, tmp_path):
     with Workflow(series, tmp_path / "out", PLAIN) as workflow:
         state = workflow.run()
         assert {u.status for u in state.units.values()} == {"candidate"}
+        voxel = workflow.voxel_spectrum((7, 12, 10))
+        with pytest.raises(XanesTomoError, match="expected y, z, x within"):
+            workflow.voxel_spectrum((7, 12, 400))
+    np.testing.assert_allclose(voxel.value, attenuation(rho)[:, 7, 12, 10], rtol=1e-4)
+    assert {e: pytest.approx(r[7, 12, 10], rel=2e-3) for e, r in rho.items()} == voxel.amounts
+    fitted = np.isfinite(voxel.elements)
+    np.testing.assert_allclose(voxel.elements[fitted], voxel.value[fitted], rtol=1e-3)
+    assert (~fitted).sum() == np.sum((ENERGIES > 8318) & (ENERGIES < 8393))
+    assert abs(voxel.shift_ev) < 0.02
     maps = read_maps(tmp_path / "out" / "maps.ome.zarr")
     assert maps.voxel_nm == VOXEL
     assert maps.units["Ni"] == "g/cm3"

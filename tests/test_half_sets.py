@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, shift
 
-from napari_xanes_tomo import Recipe, Workflow, open_series, write_twin
+from napari_xanes_tomo import Recipe, Workflow, open_series, read_maps, write_twin
+from napari_xanes_tomo.edges import atomic_mass
 from napari_xanes_tomo.fsc import common_place, soft_mask
 from napari_xanes_tomo.half_sets import StepShells, jitter_half_sets, registration_half_sets
 from napari_xanes_tomo.map_report import checks_section
@@ -48,6 +49,19 @@ def test_halves_agree_better_after_the_jitter_correction(workflow: Workflow) -> 
     shared = jitter_half_sets(few, workflow.recipe, nm, number=3)
     assert isinstance(shared, StepShells)
     assert "the same flats" in shared.what
+
+
+def test_the_spectrum_of_a_voxel_holds_what_its_maps_say(workflow: Workflow) -> None:
+    maps = read_maps(workflow.output.maps)
+    at = tuple(np.unravel_index(int(np.argmax(maps.data["morphology"])), maps.data["mask"].shape))
+    seen = []
+    found = workflow.voxel_spectrum(at, progress=lambda what, done, total: seen.append(done))
+    assert seen == [0, 1, 2, 3]
+    assert np.all(found.value > 0)
+    moles = {e: v / atomic_mass(e) for e, v in found.amounts.items()}
+    for e in ("Co", "Ni"):
+        share = moles[e] / sum(moles.values())
+        assert share == pytest.approx(float(np.asarray(maps.data[f"{e}_fraction"])[at]), abs=2e-4)
 
 
 def test_cancelling_ends_them_at_once(workflow: Workflow) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ from napari_xanes_tomo.workflow import Workflow
 pytest.importorskip("napari")
 pytest.importorskip("qtpy.QtWidgets")
 
+from napari.components import ViewerModel
 from qtpy.QtWidgets import QDockWidget
 
 from napari_xanes_tomo._napari import session as session_module
 from napari_xanes_tomo._napari.docks import DOCKS, attach_docks
+from napari_xanes_tomo._napari.layers import map_layers
 from napari_xanes_tomo._napari.session import session_of
+from napari_xanes_tomo._napari.voxel_dock import VoxelDock
 from napari_xanes_tomo._napari.words import event_text, manual_rows, stale_reason
 
 PLUGIN = "napari-xanes-tomo"
@@ -655,3 +659,40 @@ def test_voxel_sizes_are_weighed_before_mapping(open_docks: Any, copied: Path) -
     assert noise < 0.6 * chosen["voxel_choices"][0]["noise_over_jump"]
     assert docks.session.workflow.journal.events == before
     assert docks.session.workflow.recipe == Recipe()
+
+
+def test_a_voxel_of_the_maps_shows_its_spectrum(open_docks: Any, copied: Path, qtbot: Any) -> None:
+    docks = open_docks(copied, begin=True)
+    maps = ViewerModel()
+    for data, options, _ in map_layers(copied / "maps.ome.zarr"):
+        maps.add_image(data, **options)
+    dock = VoxelDock(maps, docks.session)
+    qtbot.addWidget(dock)
+    dock.show()
+    mn = maps.layers["Mn"]
+    at = tuple(n // 2 for n in mn.data.shape)
+
+    def press(place: tuple[int, ...], *, drag: bool = False) -> None:
+        event = SimpleNamespace(
+            button=1, modifiers=(), type="mouse_press", position=tuple(float(v) for v in mn.data_to_world(place))
+        )
+        steps = dock._pressed(maps, event)
+        next(steps, None)
+        if drag:
+            event.type = "mouse_move"
+            next(steps, None)
+        event.type = "mouse_release"
+        next(steps, None)
+        docks.wait()
+
+    press(at, drag=True)
+    press((0, -3, 0))
+    assert dock.found is None
+    press(at)
+    energies = [s.energy_ev for s in docks.session.scan.series.scans]
+    assert len(dock.plots[0].values(0)[0]) == len(energies)
+    assert dock.text.text().startswith(f"Voxel {at[0]}, {at[1]}, {at[2]} (y, z, x)")
+    assert "Mn" in dock.text.text()
+    docks.close()
+    dock.look(mn.data_to_world(at))
+    assert "no longer open" in dock.text.text()

@@ -57,6 +57,7 @@ from .steps import (
     beam_of,
 )
 from .survey import Survey
+from .voxel import VoxelSpectrum, voxel_spectrum
 
 __all__ = ["Mapper", "SlabWork", "VoxelTable", "make_slab", "read_recipe_references"]
 
@@ -323,6 +324,31 @@ class Mapper(Findings):
         p = self.recipe.maps if parameters is None else parameters
         job = self._map_job(self.state, p)
         return VoxelTable(job.choices, job.px, _mean_spectrum(job.plan, job.items))
+
+    def voxel_spectrum(self, at: tuple[int, int, int], *, progress: Progress = no_progress) -> VoxelSpectrum:
+        """Return the spectrum of one voxel of the maps on disk, at every energy, and what is fitted to it.
+
+        Parameters
+        ----------
+        at : (int, int, int)
+            y, z, x of the stored maps.
+        progress : Progress
+            Called for every energy; what it raises is passed on.
+
+        Raises
+        ------
+        XanesTomoError
+            There are no maps, or no such voxel.
+        """
+        facts = read_map_attributes(self.output.maps)[0]
+        state, p = self.state, self.recipe.maps
+        plan, items, pixel_nm = self.map_plan(state, p)
+        factor = self.particle_size()[self.aligned(state)[1]] ** 2
+        px = int(facts["voxel_px"])
+        y, z, x = (int(v + first) for v, first in zip(at, facts["origin_voxel"], strict=True))
+        return voxel_spectrum(
+            items, plan, (y, z, x), px * pixel_nm, p, bin=px, factor=factor, progress=progress
+        )  # fmt: skip
 
     def _reconstructor(self) -> Reconstructor:
         p = self.recipe.maps

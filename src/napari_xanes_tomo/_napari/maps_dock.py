@@ -237,7 +237,7 @@ class MapsDock(StepDock):
         workflow = self.session.workflow
         if workflow is not None:
             try:
-                open_maps(workflow.output.folder)
+                open_maps(workflow.output.folder, self.session)
             except XanesTomoError as error:
                 self._tell(str(error), True)
 

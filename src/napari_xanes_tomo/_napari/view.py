@@ -17,6 +17,7 @@ from .layers import METADATA_KEY, is_maps, map_layers
 from .overlay import attach_overlay
 from .reader import get_reader
 from .session import session_of
+from .voxel_dock import VoxelDock
 
 __all__ = ["main", "open_maps", "open_scan"]
 
@@ -41,8 +42,10 @@ def open_scan(path: str | Path, out: str | Path | None = None) -> Any:
     return viewer
 
 
-def open_maps(out: str | Path) -> Any:
+def open_maps(out: str | Path, session: Any = None) -> Any:
     """Open the maps of a run in a new viewer of their own (in micrometres), with the table of its energies.
+
+    With the `session` that holds the run, a click on a voxel shows its spectrum.
 
     Raises
     ------
@@ -63,6 +66,8 @@ def open_maps(out: str | Path) -> Any:
     _caption(viewer)
     viewer.dims.set_point(0, sum(viewer.dims.range[0][:2]) / 2)
     viewer.window.add_dock_widget(AnalysisDock(viewer), name="Analysis", area="right")
+    if session is not None and session.workflow is not None:
+        viewer.window.add_dock_widget(VoxelDock(viewer, session), name="Spectrum", area="right", tabify=True)
     table = found.parent / "tables" / "energies.csv"
     if table.is_file():
         viewer.window.add_dock_widget(_table(table), name="Energies", area="bottom")
@@ -113,9 +118,9 @@ def main(path: str | Path, *, out: str | Path | None = None, block: bool = True)
                 f"{path.name}: expected a scan script, a folder of frames, an .xrm, a .txrm or the output of a run, "
                 f"got {'something else' if path.exists() else 'no such path'}"
             )
-        open_scan(path, out)
+        viewer = open_scan(path, out)
         if out is not None and is_maps(Path(out)) is not None:
-            open_maps(out)
+            open_maps(out, session_of(viewer))
     if block:
         napari.run()
 
