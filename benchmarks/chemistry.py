@@ -16,7 +16,7 @@ given, alignment; the truth is moved by the undetermined shift of the whole, nev
 reconstructing only the components of the maps with reconstructing every energy and combining the volumes: largest
 difference, time of either, median of three in one run; once for the reconstruction alone, once from the recorded counts
 to the maps (flats, placing and the last step, the same for both, are in it; standard errors, which only the components
-have, are not). By default a slab of the maps as wide as the frames of the instrument: reconstruction grows with the
+have, are not). By default 16 slices as wide as the frames of the instrument (8 GB): reconstruction grows with the
 square of the width, placing with the width. Volumes are summed in double precision, so that what is left is the single
 precision of either reconstruction.
 """
@@ -360,9 +360,18 @@ def main(twin: str, out: str, as_json: bool = False) -> int:
     except (XanesTomoError, OSError) as error:
         print(f"chemistry: {error}", file=sys.stderr)
         return 1
+    facts, each = read_map_attributes(Path(out) / "maps.ome.zarr")
+    stated = {
+        "voxel_nm": facts["voxel_nm"], "voxel_px": facts["voxel_px"],
+        "smoothing_voxel": max(float(a.get("smoothing_voxel") or 0) for a in each.values()),
+        "psf_sigma_voxel": {n: each[n]["psf_sigma_voxel"] for n in scores if "psf_sigma_voxel" in each.get(n, {})},
+    }  # fmt: skip
     if as_json:
-        print(json.dumps({"maps": scores, "whole": whole}))
+        print(json.dumps({"maps": scores, "whole": whole, "stated": stated}))
         return 0
+    print(f"voxel {stated['voxel_px']} px = {stated['voxel_nm']:.1f} nm, maps smoothed by a Gaussian of sigma ", end="")
+    print(f"{stated['smoothing_voxel']:g} voxel, the truth not at all; stated blur, sigma in voxels: ", end="")
+    print(", ".join(f"{n} {v:.2f}" for n, v in stated["psf_sigma_voxel"].items()))
     print("Maps against the truth: correlation, slope, bias (% of the mean, eV) without smoothing;")
     print("rms error, typical sigma and its alignment part, rms(error / sigma) against the truth blurred as stated;")
     print("dipole of the surfaces (y, z, x; px) against the blurred, and against the unsmoothed truth")
