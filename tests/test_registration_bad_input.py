@@ -11,7 +11,7 @@ import pytest
 
 from napari_xanes_tomo import Recipe, open_series, workflow
 from napari_xanes_tomo.injection import _Copies
-from napari_xanes_tomo.model import Alignment, EnergyScan, Series
+from napari_xanes_tomo.model import Alignment, EnergyScan, Series, XanesTomoError
 from napari_xanes_tomo.phantom import TwinParameters, write_twin
 from napari_xanes_tomo.registration_qc import odd_energies
 from napari_xanes_tomo.workflow import Workflow
@@ -224,6 +224,19 @@ def test_one_energy_only(series: Series, tmp_path: Path, caplog: pytest.LogCaptu
         assert state[("registration", 0)].status == "candidate"
         assert w.alignment(0).magnification == 1.0
         assert "one energy only" in caplog.text
+
+
+def test_frames_of_another_size_at_one_energy(series: Series, tmp_path: Path) -> None:
+    class Cut(_Copies):
+        @property
+        def frame_shape(self) -> tuple[int, int]:
+            return 32, 64
+
+    one = scan_of(series, 7704.0)
+    cut = Cut.__new__(Cut)
+    changed = with_scans(series, e7704=replace(one, frames=cut))
+    with pytest.raises(XanesTomoError, match=r"7704 eV: expected frames of 64 x 64 pixels .* got 32 x 64"):
+        Workflow(changed, tmp_path / "out")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -87,6 +88,7 @@ class Run:
             raise XanesTomoError(f"{series.name}: expected at least one energy, got none")
         if not any(s.usable.any() for s in series.scans):
             raise XanesTomoError(f"{series.name}: expected projections that can be read, got none; see `inspect`")
+        _check_sizes(series)
         _check_recipe(recipe, series)
         self.series = series
         self.single = is_single(series)
@@ -423,6 +425,21 @@ def candidate_payload(
         "arrays": {k: journal.put_array(_kept(k, np.asarray(v)))["array"] for k, v in result.arrays.items()},
         "seconds": round(seconds, 3),
     }
+
+
+def _check_sizes(series: Series) -> None:
+    """Refuse energies whose frames have another size than the others'; files of another size are flagged before."""
+    usable = [s for s in series.scans if s.usable.any() and not s.gridded]
+    sizes = Counter(s.frames.frame_shape for s in usable)
+    if len(sizes) < 2:
+        return
+    (height, width), _ = sizes.most_common(1)[0]
+    odd = next(s for s in usable if s.frames.frame_shape != (height, width))
+    rows, columns = odd.frames.frame_shape
+    raise XanesTomoError(
+        f"{odd.energy_ev:g} eV: expected frames of {height} x {width} pixels as at the other energies, got {rows} x "
+        f"{columns}; bring them to one binning, or leave this energy out"
+    )
 
 
 def _check_recipe(recipe: Recipe | None, series: Series) -> None:
