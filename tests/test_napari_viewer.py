@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -177,6 +178,11 @@ def test_view_says_what_it_expected(tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(b"x")
     with pytest.raises(XanesTomoError, match="got something else"):
         view.main(tmp_path / "picture.png", block=False)
+    with h5py.File(tmp_path / "reg.h5", "w") as file:
+        file["registration_results/reg_results/registered_xanes3D"] = np.zeros((2, 3, 4, 5), np.float32)
+        file["registration_results/reg_results/eng_list"] = [8.3, 8.4]
+    with pytest.raises(XanesTomoError, match=r"got volumes that were aligned elsewhere; `xanes-tomo run reg.h5 --out"):
+        view.main(tmp_path / "reg.h5", block=False)
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "journal.jsonl").write_text("")

@@ -8,8 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from napari_xanes_tomo.io.exchange import holds_scan
+from napari_xanes_tomo.io.given import given_kind
 from napari_xanes_tomo.io.header_cache import is_remembered
 from napari_xanes_tomo.io.scan import is_scan_folder, is_scan_script, open_series
+from napari_xanes_tomo.model import XanesTomoError
 from napari_xanes_tomo.recipe import ScanParameters
 
 from .layers import LayerData, is_maps, map_layers, scan_layer
@@ -38,7 +40,29 @@ def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], lis
         return read_scan if is_scan_folder(place) or holds_scan(place) else None
     if place.suffix.lower() in (".xrm", ".txrm") or holds_scan(place):
         return read_scan
+    if place.suffix.lower() in HDF5 and registered_elsewhere(place):
+        return refuse
     return read_scan if is_scan_script(place) else None
+
+
+HDF5 = (".h5", ".hdf", ".hdf5")
+
+
+def registered_elsewhere(place: Path) -> str:
+    """Say how volumes or images that were registered elsewhere become maps; empty where there are none at `place`."""
+    kind = given_kind(place) if place.exists() else "raw"
+    if kind == "raw":
+        return ""
+    return (
+        f"{place.name}: expected a measurement, got {kind} that were aligned elsewhere; "
+        f"`xanes-tomo run {place.name} --out OUT` makes their maps (pixel size and unit: `given` in the recipe), "
+        "then open OUT"
+    )
+
+
+def refuse(path: str | Sequence[str]) -> list[LayerData]:
+    """Say what to do with a file whose units only a recipe can tell."""
+    raise XanesTomoError(registered_elsewhere(_one(path)))
 
 
 def _one(path: str | Sequence[str]) -> Path:

@@ -15,7 +15,7 @@ from .analysis_dock import AnalysisDock
 from .docks import attach_docks
 from .layers import METADATA_KEY, is_maps, map_layers
 from .overlay import attach_overlay
-from .reader import get_reader
+from .reader import get_reader, refuse, registered_elsewhere
 from .session import session_of
 from .voxel_dock import VoxelDock
 
@@ -113,7 +113,9 @@ def main(path: str | Path, *, out: str | Path | None = None, block: bool = True)
     elif (path / "journal.jsonl").is_file():
         raise XanesTomoError(f"{path.name}: this run has no maps yet; open its scan, and this folder as its output")
     else:
-        if get_reader(str(path)) is None:
+        if get_reader(str(path)) in (None, refuse):
+            if told := registered_elsewhere(path):
+                raise XanesTomoError(told)
             raise XanesTomoError(
                 f"{path.name}: expected a scan script, a folder of frames, an .xrm, a .txrm or the output of a run, "
                 f"got {'something else' if path.exists() else 'no such path'}"
