@@ -17,8 +17,9 @@ reconstructing only the components of the maps with reconstructing every energy 
 difference, time of either, median of three in one run; once for the reconstruction alone, once from the recorded counts
 to the maps (flats, placing and the last step, the same for both, are in it; standard errors, which only the components
 have, are not). By default 16 slices as wide as the frames of the instrument (8 GB): reconstruction grows with the
-square of the width, placing with the width. Volumes are summed in double precision, so that what is left is the single
-precision of either reconstruction.
+square of the width, placing with the width. For the reconstruction alone both sums are in double precision, so that
+what is left is the single precision of either reconstruction; from the counts on, components are summed as the maps do
+it, in single precision.
 """
 
 from __future__ import annotations
@@ -304,6 +305,12 @@ def shortcut(as_json: bool = False, *, columns: int = 1024, rows: int = 16) -> i
 
     lines = np.stack([placed_rows(i, (0, rows), (rows, columns)) * share for i in items])
 
+    def combined():
+        out = np.empty((len(weights), *lines.shape[1:]), np.float32)
+        for y in range(rows):
+            out[:, :, y] = np.tensordot(weights.astype(float), lines[:, :, y], axes=(1, 0))
+        return out
+
     def sum_of(volumes):
         total = np.zeros((len(weights), rows, columns, columns))
         for w, volume in zip(weights.T, volumes, strict=True):
@@ -317,7 +324,7 @@ def shortcut(as_json: bool = False, *, columns: int = 1024, rows: int = 16) -> i
         return finish_slab(plan, scaled, seen, seen, slice(0, rows), p)
 
     made, alone = in_turns({
-        "components": lambda: np.stack([solve(c) for c in np.tensordot(weights, lines, axes=(1, 0))]),
+        "components": lambda: np.stack([solve(c) for c in combined()]),
         "volumes": lambda: sum_of(solve(x) for x in lines),
     })  # fmt: skip
     c = np.arange(columns) - (columns - 1) / 2

@@ -25,7 +25,7 @@ from qtpy.QtWidgets import QDockWidget
 from napari_xanes_tomo._napari import session as session_module
 from napari_xanes_tomo._napari import view
 from napari_xanes_tomo._napari.docks import attach_docks
-from napari_xanes_tomo._napari.layers import scan_of
+from napari_xanes_tomo._napari.layers import face_images, map_layers, scan_of
 
 PLUGIN = "napari-xanes-tomo"
 
@@ -162,6 +162,7 @@ def test_view_opens_the_maps_of_a_run(make_napari_viewer: Any, monkeypatch: Any,
     assert viewer.canvas.overlays.scale_bar.visible
     assert viewer.layers["Ni"].colorbar.visible
     assert viewer.canvas.overlays.text.text == "Ni  |  g/cm3"
+    assert viewer.dims.displayed == (1, 2)
     viewer.layers["Ni"].visible = False
     assert viewer.canvas.overlays.text.text == ""
     table = next(
@@ -170,6 +171,20 @@ def test_view_opens_the_maps_of_a_run(make_napari_viewer: Any, monkeypatch: Any,
     assert table.rowCount() == 2
     assert table.item(1, 1).text() == "1.33812"
     assert table.item(1, 2).text() == "", "what was not measured is empty"
+
+
+def test_areal_maps_lie_flat_on_the_screen(make_napari_viewer: Any, tmp_path: Path) -> None:
+    store = MapStore(
+        tmp_path / "m.ome.zarr", (9, 1, 12), 100.0, [MapSpec("Ni", "mg/cm2", "", 0.0)], slab_rows=9, key="k"
+    )
+    store.create()
+    store.write(0, {"Ni": np.ones((9, 1, 12), np.float32)})
+    store.finish(absent={}, metadata={})
+    viewer = make_napari_viewer()
+    for data, options, _ in map_layers(tmp_path / "m.ome.zarr"):
+        viewer.add_image(data, **options)
+    face_images(viewer)
+    assert viewer.dims.displayed == (0, 2)
 
 
 def test_view_says_what_it_expected(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "FlatStack",
     "LayerData",
     "ScanLayer",
+    "face_images",
     "geometry",
     "is_maps",
     "map_layers",
@@ -363,3 +364,12 @@ def map_layers(path: Path) -> list[LayerData]:
         big = levels[0].shape[2] > 512 and len(levels) > 1
         out.append((levels if big else levels[0], {**options, "multiscale": big}, "image"))
     return out
+
+
+def face_images(viewer: Any) -> None:
+    """Turn a viewer that holds maps of images, ``(y, 1, x)``, so that y and x are on the screen."""
+    maps = [layer for layer in viewer.layers if METADATA_KEY in layer.metadata and layer.ndim == 3]
+    shapes = [layer.data[0].shape if layer.multiscale else layer.data.shape for layer in maps]
+    if maps and viewer.dims.ndim == 3 and all(shape[1] == 1 for shape in shapes):
+        viewer.dims.order = (1, 0, 2)
+        viewer.reset_view()

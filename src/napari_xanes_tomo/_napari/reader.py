@@ -113,10 +113,12 @@ def _attach_later() -> None:
 def _attach_current() -> None:
     from napari import current_viewer
 
+    from .layers import face_images
     from .overlay import attach_overlay, unwrapped
     from .refine import refine
 
     viewer = current_viewer()
     if viewer is not None:
         attach_overlay(viewer)
+        face_images(viewer)
         refine(unwrapped(viewer))

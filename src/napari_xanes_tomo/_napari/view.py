@@ -13,7 +13,7 @@ from napari_xanes_tomo.model import XanesTomoError
 
 from .analysis_dock import AnalysisDock
 from .docks import attach_docks
-from .layers import METADATA_KEY, is_maps, map_layers
+from .layers import METADATA_KEY, face_images, is_maps, map_layers
 from .overlay import attach_overlay
 from .reader import get_reader, refuse, registered_elsewhere
 from .session import session_of
@@ -65,6 +65,7 @@ def open_maps(out: str | Path, session: Any = None) -> Any:
     viewer.canvas.overlays.scale_bar.visible = True
     _caption(viewer)
     viewer.dims.set_point(0, sum(viewer.dims.range[0][:2]) / 2)
+    face_images(viewer)
     viewer.window.add_dock_widget(AnalysisDock(viewer), name="Analysis", area="right")
     if session is not None and session.workflow is not None:
         viewer.window.add_dock_widget(VoxelDock(viewer, session), name="Spectrum", area="right", tabify=True)
