@@ -288,6 +288,9 @@ def shortcut(as_json: bool = False, *, columns: int = 1024, rows: int = 16) -> i
     from napari_xanes_tomo.recipe import MapsParameters
     from napari_xanes_tomo.reconstruction import angular_weights, fbp
 
+    if columns < 64 or rows < 8:
+        print(f"chemistry: expected at least 64 columns and 8 rows, got {columns} and {rows}", file=sys.stderr)
+        return 2
     edge = 8333.0
     pairs, low = [6534.0, 6558.0, 7704.0, 7728.0], np.arange(8178.0, 8328, 15)
     energy = np.concatenate([pairs, low, np.arange(8328.0, 8371), np.arange(8390.0, 8571, 20)])
