@@ -196,7 +196,8 @@ def test_stopped_on_a_cluster_and_resumed_on_threads(
     before = {p.name: p.stat().st_mtime_ns for p in flags}
     with Workflow(series, out, execution=Threads(2)) as w:
         made = []
-        w.run(progress=lambda what, done, total: made.append(done) if what == "maps" else None)
+        # Of one part: the checks before the first slab.
+        w.run(progress=lambda what, done, total: made.append(done) if what == "maps" and total > 1 else None)
     assert made[0] >= len(before)  # what was flagged is not made again
     assert_same(outputs(out), by_threads)
 
@@ -219,7 +220,7 @@ def test_workers_without_the_data_name_the_file(twin: Path, series: Series, out:
     moved = twin.with_name("moved")
 
     def hide(what: str, done: int, total: int) -> None:
-        if what == "maps" and twin.exists():
+        if what == "maps" and total > 1 and twin.exists():  # of one part: the checks before the first slab
             twin.rename(moved)
 
     try:
