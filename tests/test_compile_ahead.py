@@ -15,17 +15,37 @@ def commands(monkeypatch, tmp_path):
     begun = []
     monkeypatch.setenv("XANES_TOMO_CACHE", str(tmp_path))
     monkeypatch.setenv("XANES_TOMO_COMPILE_AHEAD", "1")
-    monkeypatch.setattr(compile_ahead.subprocess, "Popen", lambda command, **_: begun.append(command))
+    monkeypatch.setattr(compile_ahead, "_begun", [])
+
+    class Begun:
+        """A process that goes on until it is told to end."""
+
+        ended = None
+
+        def __init__(self, command, **_):
+            begun.append((command, self))
+
+        def poll(self):
+            return self.ended
+
+    monkeypatch.setattr(compile_ahead.subprocess, "Popen", Begun)
     return begun
 
 
 def test_it_is_begun_once(commands):
     compile_ahead.begin()
-    assert commands[0][-3:] == [sys.executable, "-m", "napari_xanes_tomo.compile_ahead"]
+    command, process = commands[0]
+    assert command[-3:] == [sys.executable, "-m", "napari_xanes_tomo.compile_ahead"]
+    compile_ahead.begin()  # another viewer, while it goes on
+    assert len(commands) == 1
+    process.ended = 1  # it failed: again
+    compile_ahead.begin()
+    assert len(commands) == 2
+    commands[1][1].ended = 0
     compile_ahead.mark().parent.mkdir(parents=True)
     compile_ahead.mark().touch()
     compile_ahead.begin()
-    assert len(commands) == 1
+    assert len(commands) == 2
 
 
 def test_not_where_the_user_does_not_want_it(commands, monkeypatch):

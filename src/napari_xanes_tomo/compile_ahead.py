@@ -18,6 +18,7 @@ from pathlib import Path
 
 __all__ = ["begin", "compile_kernels", "mark"]
 
+_begun: list[subprocess.Popen[bytes]] = []  # kept until it ends; several viewers wait for the same one
 _TWIN = {"n": 48, "n_angles": 24}
 
 
@@ -37,17 +38,18 @@ def mark() -> Path:
 
 
 def begin() -> subprocess.Popen[bytes] | None:
-    """Start `compile_kernels` in a process of its own with low priority; None where it was done or is not wanted."""
+    """Start `compile_kernels` in a process of its own, low in priority; None where that is done, begun or unwanted."""
     if os.environ.get("XANES_TOMO_COMPILE_AHEAD", "1") == "0":
         return None
     try:
-        if mark().exists():
+        if any(process.poll() is None for process in _begun) or mark().exists():
             return None
         command = [sys.executable, "-m", __name__]
         if sys.platform != "win32":
             command = ["nice", "-n", "10", *command]
         quiet = subprocess.DEVNULL
-        return subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+        _begun[:] = [subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)]
+        return _begun[0]
     except OSError:  # nothing is lost: it is compiled when it is used
         return None
 

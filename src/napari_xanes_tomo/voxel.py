@@ -153,10 +153,10 @@ def _fitted(
     use = ~np.isin(energy, plan.left_out_ev)
     if plan.elements:
         factors = {e: plan.white_lines.get(e, (p.white_line(e),))[0] for e in plan.elements}
-        columns = fit_columns(energy, factors, (), p)[use] / np.sqrt(plan.noise[use])[:, None]
-        size = np.sqrt(np.sum(columns**2, axis=0))
-        found = np.linalg.lstsq(columns / size, value[use] / np.sqrt(plan.noise[use]), rcond=None)[0] / size
-        elements[use] = fit_columns(energy, factors, (), p)[use] @ found
+        columns, noise = fit_columns(energy, factors, (), p)[use], np.sqrt(plan.noise[use])
+        size = np.sqrt(np.sum((columns / noise[:, None]) ** 2, axis=0))
+        found = np.linalg.lstsq(columns / noise[:, None] / size, value[use] / noise, rcond=None)[0] / size
+        elements[use] = columns @ found
     if plan.edge is not None:
         shift = float(
             plan.edge.shift(np.array(plan.components["shift"] @ raw), np.array(plan.components["level"] @ raw))
