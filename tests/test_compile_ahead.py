@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +30,8 @@ def commands(monkeypatch, tmp_path):
         def poll(self):
             return self.ended
 
-    monkeypatch.setattr(compile_ahead.subprocess, "Popen", Begun)
+    # In this module alone: others start processes as well.
+    monkeypatch.setattr(compile_ahead, "subprocess", SimpleNamespace(Popen=Begun, DEVNULL=subprocess.DEVNULL))
     return begun
 
 
