@@ -83,6 +83,12 @@ def global_shift(twin: Path, out: Path):
     return -np.array([np.concatenate(y).mean(), fit[1], fit[0]])
 
 
+def block_mean(volume, px: int):
+    """Return the means over px x px x px voxels; ends that do not fill a block are left out."""
+    n = [size // px for size in volume.shape]
+    return volume[tuple(slice(k * px) for k in n)].reshape(n[0], px, n[1], px, n[2], px).mean(axis=(1, 3, 5))
+
+
 def map_errors(twin: Path, out: Path):
     """{map: (correlation, slope, bias of the mean in %)} inside the particle."""
     from scipy.ndimage import binary_erosion, shift
@@ -93,19 +99,26 @@ def map_errors(twin: Path, out: Path):
     typical = np.percentile(density[density > 0.2 * density.max()], 75)
     inside = binary_erosion(density > 0.6 * typical, iterations=2)
     offset = global_shift(twin, out)
+    px = round(density.shape[1] / found["mask"].shape[1])  # raw pixels in a voxel of the maps
+
+    def coarse(volume):
+        return block_mean(np.asarray(volume, dtype=np.float64), px) if px > 1 else np.asarray(volume)
+
+    inside, density = coarse(inside) == 1, coarse(density)
     result = {}
     for name in ("Mn", "Co", "Ni", "density", "edge_energy_relative"):
         if name not in found:
             continue
         there = np.asarray(found[name])
-        moved = shift(np.nan_to_num(there), -offset, order=3)
-        moved[shift(np.isnan(there).astype(np.float32), -offset, order=1) > 0.01] = np.nan
-        a, b = np.asarray(truth[name])[inside], moved[inside]
+        moved = shift(np.nan_to_num(there), -offset / px, order=3)
+        moved[shift(np.isnan(there).astype(np.float32), -offset / px, order=1) > 0.01] = np.nan
+        true = coarse(truth[name])
+        a, b = true[inside], moved[inside]
         body = {"inside": (a, b)}
         if name != "edge_energy_relative":
             # The correlation of a density also sees pores and surfaces: everything in the particle's hull.
             hull = binary_erosion(density > 0.02 * typical, iterations=1)
-            body["hull"] = (np.asarray(truth[name])[hull], moved[hull])
+            body["hull"] = (true[hull], moved[hull])
         for where, (p, q) in body.items():
             good = np.isfinite(q)
             slope = np.cov(p[good], q[good])[0, 1] / np.var(p[good])
@@ -134,7 +147,7 @@ def main(twin: str, out: str, as_json: bool = False) -> int:
     print(f"   worst   {jy:8.4f} {jx:6.4f}   {c:8.4f}   {ry:14.4f} {rx:6.4f}   {m:13.1e}")
     if maps:
         print(f"Undetermined shift of the whole, taken out (y, z, x): {np.round(offset, 3)} voxels")
-        print("Maps against the unsmoothed truth: density above 60 %, two voxels inside / the whole particle")
+        print("Maps against the unsmoothed truth: density above 60 %, two pixels inside / the whole particle")
         for (name, where), (r, slope, bias, part) in maps.items():
             extra = "" if np.isnan(bias) else f"   mean {bias:+5.1f} %"
             print(f"  {name:22s} {where:7s} r {r:5.3f}   slope {slope:5.2f}{extra}   defined {100 * part:5.1f} %")
