@@ -7,7 +7,14 @@ import pytest
 
 from napari_xanes_tomo import open_series
 from napari_xanes_tomo.absorbance import normalise
-from napari_xanes_tomo.agreement import center_of_rotation, displacement_equations, recorded_rows
+from napari_xanes_tomo.agreement import (
+    center_of_rotation,
+    displacement_equations,
+    recorded_rows,
+    smooth,
+    squared_gradient,
+)
+from napari_xanes_tomo.blurred import lost_to_blur
 from napari_xanes_tomo.coupled import Coupled
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
 from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
@@ -744,3 +751,66 @@ def test_a_projection_that_is_slightly_blurred_stands_out() -> None:
     assert np.flatnonzero(~found.used).tolist() == soft
     good = np.setdiff1d(np.arange(len(theta)), soft)
     assert max(errors(found.shift[good], true[good], theta[good])[:2]) < 0.06
+
+
+# -------------------------------------------------------------------------------- the logarithm of what was blurred
+
+
+def recorded_blurred(theta: npt.NDArray, shape: tuple[int, int], shift: npt.NDArray, blur_px: float) -> npt.NDArray:
+    """Absorbance of `BALLS`, twice as dense, whose intensities were blurred before the logarithm."""
+    from scipy.ndimage import gaussian_filter
+
+    fine = 3
+    large = (shape[0] * fine, shape[1] * fine)
+    t = np.deg2rad(theta)
+    y, x = (np.arange(n) / fine - (n / fine - 1 / fine) / 2 for n in large)
+    out = np.zeros((len(t), *large))
+    for (cy, cz, cx), radius, level in BALLS:
+        u = cx * np.cos(t) + cz * np.sin(t)
+        qy, qx = y[None, :] - shift[:, :1] - cy, x[None, :] - shift[:, 1:] - u[:, None]
+        out += 4 * level * np.sqrt(np.maximum(radius**2 - qy[:, :, None] ** 2 - qx[:, None, :] ** 2, 0))
+    seen = gaussian_filter(np.exp(-out), (0, blur_px * fine, blur_px * fine))
+    return -np.log(seen.reshape(len(t), shape[0], fine, shape[1], fine).mean(axis=(2, 4))).astype(np.float32)
+
+
+def test_the_logarithm_of_a_blurred_intensity_pulls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    theta, blur_px = np.arange(-90.0, 90.0, 3.0), 0.8
+    true = motion(len(theta), 5)
+    stack = recorded_blurred(theta, SHAPE, true, blur_px)
+    stack += 0.002 * np.random.default_rng(2).standard_normal(stack.shape).astype(np.float32)
+    taken = []
+
+    def watched(scene: Scene, placed: npt.NDArray, model: npt.NDArray, shift: npt.NDArray) -> npt.NDArray | None:
+        taken.append((lost_to_blur(scene, placed, model, shift), squared_gradient(model, 1.0)))
+        return taken[-1][0]
+
+    monkeypatch.setattr("napari_xanes_tomo.jitter.lost_to_blur", watched)
+    found = errors(find_jitter(stack, theta, variance=4e-6).shift, true, theta)
+    lost, gradient = taken[-1]
+    assert lost is not None
+    half_variance = 0.5 * (blur_px**2 + 1 / 12)
+    assert 0.8 < lost.sum() / gradient.sum() / half_variance < 1.1
+    monkeypatch.setattr("napari_xanes_tomo.jitter.lost_to_blur", lambda *_: None)
+    without = errors(find_jitter(stack, theta, variance=4e-6).shift, true, theta)
+    assert np.all(np.array(found[:2]) < [0.004, 0.003])
+    assert np.all(np.array(without[:2]) > 2 * np.array(found[:2]))
+
+
+def test_where_intensities_add_up_nothing_is_lost_to_blur() -> None:
+    theta = np.arange(-90.0, 90.0, 3.0)
+    still = np.zeros((len(theta), 2))
+    stack = balls(theta, SHAPE, still) + 0.02 * np.random.default_rng(3).standard_normal((len(theta), *SHAPE))
+    scene = Scene(stack.astype(np.float32), theta)
+    scene.look(still)
+    placed, model = scene.model(still)
+    assert lost_to_blur(scene, placed, model, still) is None
+
+
+@pytest.mark.parametrize(("blur_px", "tolerance"), [(0.0, 0.01), (0.7, 0.05)])
+def test_the_squared_gradient_of_what_was_blurred(blur_px: float, tolerance: float) -> None:
+    y, x = np.mgrid[:40, :50].astype(float)
+    a = 2 * np.pi / 16
+    frame = smooth(np.sin(a * x + 0.5 * a * y)[None].astype(np.float32), blur_px)
+    truth = smooth((1.25 * a**2 * np.cos(a * x + 0.5 * a * y) ** 2)[None].astype(np.float32), blur_px)
+    inner = (slice(None), slice(8, -8), slice(8, -8))
+    np.testing.assert_allclose(squared_gradient(frame, blur_px)[inner], truth[inner], atol=tolerance * 1.25 * a**2)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .agreement import center_of_rotation, halve, recorded_rows
+from .blurred import lost_to_blur
 from .coupled import Coupled, noise_left
 from .first_guess import FEWEST_ANGLES, centred, chain, correlated, horizontal, slips, vertical
 from .model import Alignment, Cancelled, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
@@ -35,6 +36,7 @@ _COLUMNS = 128  # at most, of the frames the fit works on
 _STRAIGHT = 0.4  # correlation of both halves of the frames at the sides from which on something runs straight through
 _FEWEST_ROWS = 32  # and columns, for that to be asked
 _NEAR = 0.3  # pixels of those frames: after a first step below this the coupling is what it was
+_SHARP = 0.1  # pixels of those frames: displaced by less, the volume shows the gradients of the object
 _FILLS = 3  # reprojections that fill what frames did not record, before the first step
 _ODD = 4.5  # robust standard deviations from which on more is left of a projection than of those around it
 _FEWEST_TO_STAND_OUT = 40  # projections, for that to be asked
@@ -374,6 +376,7 @@ class _Search:
         solver: Coupled | None = None
         moved = np.inf
         past: list[tuple[FloatArray, FloatArray]] = []  # displacements, and the steps each projection asked for there
+        blur_known = scene.coarse_px > 0 or scene.steep is not None
         for k in range(iterations):
             # What frames did not record has to settle before they are judged by it.
             for _ in range(_FILLS if k == 0 and known is None and scene.cut(shift) else 0):
@@ -387,6 +390,10 @@ class _Search:
                 past.clear()
             past.append((shift, fit.step))
             size = float(np.quantile(np.abs(fit.step[scene.usable]), 0.8))
+            settled = not blur_known and size <= _SHARP
+            if settled:
+                scene.steep = lost_to_blur(scene, placed, model, shift)
+                blur_known = True
             if solver is None or (k < 2 and moved > _NEAR):
                 solver = Coupled(scene, model, fit.information[0])
             step = solver.together(past[-_SECANTS:], fit.information[0], 0.5 if size > 0.3 else floor)
@@ -400,7 +407,9 @@ class _Search:
             formal = np.sqrt(np.median(self.noise) / np.maximum(np.median(fit.information[0], axis=0), 1e-30))
             enough = _CLOSE if len(past) > 2 else 0.1
             same = (was == scene.usable).all()
-            if k and same and np.all(np.sqrt(np.mean(step[scene.usable] ** 2, axis=0)) < enough * formal + 1e-4):
+            if settled:  # the frames are others now: what was asked of them tells nothing about the next step
+                past.clear()
+            elif k and same and np.all(np.sqrt(np.mean(step[scene.usable] ** 2, axis=0)) < enough * formal + 1e-4):
                 break
         return shift, known
 

@@ -309,6 +309,7 @@ class Scene:
     def set_data(self, data: F32) -> None:
         """Use other frames of the same size."""
         self.plain = data
+        self.steep: F32 | None = None
         self._last: tuple[F32, Bool, F32 | None] | None = None
         self.data = band_pass(data, FINE_PX, self.coarse_px) if self.coarse_px else smooth(data, FINE_PX)
 
@@ -317,6 +318,8 @@ class Scene:
         other = copy(self)
         other.coarse_px, other.slopes = coarse_px, coarse_px == 0
         other.set_data(self.plain)
+        if self.steep is not None:
+            other.steep = self.steep - smooth(self.steep, coarse_px)
         other.unbind()
         return other
 
@@ -346,6 +349,7 @@ class Scene:
         from scipy.ndimage import binary_dilation
 
         self.open()
+        self.steep = None
         placed = self._place(self.plain, shift)
         volume = self.projector.filtered(placed, "hann", angular_weight=self._angular(self.projector, self.usable))
         support = object_support(volume)
@@ -521,8 +525,13 @@ class Scene:
     # ------------------------------------------------------------------------------------------- comparing
 
     def placed(self, shift: FloatArray, known: F32 | None = None) -> F32:
-        """Return the frames on the common grid; what they did not record is filled from `known`, a model of them."""
+        """Return the frames on the common grid; what they did not record is filled from `known`, a model of them.
+
+        `steep` is added: what they lack in absorbance, see `blurred.lost_to_blur`.
+        """
         out = self._place(self.data, shift)
+        if self.steep is not None:
+            out += self.steep
         if known is not None and known.shape == out.shape:
             y, x = self._inside(shift, 1.0)
             for i in np.flatnonzero(~(y.all(axis=1) & x.all(axis=1))):
@@ -541,6 +550,13 @@ class Scene:
         volume = self._volume(self.projector, placed, self.usable, begin=begin)
         self._last = (volume, self.usable.copy(), self.mask)
         return placed, self.projector.forward(volume)
+
+    def explained(self, lines: F32, rows: npt.NDArray[np.intp]) -> F32:
+        """Return the reprojection of the volume made of `lines` (n, some, x), the rows `rows` of `self.rows`."""
+        part = copy(self)
+        if self.mask is not None:
+            part.mask = np.ascontiguousarray(self.mask[rows])
+        return self.projector.forward(part._volume(self.projector, lines, self.usable))
 
     def held_out_model(self, placed: F32) -> F32:
         """Return reprojections, each of the volume of the half of the angles it does not belong to."""
