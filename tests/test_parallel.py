@@ -8,6 +8,8 @@ import numpy as np  # noqa: F401  (brings its BLAS)
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from napari_xanes_tomo.ahead import Ahead
+from napari_xanes_tomo.model import Cancelled, Progress
 from napari_xanes_tomo.parallel import cores, in_threads, one_blas_thread, share
 
 
@@ -64,3 +66,76 @@ def test_blas_has_one_thread_until_the_last_who_asked_is_done() -> None:
         assert set(_blas_threads()) == {1}
         other.__exit__(None, None, None)
         assert _blas_threads() == before
+
+
+def test_a_library_that_is_loaded_later_is_limited_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second who asks finds a BLAS that was not there before; in the end everything is as it was."""
+    now = {"early": 2}
+
+    class Limits:
+        def __init__(self, n: int, user_api: str) -> None:
+            self.before = dict(now)
+            now.update(dict.fromkeys(now, n))
+
+        def restore_original_limits(self) -> None:
+            now.update(self.before)
+
+    monkeypatch.setattr("threadpoolctl.threadpool_limits", Limits)
+    one, other = one_blas_thread(), one_blas_thread()
+    one.__enter__()
+    now["late"] = 3
+    other.__enter__()
+    assert now == {"early": 1, "late": 1}
+    one.__exit__(None, None, None)
+    assert now == {"early": 1, "late": 1}
+    other.__exit__(None, None, None)
+    assert now == {"early": 2, "late": 3}
+
+
+# ------------------------------------------------------------------------------------------- a call beside the rest
+
+
+def _beside() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "xanes-tomo-ahead"]
+
+
+def test_what_is_begun_ahead_is_handed_over() -> None:
+    def work(progress: Progress) -> int:
+        progress("halves", 1, 2)
+        return 7
+
+    said: list[tuple[str, int, int]] = []
+    assert Ahead(work).result(lambda *a: said.append(a)) == 7
+    assert set(said) == {("halves", 1, 2)}
+    assert not _beside()
+
+
+def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for() -> None:
+    def work(progress: Progress) -> int:
+        raise KeyError("no")
+
+    ahead = Ahead(work)
+    with pytest.raises(KeyError, match="no"):
+        ahead.result()
+    assert not _beside()
+
+
+def test_a_call_that_nobody_waits_for_stops_at_its_next_safe_point() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(progress: Progress) -> int:
+        progress("parts", 0, 1)
+        begun.set()
+        go_on.wait(30)
+        progress("parts", 1, 1)
+        raise AssertionError("never reached")
+
+    def cancel(what: str, done: int, total: int) -> None:
+        go_on.set()
+        raise Cancelled
+
+    ahead = Ahead(work)
+    assert begun.wait(30)
+    with pytest.raises(Cancelled):
+        ahead.result(cancel)
+    assert not _beside()

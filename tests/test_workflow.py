@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -402,8 +403,10 @@ def test_cancelled_and_resumed_gives_the_same(
             reached.append(done)
             raise Cancelled
 
-    with Workflow(series, out, FAST) as w, pytest.raises(Cancelled):
-        w.run(progress=stop)
+    with Workflow(series, out, FAST) as w:
+        with pytest.raises(Cancelled):
+            w.run(progress=stop)
+        assert not [t for t in threading.enumerate() if t.name == "xanes-tomo-ahead"]
     assert reached
     finished = sum(e.kind == "candidate" for e in Journal(out).events)
     with Workflow(series, out) as w:  # goes on with the folder's own recipe
@@ -411,6 +414,30 @@ def test_cancelled_and_resumed_gives_the_same(
         assert candidates(w) == 13
     assert finished < 13
     assert_same(outputs(out), direct)
+
+
+def test_beside_each_other_is_as_one_after_the_other(
+    series: Series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Journal and all: the same events in the same order, the same arrays, an energy that fails among them."""
+    bad = replace(series.scans[1], flats=())
+    broken = replace(series, scans=(series.scans[0], bad, *series.scans[2:]))
+    made, take = {}, Workflow._begun
+    for n in (1, 2):
+        begun: list[str] = []
+
+        def seen(w: Workflow, *args: Any, begun: list[str] = begun) -> Any:
+            begun += [key for key, _ in w._ahead]
+            return take(w, *args)
+
+        monkeypatch.setattr("napari_xanes_tomo.workflow.cores", lambda n=n: n)
+        monkeypatch.setattr(Workflow, "_begun", seen)
+        with Workflow(broken, tmp_path / str(n), FAST) as w:
+            w.run(until="registration", accept="thresholds")
+            made[n] = [(e.kind, {k: v for k, v in e.payload.items() if k != "seconds"}) for e in w.journal.events]
+        assert bool(begun) == (n == 2)
+    assert any(kind == "failure" and p["energy"] == 1 for kind, p in made[1])
+    assert made[2] == made[1]
 
 
 def test_a_cancelled_search_leaves_its_best_estimate_marked_partial(series: Series, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ __all__ = ["cores", "in_threads", "one_blas_thread", "share"]
 _T = TypeVar("_T")
 _pool: ThreadPoolExecutor | None = None
 _blas_lock = Lock()
-_blas: list[Any] = []  # the limit in force, once for everyone who asked for it
+_blas: list[Any] = []  # the limits in force
+_limited = 0  # how many asked for them
 
 
 def cores() -> int:
@@ -92,14 +93,16 @@ def one_blas_thread() -> Iterator[None]:
     """
     from threadpoolctl import threadpool_limits
 
+    global _limited
     with _blas_lock:
-        _blas.append(None if _blas else threadpool_limits(1, user_api="blas"))
+        # Every time, since a library that was loaded since then brings a BLAS of its own.
+        _blas.append(threadpool_limits(1, user_api="blas"))
+        _limited += 1
     try:
         yield
     finally:
         with _blas_lock:
-            # Whoever is last lifts the limit that the first one set.
-            if len(_blas) == 1:
+            _limited -= 1
+            # Whoever is last lifts the limits, the first one last: it alone knows what there was before.
+            while _blas and not _limited:
                 _blas.pop().restore_original_limits()
-            else:
-                _blas.pop()

@@ -352,6 +352,7 @@ def beam_of(flats: StepResult, scans: Mapping[int, EnergyScan]) -> Beam | None:
     )
 
 
+@one_blas_thread()
 def renormalise(
     scan: EnergyScan,
     recipe: Recipe,
@@ -360,13 +361,14 @@ def renormalise(
     *,
     number: int = 0,
     around: Mapping[int, EnergyScan] | None = None,
+    progress: Progress = no_progress,
 ) -> Normalised:
     """Read one energy again with the flats and the air that were found."""
     within = within or Confinement()
     beam = beam_of(flats, {**(around or {}), number: scan})
     found = normalise(
         scan, recipe.absorbance, bin=int(flats.numbers["bin"]), air=np.nan_to_num(flats.arrays["air"]),
-        mask=within.mask, beam=beam, number=number, around=around,
+        mask=within.mask, beam=beam, number=number, around=around, progress=progress,
     )  # fmt: skip
     return within.apply(found)
 
@@ -632,6 +634,7 @@ def settled(result: StepResult, joint: Joint, energy: int, *, fixed: bool = Fals
     return replace(result, numbers=numbers)
 
 
+@one_blas_thread()
 def run_registration(
     scan: EnergyScan,
     recipe: Recipe,

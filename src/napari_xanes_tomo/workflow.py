@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .absorbance import Normalised
+from .ahead import Ahead
 from .differences import Probe, make_probe
 from .given import given_flats, given_jitter, given_registration
 from .io.store import (
@@ -22,6 +26,7 @@ from .io.store import (
 )
 from .mapping import Mapper
 from .model import Cancelled, Progress, XanesTomoError, no_progress
+from .parallel import cores
 from .recipe import parameter_key
 from .registration import Template, make_template, reference_energy
 from .run_tables import write_tables
@@ -49,6 +54,7 @@ __all__ = ["StoppedByThreshold", "Workflow"]
 log = logging.getLogger(__name__)
 
 Acceptance = Literal["by hand", "thresholds"]
+_Begun = tuple[StepResult | None, Normalised]  # what a unit begins with: the flats of its energy, or its absorbance
 
 
 class StoppedByThreshold(XanesTomoError):
@@ -83,6 +89,7 @@ class Workflow(Mapper):
     _probe: tuple[Template, Probe | None] | None = None
     _hub: tuple[str, Template | None, list[float] | None] | None = None
     _images: tuple[str, dict[int, StepResult]] | None = None
+    _ahead: tuple[tuple[str, Ahead[_Begun]], ...] = ()
 
     def run(self, *, until: str = "maps", progress: Progress = no_progress, accept: Acceptance = "by hand") -> State:
         """Do every step up to `until` that is not done yet.
@@ -114,8 +121,8 @@ class Workflow(Mapper):
         if last == len(names) - 1:
             self._reconstructor()  # one that is not installed is refused before hours of other work
         stopping = judged and self.recipe.on_fail == "stop"
-        for e in energies:
-            for name in names[: min(last, 1) + 1]:
+        with closing(self.in_order([(name, e) for e in energies for name in names[: min(last, 1) + 1]])) as units:
+            for name, e in units:
                 if name == "jitter" and stopping and self._flags("flats"):
                     continue  # the run ends after the flats
                 self.run_unit(name, e, progress=_within(progress, name, e, len(energies)))
@@ -132,9 +139,10 @@ class Workflow(Mapper):
                 state.reference,
                 *sorted((e for e in energies if e != state.reference), key=lambda e: (hubs.get(e, -1), e)),
             ]
-            for k, e in enumerate(order):
-                self.run_unit("registration", e, progress=_within(progress, "registration", k, len(order)))
-                self._judge("registration", e, judged)
+            with closing(self.in_order([("registration", e) for e in order])) as units:
+                for k, (name, e) in enumerate(units):
+                    self.run_unit(name, e, progress=_within(progress, name, k, len(order)))
+                    self._judge(name, e, judged)
             for note in self._registration_notes():
                 log.warning(note)
             self._stop_at("registration", stopping)
@@ -235,6 +243,55 @@ class Workflow(Mapper):
             raise Cancelled
         return self.state[(name, energy)]
 
+    def in_order(self, units: Sequence[tuple[str, int]]) -> Generator[tuple[str, int], None, None]:
+        """Go through units of steps in their order, for `run_unit`; close it in the end.
+
+        While one is computed, what the next one begins with - reading and normalising its energy - is done beside it.
+        Nothing else is: results come, and are written down, in this order, and are those of one after the other.
+        """
+        try:
+            for k, unit in enumerate(units):
+                if cores() > 1:
+                    self._look_ahead(units[k:])
+                yield unit
+        finally:
+            for _, begun in self._ahead:
+                begun.stop()
+            self._ahead = ()
+
+    def _look_ahead(self, units: Sequence[tuple[str, int]]) -> None:
+        """Begin what the first of the units behind the present one begins with; only that, and the present's, go on."""
+        state = self.state
+        present = self._begins_with(*units[0], state)
+        coming = ((energy, self._begins_with(name, energy, state)) for name, energy in units[1:])
+        energy, following = next(((e, key) for e, key in coming if key not in (None, present)), (0, None))
+        kept = {key: begun for key, begun in self._ahead if key in (present, following)}
+        for key, begun in self._ahead:
+            if key not in kept:
+                begun.stop()
+        if following is not None and following not in kept:
+            flats = following.startswith("flats")
+            kept[following] = Ahead(self._flats_call(energy, state) if flats else self._data_call(energy, state))
+        self._ahead = tuple(kept.items())
+
+    def _begins_with(self, name: str, energy: int, state: State) -> str | None:
+        """Return the key of what a unit begins with; None where that is nothing, or at hand."""
+        unit = state[(name, energy)]
+        given = self.series.scans[energy].given or (self.single and name != "flats")
+        failed = unit.status == "failed" and self._failed_now(name, energy)
+        if given or not unit.input_key or failed or unit.status in ("candidate", "accepted"):
+            return None
+        if name == "flats":
+            return f"flats {self._flats_key(energy, state)}"
+        key = self._data_key(energy, state)
+        return None if self._data is not None and self._data[0] == key else f"data {key}"
+
+    def _begun(self, key: str, work: Callable[[Progress], _Begun], progress: Progress = no_progress) -> _Begun:
+        """Return what `work` does, of the call that was begun ahead where there is one."""
+        begun = dict(self._ahead).get(key)
+        self._ahead = tuple((k, a) for k, a in self._ahead if k != key)
+        return work(progress) if begun is None else begun.result(progress)
+
     def _beginning(self, name: str, energy: int | None, candidate: int) -> npt.NDArray[Any]:
         found = {c.id: c for c in self.candidates("jitter", energy)}
         if name != "jitter" or candidate not in found:
@@ -253,21 +310,13 @@ class Workflow(Mapper):
         if self.single and name != "flats":
             return single_jitter(scan) if name == "jitter" else self._registered_image(energy, state, progress)
         if name == "flats":
-            result, data = run_flats(
-                scan,
-                self.recipe,
-                self._confinement(energy, state),
-                number=energy,
-                around=self._scans,
-                use=state.manual.flats.get(energy),
-                progress=progress,
-            )
-            unit = state[(name, energy)]
-            self._data = (parameter_key(name, unit.parameter_key, unit.input_key), data)
+            key = self._flats_key(energy, state)
+            result, data = self._begun(f"flats {key}", self._flats_call(energy, state), progress)
+            assert result is not None
+            self._data = (key, data)
             return result
-        flats = self._chosen(state, "flats", energy)
-        data = self._normalised(energy, state, flats)
         if name == "jitter":
+            flats, data = self._chosen(state, "flats", energy), self._normalised(energy, state)
             points = state.manual.change_points.get(energy, ())
             return run_jitter(
                 scan, self.recipe, flats, data, change_points=points, initial=start, progress=progress
@@ -281,12 +330,11 @@ class Workflow(Mapper):
         fixed = state.manual.magnifications.get(energy)
         hub = state.hubs.get(energy) if energy != reference else None
         second, hub_place = (None, None) if hub is None else self._hub_template(hub, reference, state)
-        data = self._normalised(energy, state, flats)  # the templates may have taken its place
         return run_registration(
             scan,
             self.recipe,
             jitter,
-            data,
+            self._normalised(energy, state),  # behind the templates, which take its place
             template,
             magnification=guess if fixed is None else fixed,
             fixed=fixed is not None,
@@ -313,7 +361,7 @@ class Workflow(Mapper):
         assert state.reference is not None
         key = parameter_key([[e, self._data_key(e, state)] for e in ready], state.reference, self.recipe.registration)
         if self._images is None or self._images[0] != key:
-            found = {e: mean_image(self._normalised(e, state, self._chosen(state, "flats", e))) for e in ready}
+            found = {e: mean_image(self._normalised(e, state)) for e in ready}
             made = single_registrations(found, self.series, state.reference, self.recipe, progress=progress)
             self._images = (key, made)
         result = self._images[1][energy]
@@ -338,7 +386,7 @@ class Workflow(Mapper):
         reference = state.reference
         assert reference is not None
         template = None if scan.gridded else self._reference_template(reference, state)
-        found = None if template is None else self._normalised(energy, state, self._chosen(state, "flats", energy))
+        found = None if template is None else self._normalised(energy, state)
         return given_registration(scan, energy, reference, look, self._jitter(state, energy), found, template)
 
     def _hub_template(self, hub: int, reference: int, state: State) -> tuple[Template | None, list[float] | None]:
@@ -349,7 +397,7 @@ class Workflow(Mapper):
         key = parameter_key(keys, by_hand, self.recipe.registration, state.manual.magnifications.get(hub))
         if self._hub is None or self._hub[0] != key:
             jitter, scan = self._jitter(state, hub), self.scan(hub)
-            data = self._normalised(hub, state, self._chosen(state, "flats", hub))
+            data = self._normalised(hub, state)
             size = [self.series.scans[i].pixel_size_nm for i in (reference, hub)]
             fixed = state.manual.magnifications.get(hub)
             guess = size[0] / size[1] if size[1] > 0 else 1.0
@@ -373,21 +421,40 @@ class Workflow(Mapper):
         part = replace(whole, shift=whole.shift[index], sigma=whole.sigma[index], status=())
         return make_template(data.data[known], theta, part, bin=data.bin, frame_shape=data.frame_shape)
 
-    def _normalised(self, energy: int, state: State, flats: StepResult) -> Normalised:
+    def _normalised(self, energy: int, state: State) -> Normalised:
         """One energy as absorbance; the last one asked for is kept."""
         key = self._data_key(energy, state)
         if self._data is None or self._data[0] != key:
-            within = self._confinement(energy, state)
-            again = renormalise(self.scan(energy), self.recipe, flats, within, number=energy, around=self._scans)
-            self._data = (key, again)
+            self._data = None  # not beside the next one
+            self._data = (key, self._begun(f"data {key}", self._data_call(energy, state))[1])
         return self._data[1]
+
+    def _data_call(self, energy: int, state: State) -> Callable[[Progress], _Begun]:
+        """Return what reads one energy again."""
+        again = partial(
+            renormalise, self.scan(energy), self.recipe, self._chosen(state, "flats", energy),
+            self._confinement(energy, state), number=energy, around=self._scans,
+        )  # fmt: skip
+        return lambda progress: (None, again(progress=progress))
+
+    def _flats_key(self, energy: int, state: State) -> str:
+        unit = state[("flats", energy)]
+        return parameter_key("flats", unit.parameter_key, unit.input_key)
+
+    def _flats_call(self, energy: int, state: State) -> Callable[[Progress], _Begun]:
+        """Return what does the step of the flats, with the absorbance it leaves."""
+        call = partial(
+            run_flats, self.scan(energy), self.recipe, self._confinement(energy, state), number=energy,
+            around=self._scans, use=state.manual.flats.get(energy),
+        )  # fmt: skip
+        return lambda progress: call(progress=progress)
 
     def _reference_template(self, reference: int, state: State) -> Template:
         candidate = state[("jitter", reference)].candidate
         assert candidate is not None
         key = parameter_key(candidate.key, state.manual.jitter_part(reference))
         if self._template is None or self._template[0] != key:
-            data = self._normalised(reference, state, self._chosen(state, "flats", reference))
+            data = self._normalised(reference, state)
             made = self._template_of(reference, self._jitter(state, reference), data)
             self._template = (key, made)
         return self._template[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,9 @@ def run_steps(workflow: Workflow, name: str, energies: Sequence[int], progress: 
 
         return report
 
-    for k, energy in enumerate(energies):
-        for i, part in enumerate(chain):
-            title = f"{step(part).title}, {workflow.series.scans[energy].energy_ev:g} eV"
-            report = within(k * len(chain) + i, title)
+    with closing(workflow.in_order([(part, energy) for energy in energies for part in chain])) as units:
+        for k, (part, energy) in enumerate(units):
+            report = within(k, f"{step(part).title}, {workflow.series.scans[energy].energy_ev:g} eV")
             report(part, 0, 1)
             workflow.run_unit(part, energy, progress=report)
     workflow.write_tables()
