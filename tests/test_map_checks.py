@@ -16,6 +16,7 @@ from napari_xanes_tomo.map_checks import (
     MassBalance,
     Rows,
     displacements,
+    edge_width,
     follow_edge,
     half_sets,
     mass_balance,
@@ -103,12 +104,37 @@ def test_an_edge_that_moves_nowhere_is_not_followed() -> None:
     assert follow_edge(plan, rows) == dict.fromkeys(("Mn", "Co", "Ni"), 0.0)
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.005, 0.02])
+def test_the_width_of_the_edge_counts_as_far_as_it_is_seen(noise: float) -> None:
+    plan, quiet, _ = measured(0.0, 0.0)
+    rows = measured(0.0, noise)[1]
+    found = edge_width(plan, rows)
+    assert plan.helped is not None
+    difference = inner(rows.volume(plan.helped.width)) - inner(quiet.volume(plan.helped.width))
+    assert found.noise == pytest.approx(float(np.std(difference)), rel=0.25, abs=0.05)
+    assert found.spread == pytest.approx(0.5, abs=0.1), "edges that move by 1 eV vary little in width"
+    assert found.kept == pytest.approx(found.spread**2 / (found.spread**2 + found.noise**2))
+    assert (found.kept > 0.95) == (noise == 0)
+
+
+def test_an_edge_that_varies_in_width_is_known_to() -> None:
+    """Half of the cylinder holds two states 4 eV apart: the width counts for more than is expected without looking."""
+    plan, rows, _ = measured(0.0, 0.02)
+    extra = (spectrum(-2.0) + spectrum(2.0)) / 2 - spectrum(0.0)
+    level = np.tensordot(plan.components["shape"] / plan.shape_level, rows.lines, axes=(0, 0))
+    level = level * np.where(np.arange(ROWS) % 8 < 4, 1, -1)[:, None]
+    wide = replace(rows, lines=rows.lines + (extra[:, None, None, None] * level).astype(np.float32))
+    assert edge_width(plan, wide).spread > 2 * edge_width(plan, rows).spread
+    assert edge_width(plan, wide).kept > edge_width(plan, rows).kept
+
+
 def test_no_half_sets_no_particle_no_energies_is_said() -> None:
     plan, rows, _ = measured(0.0, 0.0)
     few = Rows(rows.lines[:, :8], rows.theta_deg[:8], rows.share[:, :8], rows.per_cm, 1.0, "ramp")
     assert "8 angles" in follow_edge(plan, few)
     empty = Rows(0 * rows.lines, rows.theta_deg, rows.share, rows.per_cm, 1.0, "ramp")
     assert "0 voxels" in follow_edge(plan, empty)
+    assert edge_width(plan, few).kept == edge_width(plan, empty).kept == 1
     six = np.array([6534.0, 6558.0, 7704.0, 7728.0, 8178.0, 8570.0])
     at = np.isin(DEMO, six)
     short = plan_maps(DEMO[at], spectrum(0.0)[at], np.ones(6), 5)

@@ -22,7 +22,14 @@ from .edges import (
     scanned_element,
     why_not_scanned,
 )
-from .element_fit import fit_columns, systematic_terms, unknown_steps, white_lines_of, with_scanned_edge
+from .element_fit import (
+    ScannedEdgeFit,
+    fit_columns,
+    scanned_edge_fit,
+    systematic_terms,
+    unknown_steps,
+    white_lines_of,
+)
 from .mixtures import LEAST_LEVEL, LinearCombination, linear_combination, non_negative
 from .model import FloatArray
 from .recipe import MapsParameters
@@ -95,9 +102,8 @@ class MapPlan:
         White-line factors that were taken from the mean spectrum, and their standard errors.
     white_lines_seen : dict of str to (float, float)
         Those that the mean spectrum shows, taken or not.
-    helped : dict of str to (energies,) array
-        Weights of the elements that use the energies left out as well, see `with_scanned_edge`; empty where those are
-        too few, or not wanted.
+    helped : ScannedEdgeFit or None
+        Weights of the elements that use the energies left out as well; None where those are too few, or not wanted.
     displacement : (energies, 4) array or None
         What energies were found to be displaced by after their registration, y, z, x and rotation centre, px of the
         reference; 0 for those that are not. None where that was not looked for. Nothing is corrected: see `ARTEFACT`.
@@ -130,23 +136,37 @@ class MapPlan:
     references: tuple[ReferenceSpectrum, ...] = ()
     white_lines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     white_lines_seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    helped: Mapping[str, FloatArray] = field(default_factory=dict)
+    helped: ScannedEdgeFit | None = None
     displacement: FloatArray | None = None
     systematic: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def with_scanned_edge(self, slope: Mapping[str, float]) -> MapPlan:
+    def with_scanned_edge(self, slope: Mapping[str, float], *, kept: float = 1.0, spread: float = 0.0) -> MapPlan:
         """Return the same with the elements of `slope` from all energies: `helped`, less what follows the edge.
 
-        `slope` is what the amounts gain when the component ``shift`` grows by one; see `map_checks.follow_edge`.
+        Parameters
+        ----------
+        slope : dict of str to float
+            What the amounts gain when the component ``shift`` grows by one; see `map_checks.follow_edge`.
+        kept, spread : float
+            Part of the measured width that counts, and how much the width varies, eV2; see `map_checks.edge_width`.
         """
-        better = {e: self.helped[e] - v * self.components["shift"] for e, v in slope.items()}
-        return replace(self, components={**self.components, **better})
+        if self.helped is None:
+            return self
+        weights = self.helped.weights(kept)
+        better = {e: weights[e] - v * self.components["shift"] for e, v in slope.items()}
+        amounts = {e: float(self.components[e] @ self.spectrum) for e in better}
+        terms = self.helped.error(amounts, kept, spread) if min(amounts.values(), default=0.0) > 0 else {}
+        systematic = {
+            name: {**old, **({"edge_width": round(terms[name], 4)} if name in terms else {})}
+            for name, old in self.systematic.items()
+        }
+        return replace(self, components={**self.components, **better}, systematic=systematic)
 
     def weighted(self, factor: FloatArray) -> MapPlan:
         """Return the plan for line integrals that still have to be multiplied by `factor` (energies,)."""
-        return replace(self, components={n: w * factor for n, w in self.components.items()},
-                       helped={n: w * factor for n, w in self.helped.items()})  # fmt: skip
+        helped = None if self.helped is None else self.helped.weighted(factor)
+        return replace(self, components={n: w * factor for n, w in self.components.items()}, helped=helped)
 
     def without_single(self) -> MapPlan:
         """Return the same without the measures that need single energies."""
@@ -339,7 +359,7 @@ def plan_maps(
         for e in good:
             absent[e] = f"{int(use.sum())} energies cannot tell {what} apart"
         good = ()
-    helped: dict[str, FloatArray] = {}
+    helped: ScannedEdgeFit | None = None
     seen_white_lines: dict[str, tuple[float, float]] = {}
     found_white_lines: dict[str, tuple[float, float]] = {}
     systematic: dict[str, dict[str, float]] = {}
@@ -358,12 +378,9 @@ def plan_maps(
     if good:
         solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
         if p.scanned_edge_in_elements and scanned in kept and not areal:
-            k = kept.index(scanned)
-            more = with_scanned_edge(energy, mean, use, table, k, solve @ mean, edge_energy_ev(scanned))
-            if more is not None:
-                scaled = more / (size := np.sqrt(np.sum(more**2 / noise[:, None], axis=0)))
-                better = np.linalg.solve(scaled.T @ (scaled / noise[:, None]), scaled.T / noise) / size[:, None]
-                helped = {e: better[kept.index(e)] for e in good}
+            fit = scanned_edge_fit(energy, mean, noise, use, table, kept, scanned, solve @ mean)
+            if fit is not None:
+                helped = replace(fit, free={e: fit.free[e] for e in good}, per_ev2={e: fit.per_ev2[e] for e in good})
         components |= {e: solve[kept.index(e)] * (1e3 if areal else 1.0) for e in good}
         systematic = systematic_terms(energy, mean, weight, factors, seen_white_lines, between, good, p)
     edge, jump, half = None, float("nan"), float("nan")
@@ -409,14 +426,14 @@ def plan_maps(
                 absent |= {name: no[name] for name in p.edge_measures if name in no}
                 measured = tuple(name for name in p.edge_measures if name not in no)
             if references:
-                fit = linear_combination(
+                mixed = linear_combination(
                     energy, mean, e0, references, variance=noise, offset_ev=p.energy_offset_ev or 0.0, **lines
                 )
-                if isinstance(fit, str):
-                    absent |= dict.fromkeys(mixture_names, fit)
+                if isinstance(mixed, str):
+                    absent |= dict.fromkeys(mixture_names, mixed)
                 else:
-                    mixture = fit
-                    components |= dict(zip(mixture_names, fit.weights, strict=False))
+                    mixture = mixed
+                    components |= dict(zip(mixture_names, mixed.weights, strict=False))
     # All energies together show the particle's shape with the least noise.
     shape = np.maximum(mean, 0.0) / noise
     components["shape"] = shape / shape.sum()
@@ -444,7 +461,7 @@ def plan_maps(
         tuple(references),
         found_white_lines,
         seen_white_lines,
-        helped if edge is not None else {},
+        helped if edge is not None else None,
         systematic=systematic,
         notes=notes,
     )
@@ -483,14 +500,26 @@ def finish_slab(
     of the angles of every energy needed saw the voxel. Without `errors` the standard errors are NaN. `spectra` gives
     the smoothed energies ``plan.single`` of a kept row, (energy, z, x), where the plan has any.
     `wrong` is what displaced energies have added to the volumes of ``shift`` and ``level``, and `unseen` what the
-    volumes lack where energies did not see a voxel: the maps stay as they are, their standard errors grow by what it
-    would change.
+    volumes lack where energies did not see a voxel. There the mean spectrum, scaled to the voxel, stands in for them if
+    most of the shape was seen, and the standard errors grow by what it changes.
     """
     from scipy.ndimage import gaussian_filter
 
     s = parameters.smoothing_voxel
     soft = {n: gaussian_filter(x, s) if s > 0 else x for n, x in volumes.items()}
     v = {n: x[keep] for n, x in soft.items()}
+    added: dict[int, dict[str, F32]] = {}
+    for k in range(len(v["shape"])) if unseen is not None else ():
+        more = unseen.row(k, v["shape"][k])
+        if more is not None:
+            added[k] = more
+    seen = v
+    if unseen is not None and added:
+        v = {n: x.copy() for n, x in v.items()}
+        for k, more in added.items():
+            told = unseen.told(k)
+            for n, x in v.items():
+                x[k] += more[n] * told
     if parameters.non_negative and plan.elements:
         v |= _non_negative(plan, v)
     maps: dict[str, F32] = {}
@@ -502,8 +531,10 @@ def finish_slab(
         # noise, says how much: composition is taken from the smoothed components, the amount from the fine shape.
         fine = gaussian_filter(volumes["shape"], parameters.shape_smoothing * s)[keep]
         with np.errstate(divide="ignore", invalid="ignore"):
+            sharper = np.where(v["shape"] > 0.2 * plan.shape_level, fine / seen["shape"], 1.0).astype(np.float32)
             maps["morphology"] = fine
-            sharper = np.where(v["shape"] > 0.2 * plan.shape_level, fine / v["shape"], 1.0).astype(np.float32)
+            for k, more in added.items():
+                maps["morphology"][k] = np.where(seen["shape"][k] != v["shape"][k], fine[k] + more["shape"], fine[k])
     maps |= _composed(plan, v, sharper, body, parameters)
     maps["mask"] = (body & (least >= 0.5)).astype(np.float32)
     maps["coverage"] = coverage
@@ -522,23 +553,25 @@ def finish_slab(
             linear = [pair for pair in plan.pairs if not pair[0].startswith(SINGLE)]
             row = errors.row(k, gradient, linear)
             here = {n: x[k] for n, x in v.items()}
-            more = None if unseen is None else unseen.row(k, here["shape"])
             lacking: dict[str, F32] = {}
-            if more is not None:
+            if k in added:
                 with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                    whole_row = {n: x + more[n] for n, x in here.items()}
-                    lacking = _composed(plan, whole_row, sharper[k], body[k], parameters)
-                    lacking = {n: x - maps[n][k] for n, x in lacking.items()}
-                lacking["morphology"] = more["shape"]
+                    part = {n: x[k] for n, x in seen.items()}
+                    all_of_it = {n: x + added[k][n] for n, x in part.items()}
+                    with_it = _composed(plan, all_of_it, sharper[k], body[k], parameters)
+                    lacking = _composed(plan, part, sharper[k], body[k], parameters)
+                    lacking = {n: with_it[n] - x for n, x in lacking.items()}
+                lacking["morphology"] = added[k]["shape"]
             _row_errors(plan, here, sharper[k], row, maps, k, lacking)
     if plan.measured and spectra is not None:
         for k in range(len(body)):
             inside = body[k] & (v["level"][k] > LEAST_LEVEL)
             if inside.any():
                 slope = None if errors is None else _gradient(soft["shape"], (keep.start or 0) + k, errors.y[k])
-                more = None if unseen is None else unseen.row(k, v["shape"][k])
                 lines = spectra(k)[:, inside]
-                lost = None if more is None else np.stack([more[f"{SINGLE}{e}"][inside] for e in plan.single])
+                lost = None
+                if k in added and unseen is not None:
+                    lost = np.stack([(added[k][f"{SINGLE}{e}"] * unseen.told(k))[inside] for e in plan.single])
                 _row_measures(plan, lines, inside, errors, slope, maps, k, parameters, lost)
     if ARTEFACT in plan.names:
         noise = np.nan_to_num(maps["edge_energy_relative" + SIGMA])
@@ -690,7 +723,7 @@ def _row_measures(
 ) -> None:
     """Fill row `k` of the maps that are not linear, from the spectra (energy, voxel) of the voxels `inside`.
 
-    `lost` is what the spectra lack where energies did not see a voxel.
+    `lost` is what the spectra lack where energies did not see a voxel; it is added.
     """
     assert plan.measures is not None
     noise = aligned = None
@@ -700,13 +733,14 @@ def _row_measures(
             pair = (f"{SINGLE}{e}", f"{SINGLE}{e}")
             part = errors.row(k, gradient, [pair])[pair]
             noise[i], aligned[i] = part[0][inside], part[1][inside]
-    found = plan.measures.measure(plan.measured, spectra, variance=noise, aligned=aligned)
-    whole = found if lost is None else plan.measures.measure(plan.measured, spectra + lost)
+    whole = spectra if lost is None else spectra + lost
+    found = plan.measures.measure(plan.measured, whole, variance=noise, aligned=aligned)
+    part = found if lost is None else plan.measures.measure(plan.measured, spectra)
     offset = parameters.energy_offset_ev or 0.0
     for name, measure in found.items():
         maps[name][k][inside] = measure.value + (offset if MEASURES[name][0] == "eV" else 0.0)
         if measure.sigma_aligned is not None:
-            sigma = np.sqrt(measure.sigma**2 + measure.sigma_aligned**2 + (whole[name].value - measure.value) ** 2)
+            sigma = np.sqrt(measure.sigma**2 + measure.sigma_aligned**2 + (part[name].value - measure.value) ** 2)
             maps[name + SIGMA][k][inside] = _rounded(sigma)
             maps[name + SIGMA_ALIGNMENT][k][inside] = _rounded(measure.sigma_aligned)
 

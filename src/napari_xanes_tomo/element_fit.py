@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,15 @@ from .model import FloatArray
 from .recipe import MapsParameters
 from .spectra import POST_EV, PRE_EV
 
-__all__ = ["UnknownStep", "fit_columns", "systematic_terms", "unknown_steps", "white_lines_of", "with_scanned_edge"]
+__all__ = [
+    "ScannedEdgeFit",
+    "UnknownStep",
+    "fit_columns",
+    "scanned_edge_fit",
+    "systematic_terms",
+    "unknown_steps",
+    "white_lines_of",
+]
 
 # Relative error of the mean spectrum from energy to energy (masses, air), as registered twins show it.
 MEAN_ERROR = 0.007
@@ -138,7 +146,96 @@ def unknown_steps(
     return tuple(found)
 
 
-def with_scanned_edge(
+@dataclass(frozen=True)
+class ScannedEdgeFit:
+    """Weights of the elements that use the energies in the scanned edge as well.
+
+    An edge that is broader than the particle's by a variance of 2 c (eV2) adds c times the curvature of the mean
+    spectrum. Fitting c in every voxel costs noise, taking it as 0 costs a bias. With c known to scatter by `spread`
+    from voxel to voxel and measured with the standard error `noise`, the least error is in between: a part
+    ``spread2 / (spread2 + noise2)`` of what is measured.
+
+    Attributes
+    ----------
+    free : dict of str to (energies,) array
+        Of the elements, with c fitted.
+    width : (energies,) array
+        Weights that give c, eV2, times the amount of the scanned element over its mean.
+    per_ev2 : dict of str to float
+        What the elements gain with c, per eV2, where it is taken as 0.
+    """
+
+    free: Mapping[str, FloatArray]
+    width: FloatArray
+    per_ev2: Mapping[str, float]
+
+    def weights(self, kept: float = 1.0) -> dict[str, FloatArray]:
+        """Return the weights of the elements where the part `kept` of the measured c counts."""
+        return {e: w + (1 - kept) * self.per_ev2[e] * self.width for e, w in self.free.items()}
+
+    def weighted(self, factor: FloatArray) -> ScannedEdgeFit:
+        """Return the same for line integrals that still have to be multiplied by `factor` (energies,)."""
+        return replace(self, free={e: w * factor for e, w in self.free.items()}, width=self.width * factor)
+
+    def error(self, amounts: Mapping[str, float], kept: float, spread: float) -> dict[str, float]:
+        """Return {map: relative error} that is left of a c of `spread`, of amounts, their sum and their fractions."""
+        left = {e: (1 - kept) * spread * v for e, v in self.per_ev2.items()}
+        moles, more = ({e: v[e] / atomic_mass(e) for e in left} for v in (amounts, left))
+        change = sum(more.values()) / sum(moles.values())
+        return {
+            **{e: abs(v / amounts[e]) for e, v in left.items()},
+            "density": abs(sum(left.values()) / sum(amounts[e] for e in left)),
+            **{f"{e}_fraction": abs(more[e] / moles[e] - change) for e in left},
+        }
+
+
+def scanned_edge_fit(
+    energy: FloatArray,
+    mean: FloatArray,
+    noise: FloatArray,
+    use: npt.NDArray[np.bool_],
+    table: FloatArray,
+    elements: Sequence[str],
+    scanned: str,
+    amounts: FloatArray,
+) -> ScannedEdgeFit | None:
+    """Fit the elements to all energies; None where there are too few in the scanned edge.
+
+    In it the column of the scanned element is what the mean spectrum has of it, and two more columns, the mean's slope
+    and curvature over the energy, take up an edge that moves or broadens.
+
+    Parameters
+    ----------
+    energy, mean, noise : (energies,) arrays
+        `noise` is the relative variance.
+    use : (energies,) array
+        Energies that count for the elements by the table.
+    table : (energies, columns) array
+        See `fit_columns`; the first columns are those of `elements`.
+    elements : sequence of str
+    scanned : str
+        One of them.
+    amounts : (columns,) array
+        Of the mean spectrum.
+    """
+    more = _with_scanned_edge(energy, mean, use, table, list(elements).index(scanned), amounts, edge_energy_ev(scanned))
+    if more is None:
+        return None
+
+    def solved(columns: FloatArray) -> FloatArray:
+        scaled = columns / (size := np.sqrt(np.sum(columns**2 / noise[:, None], axis=0)))
+        found = np.linalg.solve(scaled.T @ (scaled / noise[:, None]), scaled.T / noise)
+        return np.asarray(found / size[:, None])
+
+    free, fixed = solved(more), solved(more[:, :-1]) @ more[:, -1]
+    return ScannedEdgeFit(
+        {e: free[i] for i, e in enumerate(elements)},
+        free[-1],
+        {e: float(fixed[i]) for i, e in enumerate(elements)},
+    )
+
+
+def _with_scanned_edge(
     energy: FloatArray,
     mean: FloatArray,
     use: npt.NDArray[np.bool_],
@@ -147,11 +244,9 @@ def with_scanned_edge(
     amounts: FloatArray,
     edge_ev: float,
 ) -> FloatArray | None:
-    """Complete the columns of the element fit at the energies of the scanned edge; None where that is not possible.
+    """Complete the columns of the element fit at the energies of the scanned edge; `k` is the scanned element's."""
+    from scipy.interpolate import CubicSpline
 
-    There the column of the scanned element (number `k`) is what the mean spectrum has of it, and two more columns, the
-    mean's slope and curvature over the energy, take up an edge that moves or broadens.
-    """
     near = (energy >= edge_ev + PRE_EV[0]) & (energy <= edge_ev + POST_EV[1])
     order = np.flatnonzero(near)[np.argsort(energy[near])]
     if amounts[k] <= 0 or np.sum(~use) < 4 or np.any(np.diff(energy[order]) <= 0):
@@ -159,9 +254,12 @@ def with_scanned_edge(
     out = np.concatenate([table, np.zeros((len(energy), 2))], axis=1)
     others = [j for j in range(table.shape[1]) if j != k]
     out[~use, k] = ((mean - table[:, others] @ amounts[others]) / amounts[k])[~use]
-    slope = np.gradient(mean[order], energy[order])
-    out[order, -2] = slope
-    out[order, -1] = np.gradient(slope, energy[order])
+    # Differences over 2 and 4 eV, on a spline: energies that lie further apart than that would flatten them (a curvature
+    # 1.8 times too low at 3 to 4 eV), energies that lie closer would fill them with the errors of the mean spectrum.
+    at, value = energy[order], mean[order]
+    spline = CubicSpline(at, value, bc_type="natural")
+    out[order, -2] = (spline(at + 1) - spline(at - 1)) / 2
+    out[order, -1] = (spline(at + 2) + spline(at - 2) - 2 * value) / 4
     out[use, -2:] = 0
     return out
 

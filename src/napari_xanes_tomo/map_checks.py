@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ from .reconstruction import angular_weights, fbp
 __all__ = [
     "DISPLACED_PX",
     "Displaced",
+    "EdgeWidth",
     "MapChecks",
     "MassBalance",
     "Rows",
     "check_maps",
     "displacements",
+    "edge_width",
     "follow_edge",
     "half_sets",
     "mass_balance",
@@ -36,6 +38,9 @@ __all__ = [
 F32 = npt.NDArray[np.float32]
 _STEEPEST = 0.2  # part of an amount that an eV of the edge may pretend
 _LEAST_VOXELS = 2000  # for the slopes of the amounts over the edge energy
+# Half of the variance (eV2) by which the edge of a voxel may well be broader than the particle's: that of two states
+# 2 eV apart, half and half, or of an edge 10 % wider.
+_WIDTH_SPREAD_EV2 = 0.5
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,54 @@ def read_rows(
     return Rows(np.ascontiguousarray(lines[:, order]), theta[order], share[:, order], 1e7 / voxel_nm, smoothing, filter)
 
 
-def follow_edge(plan: MapPlan, rows: Rows) -> dict[str, float] | str:
+_HALVES = (slice(0, None, 2), slice(1, None, 2))  # of the angles
+
+
+@dataclass(frozen=True)
+class EdgeWidth:
+    """How well a voxel's edge shows that it is broader than the particle's, in half its variance, eV2.
+
+    Attributes
+    ----------
+    spread : float
+        How much it varies from voxel to voxel: as measured, but at least 0.5 eV2.
+    noise : float
+        Standard error in one voxel; NaN where it is not known.
+    """
+
+    spread: float = _WIDTH_SPREAD_EV2
+    noise: float = float("nan")
+
+    @property
+    def kept(self) -> float:
+        """Part of the measured width that leaves the least error; all of it where the noise is not known."""
+        return self.spread**2 / (self.spread**2 + self.noise**2) if np.isfinite(self.noise) else 1.0
+
+
+def edge_width(plan: MapPlan, rows: Rows) -> EdgeWidth:
+    """Measure how much the width of the edge varies, and with what noise, from the two halves of the angles.
+
+    Parameters
+    ----------
+    plan : MapPlan
+    rows : Rows
+    """
+    if plan.helped is None or plan.edge is None or len(rows.theta_deg) < 16:
+        return EdgeWidth()
+    body = rows.volume(plan.components["shape"]) > 0.5 * plan.shape_level
+    if body.sum() < _LEAST_VOXELS:
+        return EdgeWidth()
+    first, second = (rows.volume(plan.helped.width, part=part)[body].astype(float) for part in _HALVES)
+    level = rows.volume(plan.components["level"])[body].astype(float)
+    square = float(level @ level)
+    if not square > 0:
+        return EdgeWidth()
+    real = max(0.0, float(first @ second) / square)
+    noise = float((first - second) @ (first - second)) / 4 / square
+    return EdgeWidth(max(_WIDTH_SPREAD_EV2, float(np.sqrt(real))), float(np.sqrt(noise)))
+
+
+def follow_edge(plan: MapPlan, rows: Rows, kept: float = 1.0) -> dict[str, float] | str:
     """Measure how the amounts of `plan.helped` follow the position of the edge: {element: slope}, or why it cannot be.
 
     The amounts that use the scanned edge part from those of the table alone by noise and by whatever in the edge moves
@@ -137,10 +189,11 @@ def follow_edge(plan: MapPlan, rows: Rows) -> dict[str, float] | str:
     ----------
     plan : MapPlan
     rows : Rows
+    kept : float
+        Part of the measured width of the edge that counts.
     """
-    if not plan.helped or plan.edge is None:
+    if plan.helped is None or plan.edge is None:
         return "too few energies in the scanned edge"
-    halves = (slice(0, None, 2), slice(1, None, 2))
     if len(rows.theta_deg) < 16:
         return f"{len(rows.theta_deg)} angles make no two halves"
     shape = rows.volume(plan.components["shape"])
@@ -148,16 +201,16 @@ def follow_edge(plan: MapPlan, rows: Rows) -> dict[str, float] | str:
     if body.sum() < _LEAST_VOXELS:
         return f"only {int(body.sum())} voxels of the particle in the middle rows"
     shift, level = (
-        [rows.volume(plan.components[name], part=part)[body].astype(float) for part in halves]
+        [rows.volume(plan.components[name], part=part)[body].astype(float) for part in _HALVES]
         for name in ("shift", "level")
     )
     cross = np.array([[shift[0] @ shift[1], shift[0] @ level[1]], [level[0] @ shift[1], level[0] @ level[1]]])
     cross = (cross + cross.T) / 2
     if not cross[0, 0] > 0.2 * np.sqrt((shift[0] @ shift[0]) * (shift[1] @ shift[1])):
-        return dict.fromkeys(plan.helped, 0.0)
+        return dict.fromkeys(plan.helped.free, 0.0)
     out = {}
-    for element, weights in plan.helped.items():
-        more = [rows.volume(weights - plan.components[element], part=part)[body].astype(float) for part in halves]
+    for element, weights in plan.helped.weights(kept).items():
+        more = [rows.volume(weights - plan.components[element], part=part)[body].astype(float) for part in _HALVES]
         right = [more[0] @ v[1] + more[1] @ v[0] for v in (shift, level)]
         out[element] = float(np.linalg.solve(cross, np.array(right) / 2)[0])
         amount = float(plan.components[element] @ plan.spectrum)
@@ -465,6 +518,7 @@ class MapChecks:
         Even against odd angles, by the name of the component.
     edge_ev : (energies,) array
         eV of the edge energy for a px of displacement at a surface; NaN where there is no such map.
+    width : EdgeWidth
     """
 
     energies_ev: FloatArray
@@ -473,6 +527,7 @@ class MapChecks:
     mass: MassBalance
     shells: dict[str, ShellCorrelation]
     edge_ev: FloatArray
+    width: EdgeWidth = field(default_factory=EdgeWidth)
 
     @property
     def scores(self) -> tuple[Score, ...]:
@@ -522,8 +577,15 @@ class MapChecks:
             for e, s, u, f in zip(self.energies_ev, d.shift, d.sigma, d.found, strict=True)
             if np.isfinite(s).all()
         ]
+        helped = isinstance(self.followed, dict) and bool(self.followed) and bool(np.isfinite(self.width.noise))
+        width = {
+            "spread_ev2": round(self.width.spread, 4),
+            "sigma_ev2": round(self.width.noise, 4),
+            "kept": round(self.width.kept, 4),
+        }
         return {
             "amounts_followed_edge": self.followed if isinstance(self.followed, dict) else {},
+            "edge_width": width if helped else {},
             "edge_dipole_ev_yzxc_sigma_found": rows,
             "mass_ratio": self.mass.ratio,
             "mass_scatter": self.mass.scatter,
@@ -563,9 +625,10 @@ def check_maps(
         energies, plan, pixel_nm * wide, rows=_ROWS, bin=wide, middle=middle, smoothing=parameters.smoothing_voxel,
         filter=parameters.filter, threads=threads,
     )  # fmt: skip
-    followed: dict[str, float] | str = follow_edge(plan, rows) if plan.helped else {}
+    width = edge_width(plan, rows)
+    followed: dict[str, float] | str = {} if plan.helped is None else follow_edge(plan, rows, width.kept)
     if isinstance(followed, dict) and followed:
-        plan = plan.with_scanned_edge(followed)
+        plan = plan.with_scanned_edge(followed, kept=width.kept, spread=width.spread)
     stated = np.array([[i.translation_sigma[0], i.translation_sigma[2], i.translation_sigma[1]] for i in energies])
     displaced = displacements(plan, rows, stated=stated, bin=wide)
     plan = replace(plan, displacement=np.where(displaced.found[:, None], np.nan_to_num(displaced.shift), 0.0))
@@ -574,4 +637,4 @@ def check_maps(
         curve = half_sets(plan, rows, component, pixel_nm * wide) if component in plan.components else None
         if curve is not None:
             shells[name] = curve
-    return plan, MapChecks(plan.energies_ev, followed, displaced, mass_balance(plan, rows), shells, edge_ev)
+    return plan, MapChecks(plan.energies_ev, followed, displaced, mass_balance(plan, rows), shells, edge_ev, width)

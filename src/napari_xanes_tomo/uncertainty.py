@@ -32,6 +32,7 @@ __all__ = [
 
 F32 = npt.NDArray[np.float32]
 _LEAST_SEEN = 0.1  # part of the shape; of less, no more is made
+_MOSTLY_SEEN = 0.5  # part of the shape that tells how much there is of what was not seen
 _FREQUENCY = (np.arange(128) + 0.5) / 256  # middles of 128 bands, cycles per voxel
 
 
@@ -193,6 +194,10 @@ class Unseen:
 
     lost: Mapping[str, F32]
     radius: npt.NDArray[np.intp]
+
+    def told(self, k: int) -> npt.NDArray[np.bool_]:
+        """Return (z, x) where what was seen of kept row `k` tells how much there is of what was not."""
+        return np.asarray(1 - self.lost["shape"][k] >= _MOSTLY_SEEN)[self.radius]
 
     def row(self, k: int, shape: F32) -> dict[str, F32] | None:
         """Return {component: (z, x)} of kept row `k`, None where every energy saw all of it.
