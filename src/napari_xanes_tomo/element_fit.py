@@ -254,7 +254,7 @@ def _with_scanned_edge(
     out = np.concatenate([table, np.zeros((len(energy), 2))], axis=1)
     others = [j for j in range(table.shape[1]) if j != k]
     out[~use, k] = ((mean - table[:, others] @ amounts[others]) / amounts[k])[~use]
-    # Differences over 2 and 4 eV, on a spline: energies that lie further apart than that would flatten them (a curvature
+    # Differences over 2 and 4 eV, on a spline: energies that lie further apart than that would flatten them (curvature
     # 1.8 times too low at 3 to 4 eV), closer ones would fill them with the errors of the mean spectrum.
     at, value = energy[order], mean[order]
     spline = CubicSpline(at, value, bc_type="natural")
