@@ -509,10 +509,9 @@ def finish_slab(
     soft = {n: gaussian_filter(x, s) if s > 0 else x for n, x in volumes.items()}
     v = {n: x[keep] for n, x in soft.items()}
     added: dict[int, dict[str, F32]] = {}
-    for k in range(len(v["shape"])) if unseen is not None else ():
-        more = unseen.row(k, v["shape"][k])
-        if more is not None:
-            added[k] = more
+    if unseen is not None:
+        rows = ((k, unseen.row(k, v["shape"][k])) for k in range(len(v["shape"])))
+        added = {k: more for k, more in rows if more is not None}
     seen = v
     if unseen is not None and added:
         v = {n: x.copy() for n, x in v.items()}
@@ -735,12 +734,12 @@ def _row_measures(
             noise[i], aligned[i] = part[0][inside], part[1][inside]
     whole = spectra if lost is None else spectra + lost
     found = plan.measures.measure(plan.measured, whole, variance=noise, aligned=aligned)
-    part = found if lost is None else plan.measures.measure(plan.measured, spectra)
+    without = found if lost is None else plan.measures.measure(plan.measured, spectra)
     offset = parameters.energy_offset_ev or 0.0
     for name, measure in found.items():
         maps[name][k][inside] = measure.value + (offset if MEASURES[name][0] == "eV" else 0.0)
         if measure.sigma_aligned is not None:
-            sigma = np.sqrt(measure.sigma**2 + measure.sigma_aligned**2 + (part[name].value - measure.value) ** 2)
+            sigma = np.sqrt(measure.sigma**2 + measure.sigma_aligned**2 + (without[name].value - measure.value) ** 2)
             maps[name + SIGMA][k][inside] = _rounded(sigma)
             maps[name + SIGMA_ALIGNMENT][k][inside] = _rounded(measure.sigma_aligned)
 
