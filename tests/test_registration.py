@@ -251,6 +251,11 @@ def test_a_second_template_gives_the_same_place(template: Template) -> None:
     assert found.second_sigma is not None
     np.testing.assert_allclose(found.second[2:5], found.place[2:5], atol=0.05)
     assert found.second[0] == pytest.approx(found.place[0], abs=2e-3)
+    # What is kept of it is all that is compared.
+    kept = other.second(sharp)
+    again = register(recorded, THETA, own, template, magnification=1.05, second=kept, parameters=sharp)
+    np.testing.assert_array_equal(again.second, found.second)
+    assert kept.frames.nbytes + kept.depth.nbytes + kept.volume.nbytes == 0
 
 
 def test_blocks_of_a_rigid_object_stay_where_they_are(template: Template) -> None:

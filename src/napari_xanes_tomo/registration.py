@@ -108,6 +108,13 @@ class Template:
         frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)
         return replace(self, frames=frames, depth=depth, _levels={})
 
+    def second(self, parameters: RegistrationParameters) -> Template:
+        """Return what of it `register` compares with as a second template: a third of the memory."""
+        unit = self.frames.shape[2] / 256
+        band = (parameters.fine_px * unit, parameters.coarse_px * unit, 1)
+        nothing = np.zeros((0, 0, 0), dtype=np.float32)
+        return replace(self, frames=nothing, depth=nothing, volume=nothing, _levels={band: self._level(*band)})
+
     def noise_frames(self) -> F32:
         """Return one draw (n, y, x) of the noise of `frames`: random pixels that go through all that made them."""
         if not self._noises:

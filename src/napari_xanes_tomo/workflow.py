@@ -396,6 +396,7 @@ class Workflow(Mapper):
         by_hand = [state.manual.jitter_part(i) for i in (hub, reference)]
         key = parameter_key(keys, by_hand, self.recipe.registration, state.manual.magnifications.get(hub))
         if self._hub is None or self._hub[0] != key:
+            self._hub = None  # not beside the next one
             jitter, scan = self._jitter(state, hub), self.scan(hub)
             data = self._normalised(hub, state)
             size = [self.series.scans[i].pixel_size_nm for i in (reference, hub)]
@@ -410,7 +411,8 @@ class Workflow(Mapper):
             except XanesTomoError:
                 self._hub = (key, None, None)  # it says so itself when its turn comes
                 return None, None
-            self._hub = (key, self._template_of(hub, found, data), list(found.numbers["place"]))
+            made = self._template_of(hub, found, data).second(self.recipe.registration)
+            self._hub = (key, made, list(found.numbers["place"]))
         return self._hub[1], self._hub[2]
 
     def _template_of(self, energy: int, found: StepResult, data: Normalised) -> Template:
