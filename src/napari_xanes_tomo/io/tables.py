@@ -85,7 +85,7 @@ class EnergyRow:
         Errors of the shift common to all projections of the energy: along the axis, along x at theta = 0 and
         along x at theta = 90 degrees, raw detector pixels. They are those beside a given axis: most of an error of the
         axis looks like a shift of the object and is compensated by it. What is left of it in a projection is the error
-        times ``1 - (a cos(theta) + b sin(theta))``, the best of these over its angles: 0.44 of it, rms over half a turn.
+        times ``1 - (a cos(theta) + b sin(theta))``, the best of these over its angles: 0.44 of it, rms of half a turn.
     pixel_size_nm : float
         nm.
     reference : bool
