@@ -862,3 +862,18 @@ def test_contrast_of_phase_is_a_choice_of_the_recipe() -> None:
     assert AbsorbanceParameters(contrast="phase").contrast == "phase"
     with pytest.raises(ValueError, match="contrast"):
         AbsorbanceParameters(contrast="colour")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_edge_of_a_capillary_does_not_twist_the_air(seed: int) -> None:
+    # The edge of a leaning tube wider than the field crosses it: a surface through both sides of it would twist.
+    objects, _ = scene("alone", n=60)
+    rng = np.random.default_rng(seed)
+    t = np.linspace(-np.pi / 2, np.pi / 2, len(objects), endpoint=False)
+    move = np.cumsum(rng.normal(size=len(objects)))
+    y, x = np.arange(64)[None, :, None] - 31.5, np.arange(64)[None, None, :] - 31.5 - move[:, None, None]
+    u = x - 54 * np.cos(t - 0.7)[:, None, None] - 0.05 * y * np.cos(t)[:, None, None]
+    outer, inner = (np.sqrt(np.maximum((r * 64) ** 2 - u**2, 0)) for r in (1.2, 1.12))
+    frames = objects + 0.0066 * (outer - inner) + 0.004 * rng.standard_normal(objects.shape)
+    found, _, _ = fit_air(frames.astype(np.float32), 1.5, order="quadratic")
+    assert np.abs(found[:, 3:5]).max() < 0.007

@@ -28,6 +28,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _TRIALS = 400  # planes through three places that are tried per frame
 _LEAST_AIR = 0.02  # part of the frame
 _FRAMES = 12  # that are looked at together
+_AROUND = 12  # frames on either side of one, whose surfaces bend and twist as its own
+_TWISTED = 6.0  # robust standard deviations from theirs
+_LEAST_TWIST = 1e-3  # optical density, at half the width
 _BELOW = 4.0  # what a pixel below the surface costs, in pixels on it
 
 
@@ -436,6 +439,7 @@ def fit_air(
         c[leaking] = fit_surface(flat[leaking], kept, design, trim=3.0, threads=threads)
 
     weight = air.reshape(len(air), -1)
+    c = _untwisted(flat, weight, c, design, threads)
     good = air.mean(axis=(1, 2)) >= _LEAST_AIR
     rest = np.where(weight, flat - c @ design.T, 0)
     count = np.maximum(weight.sum(axis=1), 1)
@@ -445,6 +449,29 @@ def fit_air(
     residual[where[good]] = sd[good]
     masks[where[good]] = ~air[good]
     return coefficients, residual, masks
+
+
+def _untwisted(flat: FloatArray, weight: Mask, c: FloatArray, design: FloatArray, threads: int | None) -> FloatArray:
+    """Fit frames again whose surface bends in y or twists unlike those of the frames around them, with theirs.
+
+    Both change slowly. A surface that is laid through both sides of an edge, where the absorbance steps, twists; what
+    is left of the edge then runs straight through the field, as it does in the other frames.
+    """
+    n = len(c)
+    if c.shape[1] < 6 or n < 2 * _AROUND + 1:
+        return c
+    slow = c[:, 3:5]
+    around = np.pad(slow, ((_AROUND, _AROUND), (0, 0)), mode="reflect")
+    typical = np.median(np.lib.stride_tricks.sliding_window_view(around, 2 * _AROUND + 1, axis=0), axis=2)
+    off = np.abs(slow - typical)
+    odd = (off > _TWISTED * 1.4826 * np.median(off, axis=0) + _LEAST_TWIST).any(axis=1)
+    if not odd.any():
+        return c
+    rest = flat[odd] - typical[odd] @ design[:, 3:5].T
+    others = fit_surface(rest, weight[odd], design[:, [0, 1, 2, 5]], trim=3.0, threads=threads)
+    out = c.copy()
+    out[odd] = np.concatenate([others[:, :3], typical[odd], others[:, 3:]], axis=1)
+    return out
 
 
 def _surroundings(
