@@ -62,6 +62,20 @@ def test_the_spectrum_of_a_voxel_holds_what_its_maps_say(workflow: Workflow) -> 
     for e in ("Co", "Ni"):
         share = moles[e] / sum(moles.values())
         assert share == pytest.approx(float(np.asarray(maps.data[f"{e}_fraction"])[at]), abs=2e-4)
+    assert found.note == ""
+    # The recipe may ask for something else by now, the alignment may be another: these maps are as they were made.
+    before = workflow.recipe
+    other = before.maps.model_copy(update={"smoothing_voxel": 2.0, "elements": ("Ni",), "common_blur": True})
+    workflow.set_recipe(before.model_copy(update={"maps": other}))
+    again = workflow.voxel_spectrum(at)
+    np.testing.assert_array_equal(again.value, found.value)
+    assert again.amounts == found.amounts
+    assert again.note == ""
+    workflow.set_recipe(before)
+    workflow.exclude(1, 3, "a bad one")
+    assert "no longer those of these maps" in workflow.voxel_spectrum(at).note
+    workflow.restore(1, 3)
+    assert workflow.voxel_spectrum(at).note == ""
 
 
 def test_cancelling_ends_them_at_once(workflow: Workflow) -> None:

@@ -693,6 +693,9 @@ def test_a_voxel_of_the_maps_shows_its_spectrum(open_docks: Any, copied: Path, q
     assert len(dock.plots[0].values(0)[0]) == len(energies)
     assert dock.text.text().startswith(f"Voxel {at[0]}, {at[1]}, {at[2]} (y, z, x)")
     assert "Mn" in dock.text.text()
+    mn.metadata = {key: {**value, "key": "of other maps"} for key, value in mn.metadata.items()}
+    dock.look(mn.data_to_world(at))
+    assert "has made other maps since" in dock.text.text()
     docks.close()
     dock.look(mn.data_to_world(at))
     assert "no longer open" in dock.text.text()

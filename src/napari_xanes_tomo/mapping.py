@@ -200,9 +200,12 @@ class Mapper(Findings):
         self.memory_bytes = memory_bytes
         self.execution: Execution = Threads() if execution is None else execution
 
-    def aligned(self, state: State | None = None) -> tuple[list[AlignedEnergy], list[int]]:
+    def aligned(
+        self, state: State | None = None, parameters: MapsParameters | None = None
+    ) -> tuple[list[AlignedEnergy], list[int]]:
         """Return the registered energies, ready to be placed on the common grid, and their numbers."""
         state = self.state if state is None else state
+        p = self.recipe.maps if parameters is None else parameters
         items, numbers = [], []
         mask = None if state.manual.mask is None else self.journal.get_array(state.manual.mask).astype(bool)
         for e in range(len(self.series.scans)):
@@ -212,7 +215,7 @@ class Mapper(Findings):
             found = self.registered(e)
             scan = self.scan(e)
             turned = angle_of(found)
-            if turned and self.recipe.maps.reconstruction == "fbp":  # others need angles that all energies share
+            if turned and p.reconstruction == "fbp":  # others need angles that all energies share
                 scan = replace(scan, theta_deg=np.asarray(scan.theta_deg, dtype=float) + turned)
             flats = self._chosen(state, "flats", e)
             air = np.nan_to_num(flats.arrays["air"])
@@ -221,29 +224,31 @@ class Mapper(Findings):
                 AlignedEnergy(
                     scan, alignment_of(found, scan), air, mask, beam_of(flats, self._scans),
                     float(found.numbers["magnification_sigma"]), (ty, tx, tz),
-                    fill_lost=self.recipe.maps.fill_lost and not (scan.gridded or self.single),
+                    fill_lost=p.fill_lost and not (scan.gridded or self.single),
                 )
             )  # fmt: skip
             numbers.append(e)
-        if self.recipe.maps.common_blur and not self.single:
+        if p.common_blur and not self.single:
             spread = self.point_spread()[0][numbers]
             wide = np.nanmax(spread) - spread if np.isfinite(spread).any() else np.zeros(len(items))
             items = [replace(i, widen_px2=float(w)) for i, w in zip(items, np.nan_to_num(wide), strict=True)]
         if self.single and items and state.reference is not None:
             items = [placed_item(i, self.series.scans[state.reference].pixel_size_nm) for i in items]
         if items and items[0].scan.gridded:
-            look = self._placed_look(state, items, numbers)
+            look = self._placed_look(state, items, numbers, p)
             items = [
                 replace(i, variance=(float(look.variance[e, 0]), float(look.variance[e, 1])))
                 for i, e in zip(items, numbers, strict=True)
             ]
         return items, numbers
 
-    def _placed_look(self, state: State, items: Sequence[AlignedEnergy], numbers: Sequence[int]) -> Survey:
+    def _placed_look(
+        self, state: State, items: Sequence[AlignedEnergy], numbers: Sequence[int], p: MapsParameters
+    ) -> Survey:
         """Return the look at energies on the common grid, with the smoothings of the maps."""
-        s = self.recipe.maps.smoothing_voxel
+        s = p.smoothing_voxel
         placed = {e: i.scan for e, i in zip(numbers, items, strict=True)} if self.single else None
-        return self._look(state, no_progress, (s, s * self.recipe.maps.shape_smoothing), placed)
+        return self._look(state, no_progress, (s, s * p.shape_smoothing), placed)
 
     def _look(
         self,
@@ -274,7 +279,7 @@ class Mapper(Findings):
                 "reconstructed, but hold no densities and no spectra"
             )
         state = self.state if state is None else state
-        items, numbers = self.aligned(state)
+        items, numbers = self.aligned(state, p)
         mass, noise = [], []
         level = float("nan")
         for e in numbers:
@@ -284,7 +289,7 @@ class Mapper(Findings):
             if e == state.reference:
                 level = float(found.numbers["template_level"])
         if self.single and items and state.reference in numbers:
-            look = self._placed_look(state, items, numbers)
+            look = self._placed_look(state, items, numbers, p)
             mass, noise = look.mass[numbers].tolist(), look.variance[numbers, 0].tolist()
             assert state.reference is not None
             level = float(look.mass[state.reference]) * self.series.scans[state.reference].pixel_size_nm * 1e-7
@@ -328,6 +333,8 @@ class Mapper(Findings):
     def voxel_spectrum(self, at: tuple[int, int, int], *, progress: Progress = no_progress) -> VoxelSpectrum:
         """Return the spectrum of one voxel of the maps on disk, at every energy, and what is fitted to it.
 
+        It is made as the maps were, whatever the recipe asks for by now; where that is not known its ``note`` says so.
+
         Parameters
         ----------
         at : (int, int, int)
@@ -341,14 +348,24 @@ class Mapper(Findings):
             There are no maps, or no such voxel.
         """
         facts = read_map_attributes(self.output.maps)[0]
-        state, p = self.state, self.recipe.maps
+        state = self.state
+        p, note = self._made_with(str(facts.get("key", "")), state)
         plan, items, pixel_nm = self.map_plan(state, p)
-        factor = self.particle_size()[self.aligned(state)[1]] ** 2
+        factor = self.particle_size()[self.aligned(state, p)[1]] ** 2
         px = int(facts["voxel_px"])
         y, z, x = (int(v + first) for v, first in zip(at, facts["origin_voxel"], strict=True))
-        return voxel_spectrum(
-            items, plan, (y, z, x), px * pixel_nm, p, bin=px, factor=factor, progress=progress
-        )  # fmt: skip
+        found = voxel_spectrum(items, plan, (y, z, x), px * pixel_nm, p, bin=px, factor=factor, progress=progress)
+        return replace(found, note=note)
+
+    def _made_with(self, key: str, state: State) -> tuple[MapsParameters, str]:
+        """Return what the maps of `key` were made with, and what of it is no longer there."""
+        made = [c for c in self.candidates("maps", None) if c.payload["numbers"].get("store_key") == key]
+        if not made or "maps" not in made[-1].payload.get("parameters", {}):
+            return self.recipe.maps, "The journal does not say what these maps were made with: fitted with the recipe."
+        note = ""
+        if made[-1].input_key != state[("maps", None)].input_key:
+            note = "Alignment or exclusions are no longer those of these maps: make the maps again to compare."
+        return MapsParameters.model_validate(made[-1].payload["parameters"]["maps"]), note
 
     def _reconstructor(self) -> Reconstructor:
         p = self.recipe.maps

@@ -44,6 +44,8 @@ class VoxelSpectrum:
         Edge energy against the mean spectrum; NaN where there is none.
     areal : bool
         Of images.
+    note : str
+        What the user has to know of it, in words.
     """
 
     at: tuple[int, int, int]
@@ -54,6 +56,7 @@ class VoxelSpectrum:
     amounts: Mapping[str, float]
     shift_ev: float
     areal: bool = False
+    note: str = ""
 
 
 def voxel_spectrum(

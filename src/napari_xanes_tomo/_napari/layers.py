@@ -37,6 +37,7 @@ __all__ = [
     "scan_layer",
     "scan_of",
     "spread_limits",
+    "stored_key",
 ]
 
 METADATA_KEY = "napari_xanes_tomo"
@@ -329,6 +330,14 @@ def is_maps(path: Path) -> Path | None:
     return None
 
 
+def stored_key(path: Path) -> str:
+    """Return the key of the maps in a folder, empty where there are none."""
+    try:
+        return str(read_map_attributes(path)[0].get("key", ""))
+    except (XanesTomoError, OSError):
+        return ""
+
+
 def map_layers(path: Path) -> list[LayerData]:
     """Return every map as a layer ``(y, z, x)``, scale in micrometres; only the last, the first element's, is visible.
 
@@ -359,7 +368,7 @@ def map_layers(path: Path) -> list[LayerData]:
             "contrast_limits": limits,
             "colormap": _COLORMAPS.get(name, "gray"),
             "visible": name == names[0],
-            "metadata": {METADATA_KEY: {"map": name, **each[name]}},
+            "metadata": {METADATA_KEY: {"map": name, "key": str(whole.get("key", "")), **each[name]}},
         }
         big = levels[0].shape[2] > 512 and len(levels) > 1
         out.append((levels if big else levels[0], {**options, "multiscale": big}, "image"))

@@ -16,7 +16,7 @@ from napari_xanes_tomo.model import Progress, XanesTomoError
 from napari_xanes_tomo.state import Candidate
 
 from .dock import allow, cell, fit, table, wrapped
-from .layers import is_maps
+from .layers import is_maps, stored_key
 from .plots import PointPlot
 from .step_dock import StepDock
 
@@ -211,12 +211,7 @@ class MapsDock(StepDock):
     def _stored_key(self) -> str:
         """Return the key of the maps on disk, empty where there are none."""
         workflow = self.session.workflow
-        if workflow is None or not workflow.output.maps.exists():
-            return ""
-        try:
-            return str(read_map_attributes(workflow.output.maps)[0].get("key", ""))
-        except (XanesTomoError, OSError):
-            return ""
+        return "" if workflow is None else stored_key(workflow.output.maps)
 
     def _update_buttons(self) -> None:
         super()._update_buttons()

@@ -13,7 +13,7 @@ from napari_xanes_tomo.model import Progress
 from napari_xanes_tomo.voxel import VoxelSpectrum
 
 from .dock import wrapped
-from .layers import METADATA_KEY
+from .layers import METADATA_KEY, stored_key
 from .plots import PointPlot
 
 __all__ = ["VoxelDock"]
@@ -78,6 +78,9 @@ class VoxelDock(QWidget):
             self.text.setText("The run is no longer open: open these maps from its dock again.")
             return
         layer = next((m for m in reversed(maps) if m.visible), maps[-1])
+        if stored_key(workflow.output.maps) != layer.metadata[METADATA_KEY].get("key"):
+            self.text.setText("The run has made other maps since: open them from its dock.")
+            return
         shape = layer.data[0].shape if layer.multiscale else layer.data.shape
         at = tuple(round(float(v)) for v in layer.world_to_data(position))
         if len(at) != 3 or not all(0 <= v < n for v, n in zip(at, shape, strict=True)):
@@ -109,6 +112,8 @@ class VoxelDock(QWidget):
             lines.append(
                 f"Edge {found.shift_ev:+.2f} eV against the mean (yellow: the mean spectrum, scaled and shifted)."
             )
+        if found.note:
+            lines.append(found.note)
         self.text.setText("\n".join(lines))
         self._draw(self.plots[0], found, np.ones(len(found.energies_ev), dtype=bool))
         # The scan of the edge: what the elements are not fitted to, or wherever energies lie close together.
