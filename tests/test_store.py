@@ -749,16 +749,21 @@ def test_an_interrupted_run_makes_only_the_missing_slabs_and_the_same_bytes(tmp_
     maps.finish()
 
     maps = make(broken)
-    maps.create()
+    assert store.begun_slabs(maps.path, "these") == (0, 1)
+    maps.create("these")
+    assert store.begun_slabs(maps.path, "these") == (0, 3)
     maps.write(3, {name: a[3:6] for name, a in truth().items()})
     with pytest.raises(ValueError, match="2 of 3 slabs"):
         maps.finish()
+    assert store.begun_slabs(maps.path, "these") == (1, 3)
+    assert store.begun_slabs(maps.path, "others") == (0, 1)
     assert not maps.path.exists()
     maps = pickle.loads(pickle.dumps(make(broken)))
     assert fill(maps, truth()) == [0, 6]
     maps.finish()
     assert maps.complete
     assert fill(maps, truth()) == []
+    assert store.begun_slabs(maps.path, "these") == (0, 1)
     maps.finish()
     assert content(straight) == content(broken)
 

@@ -409,9 +409,11 @@ def test_cancelled_and_resumed_gives_the_same(
         assert not [t for t in threading.enumerate() if t.name == "xanes-tomo-ahead"]
     assert reached
     finished = sum(e.kind == "candidate" for e in Journal(out).events)
+    told: list[float] = []
     with Workflow(series, out) as w:  # goes on with the folder's own recipe
-        w.run()
+        w.run(progress=lambda what, done, total: told.append(done / total) if what == "maps" else None)
         assert candidates(w) == 13
+    assert told[0] == (1 if (name, share) == ("maps", 1.0) else 0), "what is done is told before anything else"
     assert finished < 13
     assert_same(outputs(out), direct)
 

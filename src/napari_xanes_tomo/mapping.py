@@ -17,11 +17,7 @@ from .findings import Findings
 from .given import look_at
 from .half_sets import jitter_half_sets, registration_half_sets
 from .io.references import read_reference
-from .io.store import (
-    MapSpec,
-    MapStore,
-    read_map_attributes,
-)
+from .io.store import MapSpec, MapStore, begun_slabs, read_map_attributes
 from .map_checks import MapChecks, check_maps, particle_middle
 from .maps import (
     AlignedEnergy,
@@ -372,8 +368,9 @@ class Mapper(Findings):
         return reconstructor(p.reconstruction, filter=p.filter, iterations=p.iterations)
 
     def _make_maps(self, state: State, progress: Progress) -> StepResult:
-        p = self.recipe.maps
-        job = self._map_job(state, p, progress)
+        p, unit = self.recipe.maps, state[("maps", None)]
+        of = f"{unit.parameter_key} {unit.input_key}"
+        job = self._map_job(state, p, progress, begun_slabs(self.output.maps, of))
         plan, items = job.plan, job.items
         y0, y1, c0, c1 = _map_window(state.manual.boxes, *self.series.frame_shape)
         height, width = (max(1, n // job.px) for n in self.series.frame_shape)
@@ -389,7 +386,6 @@ class Mapper(Findings):
             )
             for name in plan.names
         ]
-        unit = state[("maps", None)]
         store = MapStore(
             self.output.maps,
             (y1 - y0, len(items[0].scan) if job.volumes else c1 - c0, c1 - c0),
@@ -398,6 +394,7 @@ class Mapper(Findings):
             slab_rows=SLAB_ROWS,
             key=parameter_key(unit.parameter_key, unit.input_key, *plan.reference_keys),
         )
+        store.create(of)
         self._fill(store, job, (y0, c0, c1), progress)
         metadata = job.metadata(p) | {"reconstruction": self._reconstructor().name, "origin_voxel": [y0, c0, c0]}
         if p.common_blur:
@@ -441,17 +438,22 @@ class Mapper(Findings):
             return []
         return [f"maps.common_blur: the point spread could not be measured at {', '.join(unknown)} eV: not blurred"]
 
-    def _map_job(self, state: State, p: MapsParameters, progress: Progress = no_progress) -> _Job:
-        """Return what is to be mapped: the plan after the checks, and the size of the voxels."""
+    def _map_job(
+        self, state: State, p: MapsParameters, progress: Progress = no_progress, done: tuple[int, int] = (0, 1)
+    ) -> _Job:
+        """Return what is to be mapped: the plan after the checks, and the size of the voxels.
+
+        `progress` is told what is `done` already.
+        """
         plan, items, pixel_nm = self.map_plan(state, p)
         checks = None
-        progress("maps", 0, 1)
+        progress("maps", *done)
         middle = particle_middle(items, plan)
         if items[0].variance is None:
             plan, checks = check_maps(items, plan, pixel_nm, p, edge_ev=surface_effect(plan).edge_ev, middle=middle)
-        progress("maps", 0, 1)
+        progress("maps", *done)
         choices = voxel_choices(items, plan.without_single(), pixel_nm, p, rows=_TABLE_ROWS, middle=middle)
-        progress("maps", 0, 1)
+        progress("maps", *done)
         return _Job(plan, tuple(items), pixel_nm, checks, tuple(choices), _voxel_px(items, choices, p))
 
     def _confinement(self, energy: int, state: State) -> Confinement:
@@ -505,7 +507,6 @@ class Mapper(Findings):
     def _fill(self, store: MapStore, job: _Job, window: tuple[int, int, int], progress: Progress) -> None:
         """Make every slab that the store does not hold yet."""
         p = self.recipe.maps
-        store.create()
         pending, halo = store.pending(), halo_rows(p)
         done = len(store.slabs) - len(pending)
         progress("maps", done, len(store.slabs))

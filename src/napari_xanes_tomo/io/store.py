@@ -27,7 +27,7 @@ from .tables import (
     write_quality,
     write_shifts,
 )
-from .zarr_maps import MapSpec, MapStore, bring_back, read_map_attributes, read_map_levels, read_maps
+from .zarr_maps import MapSpec, MapStore, begun_slabs, bring_back, read_map_attributes, read_map_levels, read_maps
 
 __all__ = [
     "EnergyRow",
@@ -39,6 +39,7 @@ __all__ = [
     "OutputLock",
     "QualityTable",
     "ShiftRow",
+    "begun_slabs",
     "bring_back",
     "open_output",
     "read_energies",

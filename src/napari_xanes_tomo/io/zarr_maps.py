@@ -32,7 +32,7 @@ from .journal import plain_json
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["MapSpec", "MapStore", "bring_back", "read_map_attributes", "read_map_levels", "read_maps"]
+__all__ = ["MapSpec", "MapStore", "begun_slabs", "bring_back", "read_map_attributes", "read_map_levels", "read_maps"]
 
 AXES = ("y", "z", "x")
 COARSEST = 256  # no coarser level is made of a volume that is at most this long
@@ -136,8 +136,8 @@ class MapStore:
         """Whether the final folder holds these very maps."""
         return _key_of(self.path) == self.key
 
-    def create(self) -> None:
-        """Lay out the empty maps, or find them as an interrupted run left them."""
+    def create(self, of: str = "") -> None:
+        """Lay out the empty maps, or find them as an interrupted run left them; `of` is kept for `begun_slabs`."""
         if self.complete or ((self.progress / "created").exists() and self.partial.is_dir()):
             return
         if self._archived() is not None:
@@ -154,7 +154,7 @@ class MapStore:
             for spec in self.maps:
                 _create_level(root.create_group(spec.name), 0, self.shape, self.chunks)
             sync_folder(self.partial)
-            self._flag("created")
+            self._flag("created", f"{len(self.slabs)} {of}")
 
     def pending(self) -> tuple[tuple[int, int], ...]:
         """``(y0, y1)`` of the slabs still to be made; none when the maps exist already."""
@@ -298,8 +298,9 @@ class MapStore:
         """Return the folder these very maps were moved to when others took their place."""
         return next((p for p in _archives(self.path) if _key_of(p) == self.key), None)
 
-    def _flag(self, name: str) -> None:
+    def _flag(self, name: str, text: str = "") -> None:
         descriptor = os.open(self.progress / name, os.O_WRONLY | os.O_CREAT, 0o644)
+        os.write(descriptor, text.encode())
         os.close(descriptor)
         sync_folder(self.progress)
 
@@ -307,6 +308,15 @@ class MapStore:
         shutil.rmtree(self.progress, ignore_errors=True)
         if self.progress.parent.is_dir() and not any(self.progress.parent.iterdir()):
             self.progress.parent.rmdir()
+
+
+def begun_slabs(path: Path, of: str) -> tuple[int, int]:
+    """Return how many slabs of how many an interrupted run has made of the maps laid out for `of`; (0, 1) of none."""
+    for created in path.parent.glob(".progress/*/created"):
+        total, _, what = created.read_text(encoding="utf-8").partition(" ")
+        if what == of and total.isdigit() and path.with_name(f"{path.name}.partial-{created.parent.name}").is_dir():
+            return len(list(created.parent.glob("*-*"))), int(total)
+    return 0, 1
 
 
 def bring_back(path: Path, key: str) -> bool:
