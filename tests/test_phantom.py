@@ -522,3 +522,20 @@ def test_a_mark_that_tells_nothing_protects_the_folder(tmp_path: Path, text: str
     with pytest.raises(XanesTomoError, match="another twin"):
         write_twin(tmp_path, parameters=SMALL)
     assert (tmp_path / "truth" / "twin.json").read_text() == text
+
+
+@pytest.mark.parametrize("pixel", [2.0, 0.5])
+def test_another_binning_shows_the_same_field_in_other_pixels(pixel: float) -> None:
+    plain, counts, flats = measured()
+    truth, other, beam = measured(other_binning=pixel, other_binning_ev=8178.0)
+    one, same = truth.alignments[0], plain.alignments[0]
+    assert one.magnification == pytest.approx(same.magnification / pixel)
+    np.testing.assert_allclose(one.shift, same.shift / pixel)
+    np.testing.assert_array_equal(other[1], counts[1])
+    pair = [optical_density(a[0], b[0]) for a, b in ((counts, flats), (other, beam))]
+    fine, coarse = sorted(pair, key=lambda a: -a.shape[1])
+    n = coarse.shape[1]
+    assert fine.shape == (24, 2 * n, 2 * n)
+    binned = fine.reshape(24, n, 2, n, 2).mean(axis=(2, 4))
+    assert np.sqrt(np.mean((binned - coarse) ** 2)) < 0.05
+    assert np.corrcoef(binned.ravel(), coarse.ravel())[0, 1] > 0.99

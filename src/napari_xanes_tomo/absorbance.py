@@ -176,7 +176,9 @@ def normalise(
     h, w = scan.frames.frame_shape
     index = np.flatnonzero(scan.usable)
     if len(index) == 0:
-        raise XanesTomoError(f"{scan.energy_ev:g} eV: expected readable projections, got none")
+        left_out = {s.partition(":")[2] for s in scan.status if s.startswith("excluded:")}
+        why = f" ({left_out.pop()})" if len(left_out) == 1 else ""
+        raise XanesTomoError(f"{scan.energy_ev:g} eV: expected readable projections, got none{why}")
     hb, wb = h // bin, w // bin
     halves = max(1, int(np.max(scan.half)) + 1)
     wanted = check_flats(use if use is not None else parameters.flats_for(scan.energy_ev))
@@ -320,6 +322,7 @@ def _blocks(
 ) -> tuple[Block, tuple[int, EnergyScan, Block] | None, list[str]]:
     """Read the flats of this energy, and of another one where the policy asks for them."""
     theirs = None
+    around = {e: s for e, s in around.items() if s.frames.frame_shape == scan.frames.frame_shape}
     try:
         block = load_block(scan, parameters)
     except XanesTomoError as error:

@@ -159,33 +159,46 @@ def _blurred_rows(volume: F32, rows: npt.NDArray[np.intp]) -> F32:
 
 
 def sample(
-    stack: F32, theta_deg: npt.ArrayLike, alignment: Alignment, probe: Probe, frame_shape: tuple[int, int]
+    stack: F32,
+    theta_deg: npt.ArrayLike,
+    alignment: Alignment,
+    probe: Probe,
+    frame_shape: tuple[int, int],
+    *,
+    bin: int | None = None,
+    grid_shape: tuple[int, int] | None = None,
 ) -> FloatArray:
     """Reconstruct the rows of a probe from every other angle, twice: (2, n) attenuation at its voxels, 1/px.
 
     Parameters
     ----------
     stack : (n, y, x) float32 array
-        Absorbance, binned like the template.
+        Absorbance, binned.
     theta_deg : (n,) array
     alignment : Alignment
         Of these projections, raw px, registered.
     probe : Probe
     frame_shape : (int, int)
         Of a raw frame.
+    bin : int, optional
+        Raw px per pixel of `stack`; that of the probe unless given.
+    grid_shape : (int, int), optional
+        Of the template; that of `stack` unless given.
     """
     theta = np.asarray(theta_deg, dtype=float)
     if len(theta) < FEWEST_SAMPLED:
         raise XanesTomoError(f"differences: expected at least {FEWEST_SAMPLED} angles, got {len(theta)}")
     first, last = int(probe.rows[0]) - 5, int(probe.rows[-1]) + 6
-    first, last = max(0, first), min(stack.shape[1], last)
-    placed = place(stack, alignment.binned(probe.bin, frame_shape), rows=(first, last))
+    grid = (stack.shape[1], stack.shape[2]) if grid_shape is None else grid_shape
+    first, last = max(0, first), min(grid[0], last)
+    at = alignment.binned(probe.bin if bin is None else bin, frame_shape, probe.bin)
+    placed = place(stack, at, grid_shape=grid, rows=(first, last))
     order = np.argsort(theta, kind="stable")
     # The same blur as the reference has.
     placed = smooth(placed, 1.0)[:, probe.rows - first]
     out = []
     for half in (order[::2], order[1::2]):
-        projector = Projector(stack.shape[2], theta[half])
+        projector = Projector(grid[1], theta[half])
         volume = projector.filtered(np.ascontiguousarray(placed[half]), angular_weight=angular_weights(theta[half]))
         out.append(volume[tuple(probe.at)].astype(float))
     return np.stack(out)

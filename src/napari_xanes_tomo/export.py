@@ -346,7 +346,7 @@ def _write_placed(
     progress: Progress,
 ) -> None:
     """Write one energy, aligned, slab by slab."""
-    grid = item.scan.frames.frame_shape
+    grid = item.grid_shape
     theta = np.asarray(item.scan.theta_deg, dtype=float)[item.used]
     weights = angular_weights(theta)
     volume = format == "volumes-tiff"

@@ -18,6 +18,7 @@ from .differences import NullTest, Probe, null_tests
 from .jitter_report import views_path, views_read
 from .joint import Joint, join
 from .model import Alignment, Series, XanesTomoError
+from .pixels import pixel_widths
 from .recipe import Recipe
 from .registration_qc import ErrorMap, error_map, odd_energies
 from .run import Run, begun_s
@@ -78,7 +79,7 @@ class Findings(Run):
                     found = measured_of(self.result(unit.candidate))
                     if found is not None:
                         measured[e] = found
-            width = float(self.series.frame_shape[1])
+            width = float(self.series.scans[state.reference].frames.frame_shape[1])
             solved = join(measured, self.series.energies_ev, state.reference, width_px=width)
             self._joint = (key, solved)
         return self._joint[1]
@@ -144,14 +145,14 @@ class Findings(Run):
         state, scans = self.state, self.series.scans
         if state.reference is None:
             return None
-        n = len(scans)
+        n, pixel = len(scans), pixel_widths(self.series, state.reference)
         m, sigma, width, mass = (np.full(n, np.nan) for _ in range(4))
         for e in range(n):
             unit = state[("registration", e)]
             if unit.candidate is None or unit.status in ("stale", "failed"):
                 continue
             numbers = self.registered(e).numbers
-            m[e], sigma[e] = float(numbers["magnification"]), float(numbers["magnification_sigma"])
+            m[e], sigma[e] = (float(numbers[k]) * pixel[e] for k in ("magnification", "magnification_sigma"))
             width[e], mass[e] = float(numbers.get("width") or np.nan), float(numbers["mass"])
         if np.isfinite(m).sum() < 2:
             return None
@@ -176,6 +177,7 @@ class Findings(Run):
         state, n = self.state, len(self.series.scans)
         if state.reference is None:
             return None
+        pixel = pixel_widths(self.series, state.reference)
         fields: list[list[npt.NDArray[Any] | None]] = [[], [], []]
         mass = np.full(n, np.nan)
         for e in range(n):
@@ -185,11 +187,12 @@ class Findings(Run):
             if known and candidate is not None:
                 mass[e] = float(candidate.payload["numbers"]["mass"])
             for column, name in zip(fields, ("block_shift", "block_sigma", "block_place"), strict=True):
-                column.append(arrays.get(name))
+                found = arrays.get(name)
+                column.append(found if found is None or name == "block_place" else found * pixel[e])
         return deformation(
             self._times(), *fields, reference=state.reference,
             share=take_apart(self.series.energies_ev, mass).share, strength=mass / mass[state.reference],
-            width_px=float(self.series.frame_shape[1]),
+            width_px=float(self.series.scans[state.reference].frames.frame_shape[1]),
         )  # fmt: skip
 
     def particle_size(self) -> npt.NDArray[Any]:
@@ -202,12 +205,15 @@ class Findings(Run):
         said = state.manual.scale_change or self.recipe.maps.scale_change
         if said == "instrument" or state.reference is None:
             return size
-        law = scale_laws(self.series, state.reference).get("calibration")
+        law, pixel = (
+            scale_laws(self.series, state.reference).get("calibration"),
+            pixel_widths(self.series, state.reference),
+        )
         for e in range(len(size)):
             candidate = state[("registration", e)].candidate
             known = candidate is not None and state[("registration", e)].status not in ("stale", "failed")
             if law is not None and known and candidate is not None and not self.series.scans[e].given:
-                size[e] = float(candidate.payload["numbers"]["magnification"]) / law[e]
+                size[e] = pixel[e] * float(candidate.payload["numbers"]["magnification"]) / law[e]
         return size
 
     def point_spread(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -299,13 +305,20 @@ class Findings(Run):
 
 
 def scale_laws(series: Series, reference: int) -> dict[str, npt.NDArray[Any]]:
-    """Return the magnification (energies,) by every law a series holds the numbers of: `scale.magnification_laws`."""
+    """Return the magnification (energies,) by every law a series holds the numbers of: `scale.magnification_laws`.
+
+    That of the optics: what another binning makes of the pixels is taken out.
+    """
+    width = pixel_widths(series, reference)
+    header = np.array([s.header_pixel_size_nm for s in series.scans])
+    # Some headers tell the size of the pixels as they are, some always the same.
+    follows = (width != 1) & (np.abs(np.log(header / header[reference] / width)) < np.abs(np.log(width)) / 2)
     return dict(
         magnification_laws(
             series.energies_ev,
             reference,
-            pixel_nm=[s.pixel_size_nm for s in series.scans],
-            header_nm=[s.header_pixel_size_nm for s in series.scans],
+            pixel_nm=np.array([s.pixel_size_nm for s in series.scans]) / width,
+            header_nm=header / np.where(follows, width, 1.0),
             zone_plate_um=[s.zone_plate_um for s in series.scans],
         )
     )

@@ -182,7 +182,7 @@ def registration_half_sets(
         for name, half, total in (("first", first, sums[0]), ("second", ~first, sums[1]))
     }
     split = replace(plan, components=halves)
-    bin = max(1, -(-after[0].scan.frames.frame_shape[1] // _WIDEST))
+    bin = max(1, -(-after[0].grid_shape[1] // _WIDEST))
     height = grid_of(after, bin)[0]
     y0 = max(0, (height - ROWS) // 2)
     pairs = []

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from .counts import read_absorbance
 from .flats import Beam, exposures
 from .model import Alignment, EnergyScan, FloatArray, FrameSource, Progress, XanesTomoError, no_progress
+from .pixels import pixel_width
 from .recipe import Recipe
 from .registration import make_template
 from .resample import place
@@ -280,7 +281,9 @@ def recover_registration(
     def registered(of: EnergyScan) -> tuple[Alignment, StepResult, Beam | None]:
         flats, data = run_flats(of, use)
         jitter = run_jitter(of, use, flats, data)
-        result = run_registration(of, use, jitter, data, template, magnification=guess, reference=False)
+        result = run_registration(
+            of, use, jitter, data, template, magnification=guess, pixel=pixel_width(of, reference), reference=False
+        )  # fmt: skip
         return alignment_of(result, of), result, data.beam
 
     before, _, beam = registered(scan)

@@ -619,7 +619,7 @@ def check_maps(
         Row about which they lie, px of the reference; see `particle_middle`; found unless given.
     threads : int, optional
     """
-    wide = max(1, -(-energies[0].scan.frames.frame_shape[1] // _WIDEST))
+    wide = max(1, -(-energies[0].grid_shape[1] // _WIDEST))
     middle = particle_middle(energies, plan, threads=threads) if middle is None else middle
     rows = read_rows(
         energies, plan, pixel_nm * wide, rows=_ROWS, bin=wide, middle=middle, smoothing=parameters.smoothing_voxel,

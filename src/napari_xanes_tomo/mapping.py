@@ -26,6 +26,7 @@ from .maps import (
     VoxelChoice,
     angular_limit_nm,
     choose_voxel,
+    grid_of,
     halo_rows,
     map_slab,
     plan_maps,
@@ -36,7 +37,6 @@ from .maps import (
 from .model import EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
 from .recipe import MapsParameters, Recipe, parameter_key
 from .reconstruction import Reconstructor, reconstructor
-from .registration import reference_energy
 from .registration_qc import surface_effect
 from .run import fingerprint
 from .single import placed_item
@@ -203,7 +203,7 @@ class Mapper(Findings):
         state = self.state if state is None else state
         p = self.recipe.maps if parameters is None else parameters
         items, numbers = [], []
-        mask = None if state.manual.mask is None else self.journal.get_array(state.manual.mask).astype(bool)
+        grid = None if state.reference is None else self.series.scans[state.reference].frames.frame_shape
         for e in range(len(self.series.scans)):
             unit = state[("registration", e)]
             if unit.candidate is None or unit.status in ("stale", "failed"):
@@ -218,9 +218,10 @@ class Mapper(Findings):
             ty, tx, tz = (float(v) for v in found.numbers["translation_sigma"])
             items.append(
                 AlignedEnergy(
-                    scan, alignment_of(found, scan), air, mask, beam_of(flats, self._scans),
+                    scan, alignment_of(found, scan), air, self.mask_of(e, state), beam_of(flats, self._scans),
                     float(found.numbers["magnification_sigma"]), (ty, tx, tz),
                     fill_lost=p.fill_lost and not (scan.gridded or self.single),
+                    grid=None if scan.gridded else grid,
                 )
             )  # fmt: skip
             numbers.append(e)
@@ -372,8 +373,9 @@ class Mapper(Findings):
         of = f"{unit.parameter_key} {unit.input_key}"
         job = self._map_job(state, p, progress, begun_slabs(self.output.maps, of))
         plan, items = job.plan, job.items
-        y0, y1, c0, c1 = _map_window(state.manual.boxes, *self.series.frame_shape)
-        height, width = (max(1, n // job.px) for n in self.series.frame_shape)
+        grid = grid_of(items, 1)
+        y0, y1, c0, c1 = _map_window(self._boxes_on_grid(state, grid), *grid)
+        height, width = (max(1, n // job.px) for n in grid)
         y0, y1, c0 = y0 // job.px, min(height, -(-y1 // job.px)), min(c0 // job.px, (width - 1) // 2)
         c0, c1 = (0, width) if job.volumes else (c0, width - c0)
         specs = [
@@ -458,12 +460,18 @@ class Mapper(Findings):
 
     def _confinement(self, energy: int, state: State) -> Confinement:
         """Return what the user drew: boxes (scaled to this energy by the calibration) and the mask."""
-        manual = state.manual
-        mask = None if manual.mask is None else self.journal.get_array(manual.mask).astype(bool)
-        reference = reference_energy(self.series.energies_ev, self.recipe.registration.reference_ev)
-        sizes = [self.series.scans[i].pixel_size_nm for i in (reference, energy)]
-        scale = sizes[0] / sizes[1] if sizes[1] > 0 else 1.0
-        return Confinement(manual.boxes, scale, mask)
+        drawn, scan = self.boxes_scan, self.series.scans[energy]
+        scale = drawn.pixel_size_nm / scan.pixel_size_nm if scan.pixel_size_nm > 0 else 1.0
+        return Confinement(state.manual.boxes, scale, drawn.frames.frame_shape, self.mask_of(energy, state))
+
+    def _boxes_on_grid(self, state: State, grid: tuple[int, int]) -> tuple[Box, ...]:
+        """Return the boxes in pixels of the reference, whose pixels may be other than those they were drawn in."""
+        if state.reference is None or self.boxes_scan.frames.frame_shape == grid:
+            return state.manual.boxes
+        within = self._confinement(state.reference, state)
+        return tuple(
+            (int(y0), int(np.ceil(y1)), int(x0), int(np.ceil(x1))) for y0, y1, x0, x1 in within.reached(grid, 0.0)
+        )
 
     def _half_sets(self, state: State, job: _Job, progress: Progress) -> tuple[list[dict[str, Any]], list[str]]:
         """Return Fourier shells before and after each step, and why there are none of a step.
@@ -510,7 +518,7 @@ class Mapper(Findings):
         pending, halo = store.pending(), halo_rows(p)
         done = len(store.slabs) - len(pending)
         progress("maps", done, len(store.slabs))
-        width = max(1, self.series.frame_shape[1] // job.px)
+        width = grid_of(job.items, job.px)[1]
         per_slab = slab_bytes(job.plan, SLAB_ROWS + 2 * halo, width, len(job.items[0].scan), job.px)
         workers = self.execution.workers(len(pending), per_slab, self.memory_bytes)
         shared = SlabWork(job.items, job.plan, job.voxel_nm, p, store, halo, window, job.px)

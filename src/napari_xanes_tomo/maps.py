@@ -85,6 +85,8 @@ class AlignedEnergy:
         errors stay those of the projections that were used.
     widen_px2 : float
         Variance of the blur that brings the energy to the point spread of the widest one, px^2 of the reference.
+    grid : (int, int) or None
+        Rows and columns of a frame at the reference; as here unless given.
     """
 
     scan: EnergyScan
@@ -97,6 +99,12 @@ class AlignedEnergy:
     variance: tuple[float, float] | None = None
     fill_lost: bool = False
     widen_px2: float = 0.0
+    grid: tuple[int, int] | None = None
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(rows, columns) of the common grid, px of the reference."""
+        return self.scan.frames.frame_shape if self.grid is None else self.grid
 
     @property
     def members(self) -> npt.NDArray[np.intp]:
@@ -196,7 +204,7 @@ class Combined:
 
 def grid_of(energies: Sequence[AlignedEnergy], bin: int) -> tuple[int, int]:
     """Return (rows, columns) of the common grid with voxels of `bin` reference pixels."""
-    height, width = energies[0].scan.frames.frame_shape
+    height, width = energies[0].grid_shape
     return max(1, height // bin), max(1, width // bin)
 
 
@@ -271,7 +279,6 @@ def combine_slab(
 ) -> Combined:
     """Read, place and combine one slab, see `component_sinograms`; with `keep`, the errors of those rows as well."""
     p = MapsParameters() if parameters is None else parameters
-    frame = energies[0].scan.frames.frame_shape
     grid = grid_of(energies, bin)
     theta, places = common_angles(energies)
     weights = np.array(list(plan.components.values()))
@@ -296,7 +303,7 @@ def combine_slab(
         if not np.any(weights[:, e]):
             continue
         progress("energies", e, len(energies))
-        index, scan = item.used, item.scan
+        index, scan, frame = item.used, item.scan, item.scan.frames.frame_shape
         chosen = index.tolist()
         widen = item.widen_px2 / bin**2
         reach = len(widening(widen)) // 2 if widen > 0 else 0
@@ -474,7 +481,6 @@ def coverage_slab(
     A voxel counts as seen at an angle when its row and its distance from the axis lie inside the recorded frame, and at
     least half of the pixels of that row are good. What the components lack where it is not comes third.
     """
-    height, width = energies[0].scan.frames.frame_shape
     grid = grid_of(energies, bin)
     q_y = bin * (np.arange(*rows) - (grid[0] - 1) / 2)
     c = bin * (np.arange(grid[1]) - (grid[1] - 1) / 2)
@@ -485,7 +491,7 @@ def coverage_slab(
     lost = {name: np.zeros((len(q_y), len(steps)), np.float32) for name in plan.components}
     used = np.any(np.array(list(plan.components.values())) != 0, axis=0)
     for e, item in enumerate(energies):
-        a = item.alignment
+        a, (height, width) = item.alignment, item.scan.frames.frame_shape
         shift = a.shift[item.used]
         y = a.magnification * q_y[None, :] + shift[:, :1] + (height - 1) / 2
         inside_y = (y >= 0) & (y <= height - 1)
@@ -738,7 +744,7 @@ def voxel_choices(
     They lie about row `middle`, by default that of the frame. The noise of larger voxels is that of 1 px times the
     ratio of what interpolation, filter and smoothing let through; the part of the alignment is taken as the same.
     """
-    frame = energies[0].scan.frames.frame_shape
+    frame = energies[0].grid_shape
     middle = frame[0] // 2 if middle is None else middle
     top = max(0, min(middle - rows // 2, frame[0] - rows))
     slab = Slab(top, min(frame[0], top + rows), halo_rows(parameters))
@@ -752,8 +758,9 @@ def voxel_choices(
         grid = grid_of(energies, bin)
         gains = [
             np.mean(noise_gain(
-                e.alignment, index=e.used[:: max(1, len(e.used) // 16)].tolist(), grid_shape=grid, frame_shape=frame,
-                bin=bin, filter=parameters.filter, smoothing=parameters.smoothing_voxel,
+                e.alignment, index=e.used[:: max(1, len(e.used) // 16)].tolist(), grid_shape=grid,
+                frame_shape=e.scan.frames.frame_shape, bin=bin, filter=parameters.filter,
+                smoothing=parameters.smoothing_voxel,
                 widened=e.widen_px2 / bin**2,
             ))
             for e in energies

@@ -13,6 +13,7 @@ vertical. At angle theta a point ``(x, z)`` of the object is seen at ``x cos(the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -234,8 +235,9 @@ class Series:
 
     @property
     def frame_shape(self) -> tuple[int, int]:
-        """(rows, columns) of a raw frame."""
-        return self.scans[0].frames.frame_shape
+        """(rows, columns) of a raw frame, as most energies have it; see `pixels` for the others."""
+        known = [s for s in self.scans if s.usable.any()] or self.scans
+        return Counter(s.frames.frame_shape for s in known).most_common(1)[0][0]
 
 
 @dataclass(frozen=True)
@@ -304,10 +306,19 @@ class Alignment:
             status,
         )
 
-    def binned(self, bin: int, frame_shape: tuple[int, int]) -> Alignment:
-        """Return the alignment in pixels of frames binned `bin` x `bin` from raw frames of `frame_shape`."""
+    def binned(self, bin: int, frame_shape: tuple[int, int], grid_bin: int | None = None) -> Alignment:
+        """Return the alignment in pixels of frames binned `bin` x `bin` from raw frames of `frame_shape`.
+
+        The common grid has pixels `grid_bin` times as wide; as wide as those of the frames unless given.
+        """
         offset = _bin_offset(bin, frame_shape)
-        return replace(self, shift=(self.shift - offset) / bin, sigma=self.sigma / bin)
+        scale = 1.0 if grid_bin is None else grid_bin / bin
+        return replace(
+            self,
+            shift=(self.shift - offset) / bin,
+            sigma=self.sigma / bin,
+            magnification=self.magnification * scale,
+        )
 
     def unbinned(self, bin: int, frame_shape: tuple[int, int]) -> Alignment:
         """Return the alignment in raw pixels of one found on frames binned `bin` x `bin`: the inverse of `binned`."""

@@ -82,7 +82,7 @@ class Template:
     bin : int
         Common-grid pixels per pixel.
     frame_shape : (int, int)
-        Shape of a raw frame.
+        Shape of a raw frame at the reference energy.
     level : float
         Mean attenuation inside the particle, 1/pixel of `frames`.
     base : Alignment
@@ -102,6 +102,11 @@ class Template:
     noise: float
     _levels: dict[tuple[float, float, int], _Level] = field(default_factory=dict, compare=False, repr=False)
     _noises: list[F32] = field(default_factory=list, compare=False, repr=False)
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(rows, columns) of `frames`."""
+        return self.frames.shape[1], self.frames.shape[2]
 
     def turned(self, angle_deg: float) -> Template:
         """Return the template as it is seen with the object turned by `angle_deg` against the stage."""
@@ -253,6 +258,7 @@ def make_template(
     *,
     bin: int = 1,
     frame_shape: tuple[int, int] | None = None,
+    like: Template | None = None,
 ) -> Template:
     """Reconstruct the reference and project it again: its projections without their noise.
 
@@ -267,10 +273,13 @@ def make_template(
         Recorded pixels per pixel of `stack`.
     frame_shape : (int, int), optional
         Shape of a raw frame; `bin` times that of `stack` unless given.
+    like : Template, optional
+        One on whose grid it is made; that of the stack unless given.
     """
     shape = (stack.shape[1] * bin, stack.shape[2] * bin) if frame_shape is None else frame_shape
-    base = alignment.binned(bin, shape)
-    placed = place(stack, base)
+    base = alignment.binned(bin, shape, None if like is None else like.bin)
+    placed = place(stack, base, grid_shape=None if like is None else like.grid_shape)
+    bin, shape = (bin, shape) if like is None else (like.bin, like.frame_shape)
     volume = fbp(placed, theta_deg, weights=angular_weights(theta_deg))
     volume *= object_support(volume)
     theta = np.asarray(theta_deg, dtype=float)
@@ -344,6 +353,9 @@ def register(
     template: Template,
     *,
     magnification: float,
+    bin: int | None = None,
+    frame_shape: tuple[int, int] | None = None,
+    pixel: float = 1.0,
     second: Template | None = None,
     fixed: bool = False,
     parameters: RegistrationParameters | None = None,
@@ -355,7 +367,7 @@ def register(
     Parameters
     ----------
     stack : (n, y, x) float32 array
-        Absorbance, binned like the template.
+        Absorbance, binned.
     theta_deg : (n,) array
         Degrees.
     jitter : Alignment
@@ -363,7 +375,11 @@ def register(
     template : Template
         Of the reference.
     magnification : float
-        First guess, from a calibration; what comes out is measured.
+        First guess, from a calibration, raw px per px of the reference; what comes out is measured.
+    bin, frame_shape : int, (int, int), optional
+        Raw px per pixel of `stack`, and the shape of a raw frame; those of the template unless given.
+    pixel : float
+        How wide a raw pixel is on the camera, in those of the reference.
     second : Template, optional
         Another energy, on the same grid, that this one is compared with as well.
     fixed : bool
@@ -386,12 +402,16 @@ def register(
         raise XanesTomoError(f"{what}: expected at least 8 angles in common with the reference, got {len(mine)}")
     data = np.ascontiguousarray(stack[mine], dtype=np.float32)
     base = replace(jitter, shift=jitter.shift[mine], sigma=jitter.sigma[mine], status=())
-    fit = _Fit(data, base, template, theirs, float(magnification), fixed, p)
+    recorded = _Recorded(
+        template.bin if bin is None else bin, template.frame_shape if frame_shape is None else frame_shape, pixel
+    )
+    fit = _Fit(data, base, template, theirs, float(magnification), fixed, p, recorded)
     fit.translation = _coarse_translation(
         data, template.frames[theirs], fit.theta, fit.binned, magnification, template.bin
     )
     # Coarse to fine: a wide band takes in large errors, the fine band is least fooled by contrast.
-    scales = ((3.0 * p.fine_px, 4.0 * p.coarse_px, 2 if data.shape[2] >= 128 else 1), (p.fine_px, p.coarse_px, 1))
+    wide = 2 if template.grid_shape[1] >= 128 else 1
+    scales = ((3.0 * p.fine_px, 4.0 * p.coarse_px, wide), (p.fine_px, p.coarse_px, 1))
     for stage, (fine, coarse, extra) in enumerate(scales):
         for k in range(p.iterations):
             solved, moved = fit.step(fine, coarse, extra, whole=stage == 0)
@@ -430,6 +450,15 @@ class _Solved:
 _NUMBERS = 9
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    """How a stack was recorded: its binning, the shape of a raw frame, the width of a raw px in the reference's."""
+
+    bin: int
+    frame_shape: tuple[int, int]
+    pixel: float
+
+
 class _Fit:
     """The search for the place of one energy: where it is by now, and steps that improve it."""
 
@@ -442,7 +471,10 @@ class _Fit:
         magnification: float,
         fixed: bool,
         parameters: RegistrationParameters,
+        recorded: _Recorded,
     ) -> None:
+        self.recorded, self.width = recorded, template.grid_shape[1]
+        self.coarser = recorded.bin * recorded.pixel / template.bin  # width of a pixel of the data in the template's
         self.data, self.base, self.template, self.theirs = data, base, template, theirs
         self.all = len(theirs) == len(template.theta_deg) and bool(np.all(theirs == np.arange(len(theirs))))
         self.theta = template.theta_deg[theirs]
@@ -451,8 +483,10 @@ class _Fit:
         self.translation: FloatArray = np.zeros(3)
         self.contrast = 1.0
         # Variance of the point spread beyond the reference's, and its error, common-grid px^2: that of the same
-        # recorded pixels until it is measured.
-        self.excess = parameters.blur_px**2 * (1 / magnification**2 - 1)
+        # recorded pixels until it is measured. Pixels of another size have another box: a twelfth of its square.
+        optical = magnification * recorded.pixel
+        box = template.bin**2 * (self.coarser**2 - 1) / 12
+        self.excess = parameters.blur_px**2 * (1 / optical**2 - 1) + box / optical**2
         self.excess_sigma = 0.0
         self.last: FloatArray = np.zeros(_NUMBERS)
         self.placed = self.seen = self.inside = data
@@ -466,19 +500,21 @@ class _Fit:
     def binned(self, magnification: float, translation: FloatArray) -> Alignment:
         """Return an alignment of the stack as it is, with other numbers."""
         base = replace(self.base, magnification=magnification).gauge(self.theta, *translation)
-        return base.binned(self.template.bin, self.template.frame_shape)
+        return base.binned(self.recorded.bin, self.recorded.frame_shape, self.template.bin)
 
     def _compare(self, fine: float, coarse: float, extra: int) -> tuple[F32, _Level, F32]:
         """Place and band-pass the data; return them with the level of the template and the weights."""
-        _, height, width = self.data.shape
-        unit = width / 256 / extra
         template = self.template
-        level = template._level(fine * unit, coarse * unit, extra)
-        now = self.alignment(self.base, self.theta).binned(template.bin, template.frame_shape)
+        (height, width), recorded = template.grid_shape, self.recorded
+        unit = width / 256 / extra
+        fine, coarse = fine * unit, coarse * unit
+        level = template._level(fine, coarse, extra)
+        now = self.alignment(self.base, self.theta).binned(recorded.bin, recorded.frame_shape, template.bin)
         rows = (level.top, level.top + level.plain.shape[1])
         self.placed = place(self.data, now, grid_shape=(height // extra, width // extra), rows=rows, bin=extra)
-        seen = band_pass(self.placed, fine * unit, coarse * unit)
-        inside = _recorded(now, seen.shape, level.middle, extra, (height, width), 2.0 * coarse * unit * extra)
+        seen = band_pass(self.placed, fine, coarse)
+        margin = 2.0 * coarse * extra / self.coarser
+        inside = _recorded(now, seen.shape, level.middle, extra, self.data.shape[1:], margin)
         inside *= self._of(level.weight)
         return seen, level, inside
 
@@ -564,7 +600,7 @@ class _Fit:
         seen, level, inside = self._compare(fine, coarse, extra)
         fit = self._equations(seen, level, inside, extra, whole)
         self.seen, self.inside, self.fit = seen, inside, fit
-        unit = self.data.shape[2] / 256 / extra
+        unit = self.width / 256 / extra
         if focus and fine * unit >= _FINEST:
             self._focus(fine * unit, coarse * unit, level)
         solved = _solve_shared(fit, self.theta, self._held(extra))
@@ -576,8 +612,8 @@ class _Fit:
             solved.covariance[nil, nil] = free.covariance[nil, nil]
         self.contrast = solved.contrast
         self.last = solved.value
-        width = self.data.shape[2] * self.template.bin
-        limit = 4 * self.template.bin * self.data.shape[2] / 256
+        width = self.width * self.template.bin
+        limit = 4 * self.template.bin * self.width / 256
         scale = float(np.clip(solved.value[0], -0.02, 0.02))
         change = np.clip(solved.value[2:5], -limit, limit)
         # data(q) = model(q - d(q)): the point that should be at q is found at q + d(q).
@@ -615,7 +651,8 @@ class _Fit:
     ) -> RegistrationResult:
         """Put everything together, from what the last step left behind."""
         p, scale = self.parameters, self.template.bin
-        n, w = len(theta), self.data.shape[2]
+        pixel = scale * max(1.0, self.coarser)
+        n, w = len(theta), self.width
         sigma = np.sqrt(np.maximum(np.diag(solved.covariance), 0))
         other = other_sigma = None
         if second is not None:
@@ -637,10 +674,10 @@ class _Fit:
         scores = (
             Score("correlation with the reference", solved.correlation, "", 0.3, "higher"),
             # A quarter of the frame from the axis is where a typical particle ends.
-            Score("sigma magnification at the rim", float(sigma[0]) * w * scale / 4, "px", 0.1 * scale),
-            Score("sigma translation", float(np.max(sigma[2:5])), "px", 0.1 * scale),
+            Score("sigma magnification at the rim", float(sigma[0]) * w * scale / 4, "px", 0.1 * pixel),
+            Score("sigma translation", float(np.max(sigma[2:5])), "px", 0.1 * pixel),
             Score("angle offset", abs(angle), "deg", max(0.05, 4 * angle_sigma)),
-            Score("deformation beyond its error", excess, "px", 0.1 * scale),
+            Score("deformation beyond its error", excess, "px", 0.1 * pixel),
             Score("magnification / law - 1", m / self.guess - 1, "", None),
         )
         return RegistrationResult(
@@ -664,7 +701,7 @@ class _Fit:
             residual_sigma=spread(solved.shift_sigma * m),
             residual=spread(solved.rms),
             mass=mass,
-            width=_width(self.placed, self.inside, scale),
+            width=_width(self.placed, self.inside, self.template.bin),
             correlation=solved.correlation,
             block_shift=block * m,
             block_sigma=block_sigma * m,
@@ -675,9 +712,8 @@ class _Fit:
     def _against(self, second: Template, p: RegistrationParameters) -> tuple[FloatArray, FloatArray]:
         """Return the place of the data against another template on the same grid, from the placed data as they are."""
         mine, theirs = match_angles(self.theta, second.theta_deg)
-        unit = self.data.shape[2] / 256
-        own = self.template._level(p.fine_px * unit, p.coarse_px * unit, 1)
-        level = second._level(p.fine_px * unit, p.coarse_px * unit, 1)
+        unit = self.width / 256
+        own, level = (t._level(p.fine_px * unit, p.coarse_px * unit, 1) for t in (self.template, second))
         first, last = max(own.top, level.top), min(own.top + own.plain.shape[1], level.top + level.plain.shape[1])
         if len(mine) < 8 or last - first < 8:
             return np.zeros(6), np.full(6, np.inf)
@@ -709,7 +745,7 @@ class _Fit:
 
     def _blocks(self, p: RegistrationParameters) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Displacement of 4 x 4 blocks of the object's field beyond what all share, mean of all angles."""
-        unit = self.data.shape[2] / 256
+        unit = self.width / 256
         level = self.template._level(p.fine_px * unit, p.coarse_px * unit, 1)
         columns = np.flatnonzero(self.inside.any(axis=(0, 1)))
         rows = np.flatnonzero(self.inside.any(axis=(0, 2)))
@@ -731,7 +767,7 @@ class _Fit:
             rows[0] + (np.arange(4) + 0.5) * len(range(rows[0], rows[-1] + 1)) / 4 - 0.5 - level.middle
         ) * self.template.bin
         x = (columns[0] + (np.arange(4) + 0.5) * len(range(columns[0], columns[-1] + 1)) / 4 - 0.5) - (
-            self.data.shape[2] - 1
+            self.width - 1
         ) / 2
         x = x * self.template.bin
         shift[:, :, 0] -= value[0] * y[:, None] + value[1] * x[None, :] + value[2]
@@ -868,7 +904,7 @@ def _steepness(model: F32) -> F32:
 
 
 def _recorded(
-    alignment: Alignment, shape: tuple[int, ...], middle: float, bin: int, frame_shape: tuple[int, int], margin: float
+    alignment: Alignment, shape: tuple[int, ...], middle: float, bin: int, frame_shape: tuple[int, ...], margin: float
 ) -> F32:
     """(n, y, x) 1 where a placed pixel lies inside the recorded frame, `margin` recorded px from its border."""
     _, rows, columns = shape
@@ -897,7 +933,7 @@ def _coarse_translation(
     """First guess of ``[ty, a, b]`` from a cross-correlation at every angle, common-grid px."""
     from scipy.fft import irfft2, rfft2
 
-    n, h, w = data.shape
+    n, h, w = model.shape
     step = max(1, w // 64)
     placed = place(data, at(magnification, np.zeros(3)), grid_shape=(h // step, w // step), bin=step)
 

@@ -135,7 +135,9 @@ def surface_effect(plan: MapPlan) -> SurfaceEffect:
     return SurfaceEffect(edge, element)
 
 
-def part_in_field(template: Template, theta_deg: npt.ArrayLike, alignment: Alignment) -> float:
+def part_in_field(
+    template: Template, theta_deg: npt.ArrayLike, alignment: Alignment, frame_shape: tuple[int, int] | None = None
+) -> float:
     """Return the part of the particle's absorbance that lies inside the recorded frames of an energy, mean of angles.
 
     Parameters
@@ -145,7 +147,10 @@ def part_in_field(template: Template, theta_deg: npt.ArrayLike, alignment: Align
     theta_deg : (n,) array
     alignment : Alignment
         Of these projections, raw px.
+    frame_shape : (int, int), optional
+        Of their raw frames; that of the template unless given.
     """
+    recorded = template.frame_shape if frame_shape is None else frame_shape
     mine, theirs = match_angles(np.asarray(theta_deg, dtype=float), template.theta_deg)
     _, rows, columns = template.frames.shape
     total = seen = 0.0
@@ -153,7 +158,7 @@ def part_in_field(template: Template, theta_deg: npt.ArrayLike, alignment: Align
         frame = template.frames[k]
         y, x = (alignment.magnification * template.bin * (np.arange(n) - (n - 1) / 2) for n in (rows, columns))
         y, x = y + alignment.shift[i, 0], x + alignment.shift[i, 1]
-        height, width = ((n - 1) / 2 for n in template.frame_shape)
+        height, width = ((n - 1) / 2 for n in recorded)
         inside = frame[np.abs(y) <= height][:, np.abs(x) <= width]
         total += float(frame.sum(dtype=np.float64))
         seen += float(inside.sum(dtype=np.float64))

@@ -55,7 +55,7 @@ def moments_section(
         numbers = payload["numbers"]
         scale[e], mass[e] = ratio.get(e, math.nan), float(numbers["mass"])
         width[e] = float(numbers.get("width") or math.nan)
-        frame = float(numbers.get("frame_width") or frame)
+        frame = float(numbers.get("frame_width") or frame) if e == reference or np.isnan(frame) else frame
     contrast = take_apart(energies_ev, mass)
     found = mass_against_scale(scale, np.ones(n), mass, width, contrast.parts, reference)
     rows = [
@@ -75,7 +75,7 @@ def moments_section(
         words += f" The maps take the change of scale for: {scale_change}."
     if np.isfinite(frame):
         begun = [math.nan if t is None else t for t in begun_s] if len(begun_s) == n else [math.nan] * n
-        columns = ([array(registered[e], name) if e in registered else None for e in range(n)]
+        columns = ([_block(registered[e], name, array) if e in registered else None for e in range(n)]
                    for name in ("block_shift", "block_sigma", "block_place"))  # fmt: skip
         moved = deformation(
             acquisition_order(begun), *columns, reference=reference, share=contrast.share,
@@ -83,6 +83,15 @@ def moments_section(
         ).text()  # fmt: skip
         words += f" {moved[:1].upper()}{moved[1:]}"
     return f"<h2>Mass against width</h2>{_plot(found)}{table(header, rows)}{note}<p>{escape(words)}</p>"
+
+
+def _block(
+    payload: Mapping[str, Any], name: str, array: Callable[[Mapping[str, Any], str], FloatArray | None]
+) -> FloatArray | None:
+    """Return an array about blocks, displacements in pixels as wide as the reference's."""
+    found = array(payload, name)
+    width = float(payload["numbers"].get("pixel") or 1.0)
+    return found if found is None or name == "block_place" else np.asarray(found * width)
 
 
 def _plot(found: MassScale) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +29,7 @@ from .io.store import (
 )
 from .jitter_report import views_bytes, views_path
 from .model import EnergyScan, Series, XanesTomoError
+from .pixels import pixel_width, seen_as, usual_scan, with_known_pixels
 from .recipe import SCALE_CHANGES, Recipe, check_flats, parameter_key
 from .registration import reference_energy
 from .single import is_single
@@ -88,10 +88,9 @@ class Run:
             raise XanesTomoError(f"{series.name}: expected at least one energy, got none")
         if not any(s.usable.any() for s in series.scans):
             raise XanesTomoError(f"{series.name}: expected projections that can be read, got none; see `inspect`")
-        _check_sizes(series)
         _check_recipe(recipe, series)
-        self.series = series
         self.single = is_single(series)
+        self.series = series = with_known_pixels(series, images=self.single)
         self._source = None if source is None else str(Path(source).resolve())
         self.fingerprints = [fingerprint(s) for s in series.scans]
         self._state: tuple[int, Recipe, State] | None = None
@@ -155,7 +154,11 @@ class Run:
     def state(self) -> State:
         """The state of every step, from recipe and journal."""
         if self._state is None or self._state[:2] != (len(self.journal), self.recipe):
-            found = resolve(self.recipe, self.journal.events, self.series.energies_ev.tolist(), self.fingerprints)
+            usual = usual_scan(self.series.scans)
+            found = resolve(
+                self.recipe, self.journal.events, self.series.energies_ev.tolist(), self.fingerprints,
+                usual=[pixel_width(s, usual) == 1.0 for s in self.series.scans],
+            )  # fmt: skip
             self._state = (len(self.journal), self.recipe, found)
         return self._state[2]
 
@@ -225,7 +228,7 @@ class Run:
     def set_center(self, energy: int, center_px: float | None) -> None:
         """Set the rotation axis of an energy, raw px from the middle column; None goes back to the one found."""
         self._check_frame(energy, None)
-        if center_px is not None and not abs(center_px) <= self.series.frame_shape[1]:
+        if center_px is not None and not abs(center_px) <= self.series.scans[energy].frames.frame_shape[1]:
             raise XanesTomoError(f"rotation centre: expected a place inside the frame, got {center_px} px")
         self._manual("center", energy, value=None if center_px is None else float(center_px))
 
@@ -241,9 +244,24 @@ class Run:
         self._check_frame(energy, frame)
         self._manual("change_point", energy, frame=frame, present=bool(present))
 
+    @property
+    def boxes_scan(self) -> EnergyScan:
+        """The energy that boxes are drawn on."""
+        wanted = self.recipe.registration.reference_ev
+        return self.series.scans[reference_energy(self.series.energies_ev, wanted)]
+
+    def mask_of(self, energy: int, state: State | None = None) -> npt.NDArray[np.bool_] | None:
+        """Return the pixels of an energy's frames that the user marked; None where none were."""
+        marked = (self.state if state is None else state).manual.mask
+        if marked is None:
+            return None
+        scan, usual = self.series.scans[energy], usual_scan(self.series.scans)
+        mask = self.journal.get_array(marked).astype(bool)
+        return seen_as(mask, scan.frames.frame_shape, pixel_width(scan, usual))
+
     def set_boxes(self, boxes: Iterable[Box]) -> None:
         """Work inside these boxes, ``(y0, y1, x0, x1)`` of a frame at the reference energy; none is the whole frame."""
-        height, width = self.series.frame_shape
+        height, width = self.boxes_scan.frames.frame_shape
         listed = [[int(v) for v in box] for box in boxes]
         for y0, y1, x0, x1 in listed:
             if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width) or min(y1 - y0, x1 - x0) < 8:
@@ -425,21 +443,6 @@ def candidate_payload(
         "arrays": {k: journal.put_array(_kept(k, np.asarray(v)))["array"] for k, v in result.arrays.items()},
         "seconds": round(seconds, 3),
     }
-
-
-def _check_sizes(series: Series) -> None:
-    """Refuse energies whose frames have another size than the others'; files of another size are flagged before."""
-    usable = [s for s in series.scans if s.usable.any() and not s.gridded]
-    sizes = Counter(s.frames.frame_shape for s in usable)
-    if len(sizes) < 2:
-        return
-    (height, width), _ = sizes.most_common(1)[0]
-    odd = next(s for s in usable if s.frames.frame_shape != (height, width))
-    rows, columns = odd.frames.frame_shape
-    raise XanesTomoError(
-        f"{odd.energy_ev:g} eV: expected frames of {height} x {width} pixels as at the other energies, got {rows} x "
-        f"{columns}; bring them to one binning, or leave this energy out"
-    )
 
 
 def _check_recipe(recipe: Recipe | None, series: Series) -> None:

@@ -36,7 +36,6 @@ def write_tables(run: Findings) -> None:
     """Write ``shifts.csv``, ``energies.csv`` and ``quality.csv`` from what counts now."""
     state = run.state
     raw = run.recipe.scan.bin
-    shape = tuple(n * raw for n in run.series.frame_shape)
     alignments: list[Alignment | None] = []
     rows: list[EnergyRow] = []
     residual, verdicts, keys = [], [], []
@@ -68,7 +67,8 @@ def write_tables(run: Findings) -> None:
             # Not on the common grid: the shifts hold within this energy alone, and no magnification is known.
             alignment = replace(alignment, magnification=float("nan"), roll_deg=float("nan"))
         if alignment is not None and raw > 1:
-            alignment = alignment.unbinned(raw, (shape[0], shape[1]))
+            rows_, columns = scan.frames.frame_shape
+            alignment = alignment.unbinned(raw, (rows_ * raw, columns * raw))
         if alignment is not None and status != "ok":
             why = status
             alignment = replace(alignment, status=tuple(why if s == "ok" else s for s in alignment.status))

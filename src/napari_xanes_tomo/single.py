@@ -197,7 +197,7 @@ def _placed_scan(item: AlignedEnergy, pixel_nm: float) -> EnergyScan:
     """Return an energy as one image on the common grid, for what works on images that were registered elsewhere."""
     if not len(item.used):
         raise XanesTomoError(f"{item.scan.energy_ev:g} eV: expected an exposure that can be used, got none")
-    frames = PlacedImage(item, item.scan.frames.frame_shape)
+    frames = PlacedImage(item, item.grid_shape)
     return replace(
         item.scan, frames=frames, theta_deg=np.zeros(1), exposure_s=np.ones(1), status=("ok",), flats=(),
         half=np.zeros(1, dtype=np.int64), time_s=np.full(1, np.nan), names=(), pixel_size_nm=pixel_nm, given="images",

@@ -362,7 +362,12 @@ class State:
 
 
 def resolve(
-    recipe: Recipe, events: Iterable[Event], energies_ev: Sequence[float], fingerprints: Sequence[str]
+    recipe: Recipe,
+    events: Iterable[Event],
+    energies_ev: Sequence[float],
+    fingerprints: Sequence[str],
+    *,
+    usual: Sequence[bool] | None = None,
 ) -> State:
     """Return the state that follows from a recipe and what happened.
 
@@ -374,6 +379,8 @@ def resolve(
     energies_ev : sequence of float
     fingerprints : sequence of str
         One an energy, changing when its files change.
+    usual : sequence of bool, optional
+        Whether the pixels of an energy are as wide as those of most; the others are no reference unless asked for.
 
     Notes
     -----
@@ -463,7 +470,10 @@ def resolve(
     for s in STEPS:
         if s.needs_reference:
             ready = [e for e in range(n) if upstream(s, e) is not None]
-            reference = _reference(recipe, energies_ev, _sound(units, ready, recipe))
+            alike = [e for e in ready if usual is None or usual[e]]
+            wanted = recipe.registration.reference_ev
+            sound = _sound(units, (alike or ready) if wanted is None else ready, recipe)
+            reference = _reference(recipe, energies_ev, sound)
             hubs = _hubs(energies_ev, ready, reference)
         if s.per_energy:
             for e in range(n):

@@ -140,12 +140,15 @@ class Confinement:
         Of a frame at the reference energy; none is the whole frame.
     scale : float
         Magnification of this energy by the calibration, which scales the boxes about the middle of the frame.
+    frame : (int, int) or None
+        Shape of the frame they are drawn in; that of this energy's frames unless given.
     mask : (y, x) bool array or None
         Pixels of the camera that are not to be trusted.
     """
 
     boxes: tuple[tuple[int, int, int, int], ...] = ()
     scale: float = 1.0
+    frame: tuple[int, int] | None = None
     mask: npt.NDArray[np.bool_] | None = None
 
     def reached(self, shape: tuple[int, int], by: float) -> list[tuple[float, float, float, float]]:
@@ -153,10 +156,10 @@ class Confinement:
         out = []
         for y0, y1, x0, x1 in self.boxes:
             ends: list[float] = []
-            for low, high, n in ((y0, y1, shape[0]), (x0, x1, shape[1])):
-                middle = n / 2
-                ends.append(max(0.0, middle + self.scale * (low - middle) - by * shape[1]))
-                ends.append(min(float(n), middle + self.scale * (high - middle) + by * shape[1]))
+            drawn = shape if self.frame is None else self.frame
+            for low, high, n, own in ((y0, y1, shape[0], drawn[0]), (x0, x1, shape[1], drawn[1])):
+                ends.append(max(0.0, n / 2 + self.scale * (low - own / 2) - by * shape[1]))
+                ends.append(min(float(n), n / 2 + self.scale * (high - own / 2) + by * shape[1]))
             out.append((ends[0], ends[1], ends[2], ends[3]))
         return out
 
@@ -644,6 +647,7 @@ def run_registration(
     *,
     magnification: float,
     reference: bool,
+    pixel: float = 1.0,
     fixed: bool = False,
     second: Template | None = None,
     hub: int | None = None,
@@ -657,7 +661,7 @@ def run_registration(
     ``block_shift``, ``block_sigma`` (4, 4, 2) what parts of the object are, ``block_place`` where they are. The numbers
     ``second`` are the place against the template of another energy, number `hub`, see `joint.Measured`. With a `probe`,
     ``samples`` (2, voxels) are the volume over the reference's mean attenuation there, see `differences`. The reference
-    itself is not moved.
+    itself is not moved. `pixel` is how wide a raw pixel is on the camera, in those of the reference.
     """
     n = len(scan)
     whole = alignment_of(jitter, scan)
@@ -690,6 +694,9 @@ def run_registration(
         part,
         template,
         magnification=magnification,
+        bin=data.bin,
+        frame_shape=data.frame_shape,
+        pixel=pixel,
         second=second,
         fixed=fixed,
         parameters=recipe.registration,
@@ -726,6 +733,7 @@ def run_registration(
         "roll_deg": found.alignment.roll_deg,
         "dropped": list(jitter.numbers.get("dropped", ())),
         "law": magnification,
+        "pixel": pixel,
         "translation": [float(v) for v in found.translation],
         "translation_sigma": [float(v) for v in found.translation_sigma],
         "place": [float(v) for v in found.place],
@@ -749,11 +757,12 @@ def run_registration(
         "variance": float(np.median(data.variance) * data.bin**2),
         "correlation": found.correlation,
     }
+    in_field = part_in_field(template, theta, found.alignment, data.frame_shape)
     matched = len(match_angles(theta, template.theta_deg)[0])
     scores = (
         *found.quality.scores,
         Score("part of the angles compared", matched / max(n, len(template.theta_deg)), "", 0.75, "higher"),
-        Score("part of the particle in the field", part_in_field(template, theta, found.alignment), "", 0.98, "higher"),
+        Score("part of the particle in the field", in_field, "", 0.98, "higher"),
     )
     notes = found.quality.notes
     if turned:
@@ -765,5 +774,8 @@ def _samples(
     data: Normalised, theta: FloatArray, alignment: Alignment, probe: Probe, template: Template
 ) -> npt.NDArray[np.float16]:
     """Return `differences.sample` over the reference's mean attenuation, as it is kept."""
-    found = sample(data.data, theta, alignment, probe, data.frame_shape) / template.level
+    found = sample(
+        data.data, theta, alignment, probe, data.frame_shape, bin=data.bin, grid_shape=template.grid_shape
+    )  # fmt: skip
+    found /= template.level
     return np.asarray(np.clip(found, -1e4, 1e4), dtype=np.float16)

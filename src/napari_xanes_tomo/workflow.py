@@ -27,6 +27,7 @@ from .io.store import (
 from .mapping import Mapper
 from .model import Cancelled, Progress, XanesTomoError, no_progress
 from .parallel import cores
+from .pixels import pixel_width
 from .recipe import parameter_key
 from .registration import Template, make_template, reference_energy
 from .run_tables import write_tables
@@ -339,6 +340,7 @@ class Workflow(Mapper):
             template,
             magnification=guess if fixed is None else fixed,
             fixed=fixed is not None,
+            pixel=pixel_width(scan, self.series.scans[reference]),
             reference=energy == reference,
             second=second,
             hub=hub,
@@ -407,22 +409,26 @@ class Workflow(Mapper):
             try:
                 found = run_registration(
                     scan, self.recipe, jitter, data, template, magnification=guess if fixed is None else fixed,
-                    fixed=fixed is not None, reference=False,
+                    pixel=pixel_width(scan, self.series.scans[reference]), fixed=fixed is not None, reference=False,
                 )  # fmt: skip
             except XanesTomoError:
                 self._hub = (key, None, None)  # it says so itself when its turn comes
                 return None, None
-            made = self._template_of(hub, found, data).second(self.recipe.registration)
+            made = self._template_of(hub, found, data, like=template).second(self.recipe.registration)
             self._hub = (key, made, list(found.numbers["place"]))
         return self._hub[1], self._hub[2]
 
-    def _template_of(self, energy: int, found: StepResult, data: Normalised) -> Template:
+    def _template_of(
+        self, energy: int, found: StepResult, data: Normalised, *, like: Template | None = None
+    ) -> Template:
         whole = alignment_of(found, self.scan(energy))
         known = np.isfinite(whole.shift[data.index]).all(axis=1)
         index = data.index[known]
         theta = np.asarray(self.series.scans[energy].theta_deg, dtype=float)[index] + angle_of(found)
         part = replace(whole, shift=whole.shift[index], sigma=whole.sigma[index], status=())
-        return make_template(data.data[known], theta, part, bin=data.bin, frame_shape=data.frame_shape)
+        return make_template(
+            data.data[known], theta, part, bin=data.bin, frame_shape=data.frame_shape, like=like
+        )  # fmt: skip
 
     def _normalised(self, energy: int, state: State) -> Normalised:
         """One energy as absorbance; the last one asked for is kept."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from napari_xanes_tomo.flats import Beam
 from napari_xanes_tomo.io.stack import FrameStack, lazy_frames
 from napari_xanes_tomo.io.store import read_map_attributes, read_map_levels
 from napari_xanes_tomo.model import Alignment, FloatArray, Series, XanesTomoError
+from napari_xanes_tomo.pixels import pixel_width, seen_as, usual_scan
 from napari_xanes_tomo.recipe import ScanParameters
 from napari_xanes_tomo.resample import place
 
@@ -189,7 +190,7 @@ class AlignedStack:
     """
 
     def __init__(self, stack: FrameStack) -> None:
-        self.series = stack.series
+        self.series, self._usual = stack.series, usual_scan(stack.series.scans)
         self.shape = stack.shape
         self._images: dict[int, tuple[Beam, npt.NDArray[np.float32]]] = {}
         self._lock = threading.Lock()
@@ -201,7 +202,8 @@ class AlignedStack:
                 self._images.pop(energy, None)
                 if len(self._images) >= 4:  # flats of a few energies, not of all 67
                     self._images.pop(next(iter(self._images)))
-                known = self._images[energy] = (beam, beam.basis((0, self.shape[2]))[0])
+                rows = self.series.scans[energy].frames.frame_shape[0]
+                known = self._images[energy] = (beam, beam.basis((0, rows))[0])
             return known[1]
 
     def reader(
@@ -209,8 +211,9 @@ class AlignedStack:
         found: Mapping[int, tuple[Alignment, FloatArray]],
         *,
         beams: Mapping[int, Beam | None] | None = None,
-        mask: npt.NDArray[np.bool_] | None = None,
+        masks: Mapping[int, npt.NDArray[np.bool_] | None] | None = None,
         gain: Mapping[int, float] | None = None,
+        grid: int | None = None,
         against: int | None = None,
         how: Against = "difference",
     ) -> Callable[[int, int], npt.NDArray[np.float32]]:
@@ -223,24 +226,27 @@ class AlignedStack:
         beams : mapping of int to Beam, optional
             Flats, stray light and bad pixels of an energy as the estimation used them; the plain flats of every half
             unless given.
-        mask : (y, x) bool array, optional
-            Further pixels not to be trusted.
+        masks : mapping of int to (y, x) bool array, optional
+            Further pixels of an energy not to be trusted.
         gain : mapping of int to float, optional
             What every frame of an energy is multiplied by.
+        grid : int, optional
+            The energy on whose grid all are placed; each on its own unless given.
         against : int, optional
             Energy whose frame of the same number every frame is compared with.
         how : {"difference", "chess board", "other"}
             Subtract that frame, let it fill every other field of a chess board, or show it alone.
         """
-        plain = partial(self._read, dict(found), dict(beams or {}), mask, dict(gain or {}))
+        plain = partial(self._read, dict(found), dict(beams or {}), dict(masks or {}), dict(gain or {}), grid)
         return plain if against is None else partial(_COMPARED[how], plain, against)
 
     def _read(
         self,
         found: Mapping[int, tuple[Alignment, FloatArray]],
         beams: dict[int, Beam | None],
-        mask: npt.NDArray[np.bool_] | None,
+        masks: Mapping[int, npt.NDArray[np.bool_] | None],
         gain: Mapping[int, float],
+        grid: int | None,
         energy: int,
         angle: int,
     ) -> npt.NDArray[np.float32]:
@@ -256,11 +262,15 @@ class AlignedStack:
             if beam is None:
                 beam = beams[energy] = own_beam(scan)
             data = read_absorbance(
-                scan, beam, [angle], (0, self.shape[2]), air=air, mask=mask, basis=self._basis(energy, beam), threads=1
+                scan, beam, [angle], (0, scan.frames.frame_shape[0]), air=air, mask=masks.get(energy),
+                basis=self._basis(energy, beam), threads=1,
             )  # fmt: skip
         except (XanesTomoError, OSError):
             return nothing
-        placed = np.asarray(place(data, alignment, index=[angle], threads=1)[0])
+        # Whatever the pixels of the grid, the layer has those of most energies.
+        width = pixel_width(self._usual, scan if grid is None else self.series.scans[grid])
+        alignment = replace(alignment, magnification=alignment.magnification * width)
+        placed = np.asarray(place(data, alignment, index=[angle], grid_shape=self.shape[2:], threads=1)[0])
         return placed * np.float32(gain[energy]) if energy in gain else placed
 
 
@@ -286,7 +296,9 @@ class FlatStack:
             flats = self.series.scans[energy].flats[group]
             if flats.status[number] == "ok":
                 try:
-                    out[:] = flats.frames.read(number)
+                    scan = self.series.scans[energy]
+                    width = pixel_width(usual_scan(self.series.scans), scan)
+                    out[:] = seen_as(flats.frames.read(number), self.shape[2:], width)
                 except (XanesTomoError, OSError):
                     out[:] = 0
         return out

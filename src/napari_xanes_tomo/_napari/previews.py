@@ -13,7 +13,8 @@ from napari_xanes_tomo.air import fit_air
 from napari_xanes_tomo.detector import mask_from_runs
 from napari_xanes_tomo.flats import Beam
 from napari_xanes_tomo.io.stack import lazy_frames
-from napari_xanes_tomo.model import Alignment, FloatArray
+from napari_xanes_tomo.model import Alignment, FloatArray, Series
+from napari_xanes_tomo.pixels import pixel_width, seen_as, usual_scan
 from napari_xanes_tomo.steps import StepResult, alignment_of, beam_of, renormalise
 from napari_xanes_tomo.workflow import Workflow
 
@@ -129,10 +130,11 @@ class AlignedPreview(Preview):
         if self._stack is None or self._stack.series is not scan.series:
             self._stack = AlignedStack(scan.stack)
         how = self._against
-        beams, mask = self._divided_by(found)
+        beams, masks = self._divided_by(found)
         read = self._stack.reader(
-            found, beams=beams, mask=mask, gain=gain, against=reference if how else None, how=how or "difference"
-        )
+            found, beams=beams, masks=masks, gain=gain, grid=None if self._step == "jitter" else reference,
+            against=reference if how else None, how=how or "difference",
+        )  # fmt: skip
         data = lazy_frames(read, scan.stack.shape, np.float32)
         self._keys = keys
         energy = self._session.frame[0] if self._session.frame[0] in found else next(iter(found))
@@ -147,19 +149,21 @@ class AlignedPreview(Preview):
         self._put(data, {**options, "contrast_limits": limits})
         return True
 
-    def _divided_by(self, energies: Iterable[int]) -> tuple[dict[int, Beam | None], npt.NDArray[np.bool_] | None]:
-        """Return the flats that were chosen at every energy, and the mask by hand."""
+    def _divided_by(
+        self, energies: Iterable[int]
+    ) -> tuple[dict[int, Beam | None], dict[int, npt.NDArray[np.bool_] | None]]:
+        """Return the flats that were chosen at every energy, and the masks by hand."""
         state, workflow = self._session.state, self._session.workflow
         if state is None or workflow is None:
-            return {}, None
+            return {}, {}
+        masks = {e: workflow.mask_of(e, state) for e in energies}
         scans = dict(enumerate(workflow.series.scans))
         beams: dict[int, Beam | None] = {}
         for e in energies:
             candidate = state[("flats", e)].candidate
             if candidate is not None:
                 beams[e] = beam_of(workflow.result(candidate), scans)
-        by_hand = state.manual.mask
-        return beams, None if by_hand is None else workflow.journal.get_array(by_hand).astype(bool)
+        return beams, masks
 
     def _name(self, reference: int | None) -> str:
         if self._step == "jitter":
@@ -174,6 +178,15 @@ class AlignedPreview(Preview):
         """Remove the layer."""
         super().hide()
         self._keys = ()
+
+
+def _over_frames(series: Series, energy: int, bin: int, place: dict[str, Any]) -> dict[str, Any]:
+    """Return scale and translation of a layer whose pixels are `bin` of those of an energy, over that of all frames."""
+    pitch = bin * pixel_width(series.scans[energy], usual_scan(series.scans))
+    return {
+        "scale": (*place["scale"][:2], pitch, pitch),
+        "translate": (*place["translate"][:2], (pitch - 1) / 2, (pitch - 1) / 2),
+    }
 
 
 class ResidualPreview(Preview):
@@ -198,14 +211,15 @@ class ResidualPreview(Preview):
         if self._series is not scan.series:
             self._series, self._made = scan.series, {}
         self._made.pop(energy, None)
+        # Frames of another binning make another layer.
+        self._made = {e: m for e, m in self._made.items() if m[1].shape[1:] == rest.shape[1:]}
         while len(self._made) >= self.KEPT:
             self._made.pop(next(iter(self._made)))
         self._made[energy] = (key, rest, index)
         n_energies, n_angles = scan.stack.shape[:2]
         data = lazy_frames(_reader(dict(self._made)), (n_energies, n_angles, *rest.shape[1:]), np.float32)
         place = geometry(scan.series)
-        place["scale"] = (*place["scale"][:2], float(bin), float(bin))
-        place["translate"] = (*place["translate"][:2], (bin - 1) / 2, (bin - 1) / 2)
+        place |= _over_frames(scan.series, energy, bin, place)
         top = max(abs(v) for v in spread_limits([rest], 1, 99))
         listed = ", ".join(f"{scan.series.scans[e].energy_ev:g}" for e in sorted(self._made))
         options = {"name": f"residual (data - reprojection) at {listed} eV", "colormap": "PiYG"}
@@ -325,8 +339,7 @@ class QuickPreview(Preview):
 
         data = lazy_frames(read, (n_energies, n_angles, *shown.shape[1:]), np.float32)
         place = geometry(scan.series)
-        place["scale"] = (*place["scale"][:2], float(bin), float(bin))
-        place["translate"] = (*place["translate"][:2], (bin - 1) / 2, (bin - 1) / 2)
+        place |= _over_frames(scan.series, energy, bin, place)
         name = f"preview: quick look at {scan.series.scans[energy].energy_ev:g} eV"
         self.hide()  # another binning is another layer
         self._put(
@@ -398,8 +411,7 @@ class AirPreview(Preview):
 
         data = lazy_frames(read, (n_energies, n_angles, *rest.shape[1:]), np.float32)
         place = geometry(scan.series)
-        place["scale"] = (*place["scale"][:2], float(bin), float(bin))
-        place["translate"] = (*place["translate"][:2], (bin - 1) / 2, (bin - 1) / 2)
+        place |= _over_frames(scan.series, energy, bin, place)
         name = f"air residual at {scan.series.scans[energy].energy_ev:g} eV"
         top = max(float(found["top"]), 1e-6)
         self._put(data, {"name": name, "colormap": "PiYG", "contrast_limits": (-top, top), **place})
@@ -408,13 +420,15 @@ class AirPreview(Preview):
 class MaskPreview(Preview):
     """The pixels of the camera that are left out at an energy."""
 
-    def put(self, result: StepResult) -> bool:
-        """Show the layer; return whether the result says anything about it."""
+    def put(self, energy: int, result: StepResult) -> bool:
+        """Show the layer; return whether the result of an energy says anything about it."""
         scan, viewer, state = self._session.scan, self._session.viewer, self._session.state
         if scan is None or viewer is None or "bad_pixels" not in result.arrays:
             return False
-        shape = scan.series.frame_shape
-        mask = mask_from_runs(result.arrays["bad_pixels"], shape).astype(np.float32)
+        own = scan.series.scans[energy]
+        mask = mask_from_runs(result.arrays["bad_pixels"], own.frames.frame_shape)
+        mask = seen_as(mask, scan.series.frame_shape, pixel_width(usual_scan(scan.series.scans), own))
+        mask = mask.astype(np.float32)
         workflow = self._session.workflow
         if workflow is not None and state is not None and state.manual.mask is not None:
             mask = np.maximum(mask, workflow.journal.get_array(state.manual.mask).astype(np.float32))

@@ -23,6 +23,7 @@ from napari_xanes_tomo.differences import NullTest
 from napari_xanes_tomo.findings import scale_laws
 from napari_xanes_tomo.graph import PARAMETERS
 from napari_xanes_tomo.injection import RegistrationTest, recover_registration
+from napari_xanes_tomo.pixels import pixel_widths
 from napari_xanes_tomo.recipe import SCALE_CHANGES
 from napari_xanes_tomo.registration_qc import ErrorMap
 from napari_xanes_tomo.state import Candidate
@@ -373,13 +374,14 @@ class RegistrationDock(StepDock):
         nothing = np.full(n, np.nan)
         blur, blur_sigma = (nothing, nothing) if workflow is None or self.session.busy else workflow.point_spread()
         self.rows.setRowCount(n)
+        width = np.ones(n) if scan is None or reference is None else pixel_widths(scan.series, reference)
         for e in range(n):
             unit = units.get(e)
             candidate = None if unit is None else unit.candidate
             texts = [f"{energies[e]:g}", "", "", "", ""]
             if candidate is not None:
                 numbers = candidate.payload["numbers"]
-                measured[e], sigma[e] = numbers["magnification"], numbers["magnification_sigma"]
+                measured[e], sigma[e] = (width[e] * numbers[k] for k in ("magnification", "magnification_sigma"))
                 moved[e], moved_sigma[e] = numbers["translation"], numbers["translation_sigma"]
                 texts[1] = f"{measured[e]:.5f} ± {sigma[e]:.5f}"
                 texts[2] = ", ".join(f"{v:.2f}" for v in moved[e])

@@ -203,7 +203,7 @@ class ScanDock(StepDock):
 
     def _toggle_mask(self, on: bool) -> None:
         result = self._result_shown() if on else None
-        if result is None or not self.left_out.put(result):
+        if result is None or not self.left_out.put(self.energy, result):
             self.left_out.hide()
             if on:
                 self._tell("Nothing was run yet at this energy.", False)

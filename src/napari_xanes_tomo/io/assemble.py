@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_xanes_tomo.model import EnergyScan, FlatSet, Series
+from napari_xanes_tomo.pixels import with_known_pixels
 from napari_xanes_tomo.recipe import ScanParameters
 
 from .planned import WHY, Block, Folder, Frame, Problems, distinct, nan_none, take
@@ -43,12 +44,13 @@ def finish(
             if frame.status == "ok":
                 take(frame, folder.header(frame.path))
     else:
-        _take_one(present, folder)
+        for block in blocks:
+            _take_one([f for f in block.frames if f.path], folder)
         for frame in present:
             known = folder.headers.get(frame.path)
             if isinstance(known, XrmError) and known.reason == "link-out" and frame.status == "ok":
                 frame.status = "unreadable:link-out"
-    _judge_sizes(present)
+    _judge_sizes(blocks)
     if verify:
         flag_copies(present, folder)
         folder.remember()
@@ -105,7 +107,7 @@ def finish(
     )
     if not scans:
         problems.add("error", "no-projections", f"{name} has flats but no projection")
-    return Series(shown(name), scans, tuple(problems.all), expected)
+    return with_known_pixels(Series(shown(name), scans, tuple(problems.all), expected))
 
 
 def _by_header_energy(block: Block) -> list[Block]:
@@ -189,15 +191,20 @@ def _take_one(present: Sequence[Frame], folder: Folder) -> None:
             return
 
 
-def _judge_sizes(present: Sequence[Frame]) -> None:
-    """Flag the frames whose size or type is not that of the majority."""
-    counts = Counter((f.shape, f.dtype) for f in present if f.status == "ok" and f.number > 0)
-    if not counts:
-        return
-    (shape, dtype), _ = counts.most_common(1)[0]
-    for frame in present:
-        if frame.status == "ok" and (frame.shape != shape or (frame.dtype != dtype and frame.number > 0)):
-            frame.status = "unreadable:other-size"
+def _judge_sizes(blocks: Sequence[Block]) -> None:
+    """Flag the frames whose size or type is not that of most of their energy, that of most of all where they tie."""
+    usual = Counter(
+        (f.shape, f.dtype) for b in blocks for f in b.frames if f.path and f.status == "ok" and f.number > 0
+    )
+    for block in blocks:
+        present = [f for f in block.frames if f.path and f.status == "ok"]
+        counts = Counter((f.shape, f.dtype) for f in present if f.number > 0)
+        if not counts:
+            continue
+        shape, dtype = max(counts, key=lambda kind: (counts[kind], usual[kind]))
+        for frame in present:
+            if frame.shape != shape or (frame.dtype != dtype and frame.number > 0):
+                frame.status = "unreadable:other-size"
 
 
 def _report_bad(blocks: Sequence[Block], problems: Problems) -> None:

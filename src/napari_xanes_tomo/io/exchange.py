@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_xanes_tomo.model import EnergyScan, FlatSet, Problem, Progress, Series, XanesTomoError, no_progress
+from napari_xanes_tomo.pixels import with_known_pixels
 from napari_xanes_tomo.recipe import ScanParameters
 
 from .h5frames import H5Frames, opened
@@ -422,12 +423,10 @@ def open_exchange(
             f"{path.name}: expected projections as NXtomo (instrument/detector/data), DataExchange (exchange/data and "
             f"theta) or NSLS-II FXI (img_tomo): {why.removeprefix(path.name + ': ')}"
         )
-    common = found[0][2]
-    scans = []
-    for file_path, stack, shape, dtype in found:
-        scans.append(_scan(file_path, stack, shape, dtype, common, params, problems))
+    scans = [_scan(file_path, stack, shape, dtype, params, problems) for file_path, stack, shape, dtype in found]
     expected = (len(scans), sum(len(s) for s in scans), sum(len(f.frames) for s in scans for f in s.flats))
-    return Series(path.stem if path.is_file() else path.resolve().name, tuple(scans), tuple(problems), expected)
+    name = path.stem if path.is_file() else path.resolve().name
+    return with_known_pixels(Series(name, tuple(scans), tuple(problems), expected))
 
 
 def _stacks_in(path: Path) -> tuple[str, list[tuple[_Stack, tuple[int, int], np.dtype[Any]]]]:
@@ -451,7 +450,6 @@ def _scan(
     stack: _Stack,
     shape: tuple[int, int],
     dtype: np.dtype[Any],
-    common: tuple[int, int],
     params: ScanParameters,
     problems: list[Problem],
 ) -> EnergyScan:
@@ -475,9 +473,6 @@ def _scan(
         status[i] = "unreadable:no-angle"
     if not np.isfinite(theta).all():
         say("error", "no-angle", f"{np.count_nonzero(~np.isfinite(theta))} projections have no angle: left out")
-    if shape != common:
-        status = ["unreadable:other-size"] * n
-        say("error", "other-size", f"has frames of {shape[0]} x {shape[1]}, the first file {common[0]} x {common[1]}")
     if energy is None:
         say("error", "no-energy", "expected an energy in the file or in its name (..._8353.00_eV...), got none")
     if stack.darks.size:
@@ -504,7 +499,7 @@ def _scan(
             FlatSet(
                 source(dataset, members, file[dataset].dtype),
                 flat_exposure[k],
-                ("ok" if shape == common else "unreadable:other-size",) * len(members),
+                ("ok",) * len(members),
                 tuple(f"{name}#{i}" for i in members),
             )
             for k, (dataset, members) in enumerate(stack.flats)

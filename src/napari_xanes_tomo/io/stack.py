@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from napari_xanes_tomo.agreement import bin_frames
 from napari_xanes_tomo.model import Series, XanesTomoError
+from napari_xanes_tomo.pixels import pixel_width, seen_as, usual_scan
 
 __all__ = ["FrameStack", "lazy_frames", "open_stack"]
 
@@ -26,7 +27,8 @@ class FrameStack:
     Attributes
     ----------
     shape : (energies, angles, y, x)
-        Energies with fewer planned angles than others are padded at the end.
+        Energies with fewer planned angles than others are padded at the end; frames of another binning are shown in as
+        many pixels as most energies have.
     failed : dict of (int, int) to str
         Frames that could not be read when they were asked for, with the reason.
     """
@@ -37,7 +39,8 @@ class FrameStack:
         if not usable:
             errors = [p.message for p in series.problems if p.severity == "error"]
             raise XanesTomoError(errors[0] if errors else f"{series.name}: expected frames that can be read, got none")
-        height, width = usable[0].frames.frame_shape
+        self._usual = usual_scan(usable)
+        height, width = series.frame_shape
         self.shape = (len(series.scans), max(len(s) for s in series.scans), height, width)
         self.dtype = np.result_type(*(s.frames.dtype for s in usable))
         self.failed: dict[tuple[int, int], str] = {}
@@ -48,6 +51,8 @@ class FrameStack:
         if angle < len(scan) and not scan.status[angle].startswith("unreadable"):
             try:
                 frame = np.asarray(scan.frames.read(angle))
+                if frame.shape == scan.frames.frame_shape != self.shape[2:]:
+                    frame = seen_as(frame, self.shape[2:], pixel_width(self._usual, scan))
                 if frame.shape == self.shape[2:]:
                     self.failed.pop((energy, angle), None)
                     return frame.astype(self.dtype, copy=False)

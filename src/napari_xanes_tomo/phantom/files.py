@@ -113,7 +113,7 @@ def _script(p: TwinParameters, name: str, theta_deg: FloatArray) -> str:
     counter = flat_counter = 0
     last_theta = 0.0
     half = p.n_angles // 2
-    for energy in p.energies_ev:
+    for e, energy in enumerate(p.energies_ev):
         lines += [
             ";; set the MONO and the ZP ;;",
             f"sete {energy:.2f}",
@@ -123,11 +123,11 @@ def _script(p: TwinParameters, name: str, theta_deg: FloatArray) -> str:
             ";;;;;;;;;; TOMO data collection at a certain energy ;;;;;;;;;;;;;;",
         ]
         for start in (0, half):
-            lines += ["moveto x -405.65", "moveto y 2291.50", "setexp 0.50", f"setbinning {p.binning}"]
+            lines += ["moveto x -405.65", "moveto y 2291.50", "setexp 0.50", f"setbinning {p.binning_of(e)}"]
             for shot in range(p.flats_per_set):
                 lines.append(f"collect {_flat_name(name, flat_counter, shot, p.flats_per_set, last_theta)}")
                 flat_counter += 1
-            lines += ["setexp 0.50", f"setbinning {p.binning}"]
+            lines += ["setexp 0.50", f"setbinning {p.binning_of(e)}"]
             for theta in theta_deg[start : half if start == 0 else None]:
                 lines += [f"moveto t {theta:.2f}", "moveto x -205.85", "moveto y 2291.50", "moveto z 264.25"]
                 lines.append(f"collect {_projection_name(name, counter, float(theta), energy)}")
@@ -141,7 +141,7 @@ def _write_energy(folder: Path, name: str, p: TwinParameters, theta_deg: FloatAr
     half = p.n_angles // 2
     per_energy = p.n_angles + 2 * p.flats_per_set
     start = 1_491_500_000.0 + frames.index * per_energy * 2.0
-    common: dict[str, Any] = {"exposure_s": 0.5, "binning": p.binning, "pixel_size_um": 0.023}
+    common: dict[str, Any] = {"exposure_s": 0.5, "binning": p.binning_of(frames.index), "pixel_size_um": 0.023}
     order: list[tuple[str, npt.NDArray[np.uint16], float, float]] = []
     last = 0.0 if frames.index == 0 else float(theta_deg[-1])
     for h in range(2):
@@ -190,8 +190,8 @@ def _write_truth(folder: Path, p: TwinParameters, truth: Truth) -> None:
     )
     rows = []
     pixel_nm = 0.0
-    for energy, a in zip(p.energies_ev, truth.alignments, strict=True):
-        size = p.binning * (law.pixel_law_slope_nm_per_ev * energy + law.pixel_law_offset_nm)
+    for e, (energy, a) in enumerate(zip(p.energies_ev, truth.alignments, strict=True)):
+        size = p.binning_of(e) * (law.pixel_law_slope_nm_per_ev * energy + law.pixel_law_offset_nm)
         pixel_nm = size if energy == truth.reference_ev else pixel_nm
         rows.append(
             EnergyRow(

@@ -73,8 +73,8 @@ class Truth:
     Attributes
     ----------
     alignments : tuple of Alignment
-        One an energy; common grid = pixels at the reference energy, in raw px. The magnification is that of the
-        object: optics and shrinkage together.
+        One an energy; common grid = pixels at the reference energy, in raw px of that energy. The magnification is that
+        of the object: optics, shrinkage and another binning together.
     maps : dict of str to (n, n, n) float32 arrays (y, z, x)
         ``Mn, Co, Ni, density`` in g/cm3 and ``edge_energy_relative`` in eV (0 outside the particle).
     reference_ev : float
@@ -183,7 +183,11 @@ def draw_motion(parameters: TwinParameters) -> tuple[tuple[Alignment, ...], tupl
     _, optics_seed, *_ = root.spawn(2 + len(p.energies_ev))
     theta = -90.0 + np.arange(p.n_angles) * (180.0 / p.n_angles)
     motion = _true_alignments(p, theta, np.random.default_rng(motion_seed))
-    return _disturbed(p, motion, np.random.default_rng(optics_seed))
+    moved, instrument = _disturbed(p, motion, np.random.default_rng(optics_seed))
+    own = tuple(
+        replace(a, shift=a.shift / p.pixel(e), magnification=a.magnification / p.pixel(e)) for e, a in enumerate(moved)
+    )
+    return own, instrument
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,7 @@ def _faults(p: TwinParameters, rng: np.random.Generator) -> dict[int, _Fault]:
 
 
 def _sampling(n: int, fine: int, crop: int, magnification: float, shift: float, psf_px: float) -> F32:
-    """(n, crop) weights that turn fine samples into detector pixels: a Gaussian and the pixel's own box."""
+    """(n, crop) weights that turn samples, `fine` of them to the field, into pixels: a Gaussian and the pixel's box."""
     from scipy.special import erf
 
     pixel = np.arange(n) - (n - 1) / 2
@@ -284,6 +288,16 @@ def _with_stray(quanta: FloatArray, p: TwinParameters) -> FloatArray:
     if not p.stray_counts and not p.stray_fraction:
         return quanta
     return np.asarray(quanta + p.stray_counts / p.counts_per_quantum + p.stray_fraction * quanta.mean())
+
+
+def _recorded(field: FloatArray, pixel: float) -> FloatArray:
+    """Return the quanta of a bare beam (y, x) in pixels that are `pixel` times as wide."""
+    if pixel < 1:
+        k = round(1 / pixel)
+        return np.asarray(np.repeat(np.repeat(field, k, axis=0), k, axis=1) / k**2)
+    k = round(pixel)
+    n = len(field) // k
+    return np.asarray(field.reshape(n, k, n, k).sum(axis=(1, 3)))
 
 
 def _reached(p: TwinParameters) -> FloatArray:
@@ -385,10 +399,13 @@ def simulate(parameters: TwinParameters, *, progress: Progress = no_progress) ->
     fine = round(p.n * FINE)
     to_cm = pixel_nm * 1e-7 * p.n / fine
     glass = drawn.attenuation() * pixel_nm * 1e-7 * p.n
-    c = ((np.arange(p.n) - (p.n - 1) / 2) / p.n * 2).astype(float)
     n_angles = p.n_angles
-    furthest = max(float(np.abs(a.shift).max()) for a in alignments) + (p.n / 2 if bad else 0)
-    reach = (1 + 2 * (furthest + 8) / p.n) / min(1.0, *(a.magnification for a in alignments))
+    width = [p.pixel(e) for e in range(len(p.energies_ev))]
+    furthest = max(w * float(np.abs(a.shift).max()) for w, a in zip(width, alignments, strict=True))
+    furthest += p.n / 2 if bad else 0
+    reach = (1 + 2 * (furthest + 8) / p.n) / min(
+        1.0, *(w * a.magnification for w, a in zip(width, alignments, strict=True))
+    )  # fmt: skip
 
     def measure() -> Iterator[Energy]:
         with one_blas_thread(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -403,6 +420,8 @@ def simulate(parameters: TwinParameters, *, progress: Progress = no_progress) ->
                 density_of = _Lines(p, table, weights, scene, glass[e].astype(np.float32), reach, density)
                 angles = true_theta + instrument[e].angle_offset_deg
                 level, drift = 1 + 0.01 * math.sin(e), drifts[e]
+                size, beam_field = round(p.n / width[e]), _recorded(field, width[e])
+                c = ((np.arange(size) - (size - 1) / 2) / size * 2).astype(float)
 
                 def one(
                     i: int,
@@ -413,21 +432,25 @@ def simulate(parameters: TwinParameters, *, progress: Progress = no_progress) ->
                     d: Any = drift,
                     g: float = level,
                     s: Any = seeds,
+                    w: float = width[e],
+                    n: int = size,
+                    field: FloatArray = beam_field,
+                    c: FloatArray = c,
                 ) -> npt.NDArray[np.uint16]:
                     fault = faults[e].get(i, _Fault())
                     if fault.source >= 0:
-                        return one(fault.source, e, a, density_of, angles, d, g, s)
+                        return one(fault.source, e, a, density_of, angles, d, g, s, w, n, field, c)
                     absorbed = -np.expm1(-density_of(i, float(angles[i])))
-                    (ny, nu), psf = density_of.shape, instrument[e].psf_px
-                    y, x = (float(v) for v in a.shift[i] + np.asarray(fault.move))
+                    (ny, nu), psf = density_of.shape, instrument[e].psf_px / w
+                    y, x = (float(v) for v in a.shift[i] + np.asarray(fault.move) / w)
 
                     def at(dy: float, dx: float) -> F32:
-                        rows = _sampling(p.n, fine, ny, a.magnification, y + dy, psf)
-                        columns = _sampling(p.n, fine, nu, a.magnification, x + dx, psf)
+                        rows = _sampling(n, fine, ny, w * a.magnification, y + dy, psf)
+                        columns = _sampling(n, fine, nu, w * a.magnification, x + dx, psf)
                         return np.asarray(rows @ absorbed @ columns.T)
 
                     if fault.kind == "motion-blurred":
-                        path = np.linspace(-0.5, 0.5, _EXPOSURES)
+                        path = np.linspace(-0.5, 0.5, _EXPOSURES) / w
                         seen = np.mean([at(fault.blur[0] * k, fault.blur[1] * k) for k in path], axis=0)
                     else:
                         seen = at(0.0, 0.0)
@@ -438,11 +461,18 @@ def simulate(parameters: TwinParameters, *, progress: Progress = no_progress) ->
                     quanta = beam_now * transmitted
                     if fault.beam != 1.0:
                         quanta = fault.beam * quanta
-                    return _expose(_with_stray(quanta, p), p, np.random.default_rng(s[i]), fault.plateau)
+                    return _expose(_with_stray(quanta, p), p, np.random.default_rng(s[i]), fault.plateau * w**2)
 
                 projections = np.stack(list(pool.map(one, range(n_angles))))
 
-                def flat_set(half: int, d: Any = drift, g: float = level, s: Any = seeds) -> npt.NDArray[np.uint16]:
+                def flat_set(
+                    half: int,
+                    d: Any = drift,
+                    g: float = level,
+                    s: Any = seeds,
+                    field: FloatArray = beam_field,
+                    c: FloatArray = c,
+                ) -> npt.NDArray[np.uint16]:
                     rng = np.random.default_rng(s[n_angles + half])
                     now = d[half, 0]
                     bare = field * g * (1 + now[0] + now[1] * c[:, None] + now[2] * c[None, :])

@@ -45,6 +45,8 @@ class TwinParameters:
         Relative shrinkage of the object from the first energy to the last; its mass stays.
     angle_offset_deg, angle_offset_ev
         True minus recorded angle at one energy; 0 draws the energy.
+    other_binning, other_binning_ev
+        Width of a recorded pixel at one energy, in pixels of the others (2 or 0.5, say); 1 is off. The same field.
     angle_step_error, half_angle_offset_deg
         Relative error of the angular step, and what is added to the angles of the second half, at every energy.
     jitter_px, jitter_peak_px
@@ -95,6 +97,8 @@ class TwinParameters:
     shrinkage: float = 0.0
     angle_offset_deg: float = 0.0
     angle_offset_ev: float = 0.0
+    other_binning: float = 1.0
+    other_binning_ev: float = 0.0
     angle_step_error: float = 0.0
     half_angle_offset_deg: float = 0.0
     slip_px: float = 0.0
@@ -112,6 +116,14 @@ class TwinParameters:
     def binning(self) -> int:
         """Camera binning that shows the same field in n columns (2 for 1024)."""
         return 2048 // self.n
+
+    def pixel(self, energy: int) -> float:
+        """Width of a recorded pixel of an energy, in those of the reference energy's size."""
+        return self.other_binning if self.energies_ev[energy] == self.other_binning_ev else 1.0
+
+    def binning_of(self, energy: int) -> int:
+        """Camera binning of an energy."""
+        return round(self.binning * self.pixel(energy))
 
 
 _DEMO = TwinParameters()
@@ -221,6 +233,12 @@ def _check(p: TwinParameters) -> None:
         (not set(p.slip_energies_ev) <= set(p.energies_ev), "slip_energies_ev: expected energies of the scan"),
         (p.refocus_ev not in (0, *p.energies_ev), "refocus_ev: expected an energy of the scan, or 0"),
         (p.angle_offset_ev not in (0, *p.energies_ev), "angle_offset_ev: expected an energy of the scan, or 0"),
+        (p.other_binning_ev not in (0, *p.energies_ev[:-1]), "other_binning_ev: expected an energy but the last, or 0"),
+        (
+            p.other_binning <= 0
+            or any(abs(v - round(v)) > 1e-9 or v < 1 for v in (p.n / p.other_binning, p.binning * p.other_binning)),
+            f"other_binning: expected a factor that leaves whole pixels, got {p.other_binning:g}",
+        ),
         (p.capillary_radius and not 0 < p.capillary_wall <= p.capillary_radius, "capillary_wall: thicker than it is"),
     ]
     for bad, message in wrong:
