@@ -52,7 +52,8 @@ def seen_as(frame: npt.NDArray[Any], shape: tuple[int, int], width: float) -> np
     whole = _about_middle(frame, (shape[0] * k, shape[1] * k)).reshape(shape[0], k, shape[1], k)
     if frame.dtype == bool:
         return np.asarray(whole.any(axis=(1, 3)))
-    return np.asarray(whole.mean(axis=(1, 3), dtype=np.float32).astype(frame.dtype))
+    mean = whole.mean(axis=(1, 3), dtype=np.float32)
+    return np.asarray((np.rint(mean) if frame.dtype.kind in "ui" else mean).astype(frame.dtype))
 
 
 def _about_middle(frame: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
