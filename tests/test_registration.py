@@ -252,10 +252,55 @@ def test_a_second_template_gives_the_same_place(template: Template) -> None:
     np.testing.assert_allclose(found.second[2:5], found.place[2:5], atol=0.05)
     assert found.second[0] == pytest.approx(found.place[0], abs=2e-3)
     # What is kept of it is all that is compared.
-    kept = other.second(sharp)
+    kept = other.second(*template.band(sharp))
     again = register(recorded, THETA, own, template, magnification=1.05, second=kept, parameters=sharp)
     np.testing.assert_array_equal(again.second, found.second)
     assert kept.frames.nbytes + kept.depth.nbytes + kept.volume.nbytes == 0
+
+
+def noisy(seed: int, noise: float, growth: float, a: Alignment, theta: npt.NDArray = THETA) -> npt.NDArray:
+    clean = balls(theta, a)
+    drawn = np.random.default_rng(seed).standard_normal(clean.shape)
+    return (clean + noise * np.exp(growth * clean) * drawn).astype(np.float32)
+
+
+@pytest.mark.parametrize(("noise", "growth"), [(0.06, 0.5), (0.05, 0.9), (0.05, 0.0)])
+def test_noise_of_a_template_and_how_it_grows(noise: float, growth: float) -> None:
+    theta = np.arange(-90.0, 90.0, 2.0)
+    still = Alignment.identity(len(theta))
+    found = make_template(noisy(3, noise, growth, still, theta), theta, still)
+    for absorbance in (0.3, 0.8):
+        law = found.noise * np.exp(found.noise_growth * absorbance)
+        assert law == pytest.approx(noise * np.exp(growth * absorbance), rel=0.1)
+    # Noise of a simulated template is as large as what noise does to a real one.
+    clean = make_template(balls(theta, still), theta, still)
+    there = clean.frames > 0.3
+    assert found.noise_frames()[there].std() == pytest.approx((found.frames - clean.frames)[there].std(), rel=0.1)
+
+
+def test_without_noise_there_is_none() -> None:
+    still = Alignment.identity(len(THETA))
+    clean = make_template(balls(THETA, still), THETA, still)
+    assert clean.noise == 0
+    p = RegistrationParameters()
+    unit = SHAPE[1] / 256
+    assert clean.band(p) == (p.fine_px * unit, p.coarse_px * unit)
+
+
+def test_much_noise_widens_the_band_and_does_not_move_the_scale() -> None:
+    theta = np.arange(-90.0, 90.0, 3.0)
+    still, larger = Alignment.identity(len(theta)), replace(Alignment.identity(len(theta)), magnification=1.05)
+    p = RegistrationParameters(blur_px=0)
+    found = []
+    for seed in range(4):
+        reference = make_template(noisy(2 * seed, 0.1, 0.6, still, theta), theta, still)
+        assert reference.band(p)[0] > p.fine_px * SHAPE[1] / 256
+        r = register(
+            noisy(2 * seed + 1, 0.1, 0.6, larger, theta), theta, still, reference, magnification=1.05, parameters=p
+        )
+        found.append([r.alignment.magnification / 1.05 - 1, r.magnification_sigma])
+    error, sigma = np.array(found).T
+    assert abs(error.mean()) < 3 * np.sqrt(np.mean(sigma**2) / len(error))
 
 
 def test_blocks_of_a_rigid_object_stay_where_they_are(template: Template) -> None:

@@ -49,6 +49,7 @@ _BLOCKS = 12  # contiguous blocks of angles left out in turn for the standard er
 _SHARED = ("scale", "roll", "dy", "dx", "angle", "pitch", "blur", "steep")
 _ROLL_DEG = 0.01  # smaller rolls (0.02 px at the rim of a 256 px frame) are reported but not applied
 _ANGLE_DEG = 0.02
+_WIDER = (1.0, 1.5, 2.0, 3.0)
 _FINEST = 0.5  # px: with coarser pixels the interpolations decide what is sharp, not the focus
 
 
@@ -87,8 +88,11 @@ class Template:
         Mean attenuation inside the particle, 1/pixel of `frames`.
     base : Alignment
         Of the projections it was made of, binned.
-    noise : float
-        Standard deviation of the noise of one of their pixels.
+    made_of : (int, int)
+        Shape of these.
+    noise, noise_growth : float
+        Standard deviation of the noise of one of their pixels where nothing absorbs, and how fast its logarithm grows
+        with the absorbance: fewer photons come through.
     """
 
     frames: F32
@@ -99,7 +103,9 @@ class Template:
     frame_shape: tuple[int, int]
     level: float
     base: Alignment
+    made_of: tuple[int, int]
     noise: float
+    noise_growth: float
     _levels: dict[tuple[float, float, int], _Level] = field(default_factory=dict, compare=False, repr=False)
     _noises: list[F32] = field(default_factory=list, compare=False, repr=False)
 
@@ -113,19 +119,21 @@ class Template:
         frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)
         return replace(self, frames=frames, depth=depth, _levels={})
 
-    def second(self, parameters: RegistrationParameters) -> Template:
-        """Return what of it `register` compares with as a second template: a third of the memory."""
-        unit = self.frames.shape[2] / 256
-        band = (parameters.fine_px * unit, parameters.coarse_px * unit, 1)
+    def second(self, fine: float, coarse: float) -> Template:
+        """Return what of it `register` compares with as a second template, in the `band` of the first."""
+        band = (fine, coarse, 1)
+        self._noisy(*band)
         nothing = np.zeros((0, 0, 0), dtype=np.float32)
-        return replace(self, frames=nothing, depth=nothing, volume=nothing, _levels={band: self._level(*band)})
+        levels = {band: self._level(*band)}
+        return replace(self, frames=nothing, depth=nothing, volume=nothing, _levels=levels, _noises=[])
 
     def noise_frames(self) -> F32:
         """Return one draw (n, y, x) of the noise of `frames`: random pixels that go through all that made them."""
         if not self._noises:
             rng = np.random.default_rng(0)
-            drawn = rng.standard_normal(self.frames.shape, dtype=np.float32) * np.float32(self.noise)
-            placed = place(drawn, self.base)
+            drawn = rng.standard_normal((len(self.frames), *self.made_of), dtype=np.float32)
+            placed = place(drawn, self.base, grid_shape=self.grid_shape)
+            placed *= np.float32(self.noise) * np.exp(np.float32(self.noise_growth) * np.maximum(self.frames, 0))
             volume = fbp(placed, self.theta_deg, weights=angular_weights(self.theta_deg))
             volume *= object_support(self.volume)
             self._noises.append(Projector(volume.shape[2], self.theta_deg).forward(volume))
@@ -140,6 +148,20 @@ class Template:
             self._levels[fine, coarse, extra] = level = replace(level, noise=noise)
         assert level.noise is not None
         return level.noise
+
+    def band(self, parameters: RegistrationParameters) -> tuple[float, float]:
+        """Return the finest band that is compared, px of `frames`.
+
+        The one of the parameters, or the first wider one in which noise is no more than a quarter of the power.
+        """
+        unit = self.frames.shape[2] / 256
+        for factor in _WIDER:
+            fine, coarse = (factor * unit * width for width in (parameters.fine_px, parameters.coarse_px))
+            level, noise = self._level(fine, coarse, 1), self._noisy(fine, coarse, 1)
+            power = float(np.vdot(level.weight, level.plain * level.plain))
+            if float(np.vdot(level.weight, noise * noise)) <= 0.25 * power:
+                break
+        return fine, coarse
 
     def _level(self, fine: float, coarse: float, extra: int) -> _Level:
         """Return the template binned once more by `extra`, limited to a band; made once."""
@@ -286,21 +308,37 @@ def make_template(
     frames, depth = _reproject(volume, theta, bin)
     calm = smooth(volume, 1.0)
     body = calm > 0.5 * np.percentile(calm[calm > 0.2 * calm.max()], 50)
-    return Template(frames, depth, volume, theta, bin, shape, float(volume[body].mean()), base, _pixel_noise(stack))
+    level = float(volume[body].mean())
+    made_of = (stack.shape[1], stack.shape[2])
+    return Template(frames, depth, volume, theta, bin, shape, level, base, made_of, *_pixel_noise(stack))
 
 
-def _pixel_noise(stack: F32) -> float:
-    """Return the standard deviation of the noise of a pixel where the object is.
+def _pixel_noise(stack: F32) -> tuple[float, float]:
+    """Return the standard deviation of the noise of a pixel at no absorbance, and how its logarithm grows with it.
 
     From second differences along both axes, to which smooth images add nothing (Immerkaer 1996, doi
-    10.1006/cviu.1996.0060).
+    10.1006/cviu.1996.0060), in five classes of absorbance. A half is the noise of the photons alone, one that of a
+    camera: beyond that of a camera, seen beside the object, it is structure.
     """
     few = stack[:: max(1, len(stack) // 20)]
+    top = float(np.nanpercentile(few, 99))
     rows = few[:, :-2] - 2 * few[:, 1:-1] + few[:, 2:]
     both = rows[:, :, :-2] - 2 * rows[:, :, 1:-1] + rows[:, :, 2:]
-    middle = few[:, 1:-1, 1:-1]
-    inside = np.isfinite(both) & (middle > 0.3 * np.nanpercentile(few, 99))
-    return 1.4826 * float(np.median(np.abs(both[inside]))) / 6 if inside.any() else 0.0
+    middle = smooth(np.nan_to_num(few), 1.5)[:, 1:-1, 1:-1]
+    change = 1.4826 / 6 * np.abs(both)
+    inside, air = (np.isfinite(both) & part for part in (middle > 0.1 * top, np.abs(middle) < 0.05 * top))
+    size, absorbance = change[inside], middle[inside]
+    if len(size) < 100:
+        return 0.0, 0.0
+    classes = np.array_split(np.argsort(absorbance), 5)
+    at = np.array([np.mean(absorbance[c]) for c in classes], dtype=float)
+    noise = np.array([np.median(size[c]) for c in classes], dtype=float)
+    if air.sum() > 1000:
+        noise = np.minimum(noise, np.median(change[air]) * np.exp(at))
+    if not noise.min() > 0:
+        return float(np.median(noise)), 0.0
+    growth = float(np.clip(np.polyfit(at, np.log(noise), 1)[0], 0.0, 1.0))
+    return float(np.exp(np.mean(np.log(noise) - growth * at))), growth
 
 
 def _reproject(volume: F32, theta_deg: FloatArray, bin: int) -> tuple[F32, F32]:
@@ -410,17 +448,17 @@ def register(
         data, template.frames[theirs], fit.theta, fit.binned, magnification, template.bin
     )
     # Coarse to fine: a wide band takes in large errors, the fine band is least fooled by contrast.
-    wide = 2 if template.grid_shape[1] >= 128 else 1
-    scales = ((3.0 * p.fine_px, 4.0 * p.coarse_px, wide), (p.fine_px, p.coarse_px, 1))
+    unit, wide = template.grid_shape[1] / 256, 2 if template.grid_shape[1] >= 128 else 1
+    scales = ((3.0 * p.fine_px * unit, 4.0 * p.coarse_px * unit, wide), (fit.fine, fit.coarse, 1))
     for stage, (fine, coarse, extra) in enumerate(scales):
         for k in range(p.iterations):
-            solved, moved = fit.step(fine, coarse, extra, whole=stage == 0)
+            solved, moved = fit.step(fine, coarse, extra, whole=stage == 0, first=stage == 0)
             progress(what, stage * p.iterations + k + 1, len(scales) * p.iterations)
             if moved < (0.05, 0.02)[stage] * template.bin * extra:
                 break
         if stage == 0:
             fit.turn(solved)
-    solved, _ = fit.step(p.fine_px, p.coarse_px, 1, focus=True)
+    solved, _ = fit.step(fit.fine, fit.coarse, 1, focus=True)
     m, translation = fit.magnification, fit.translation
     if not np.isfinite(m) or abs(m / magnification - 1) > 0.08 or not np.isfinite(translation).all():
         raise XanesTomoError(
@@ -448,6 +486,7 @@ class _Solved:
 
 
 _NUMBERS = 9
+_NOISY = ("scale", "roll", "dy", "dx", "blur", "gain")  # what the noise of a template passes itself off as
 
 
 @dataclass(frozen=True)
@@ -491,6 +530,8 @@ class _Fit:
         self.last: FloatArray = np.zeros(_NUMBERS)
         self.placed = self.seen = self.inside = data
         self.fit = LinearFit(np.zeros((0, 1, 1, 1)), np.zeros((0, 1, 1)), np.zeros((0, 1)), np.zeros((0, 1)))
+        self.added: FloatArray | None = None
+        self.fine, self.coarse = template.band(parameters)
 
     def alignment(self, base: Alignment, theta: FloatArray) -> Alignment:
         """Where the projections with the jitter `base` are now."""
@@ -506,8 +547,7 @@ class _Fit:
         """Place and band-pass the data; return them with the level of the template and the weights."""
         template = self.template
         (height, width), recorded = template.grid_shape, self.recorded
-        unit = width / 256 / extra
-        fine, coarse = fine * unit, coarse * unit
+        fine, coarse = fine / extra, coarse / extra
         level = template._level(fine, coarse, extra)
         now = self.alignment(self.base, self.theta).binned(recorded.bin, recorded.frame_shape, template.bin)
         rows = (level.top, level.top + level.plain.shape[1])
@@ -559,31 +599,27 @@ class _Fit:
             held[0] = (0.0, 0.0)
         return held
 
-    def _focus(self, fine: float, coarse: float, level: _Level) -> None:
-        """Measure the point spread beyond the reference's.
+    def _without_noise(self, fit: LinearFit, added: FloatArray) -> LinearFit:
+        """Take what the noise of the template has `added` to the normal equations out of them.
 
-        The noise of the template has more of the fine structures than the object, so that the data would seem blurred:
-        what it adds to the normal equations is taken out (as for errors in variables; Fuller 1987, doi
-        10.1002/9780470316665).
+        The noise has more of the fine structures than the object, so that the data would seem blurred and of less
+        contrast, and as there is more of it where the object is thick, another magnification would seem to fit better
+        (errors in variables; Fuller 1987, doi 10.1002/9780470316665). At most half of a projection's own gain is taken.
         """
-        columns = ("scale", "roll", "dy", "dx", "blur", "gain")
-        noise = self._of(self.template._noisy(fine, coarse, 1))
-        added = registration_equations(
-            np.zeros_like(noise),
-            noise,
-            self.inside,
-            pixel=self.template.bin,
-            middle_row=level.middle,
-            columns=columns,
-        ).normal
-        at = np.array([REGISTRATION_COLUMNS.index(c) for c in columns])
-        normal, rhs = self.fit.normal.copy(), self.fit.rhs.copy()
+        at = np.array([REGISTRATION_COLUMNS.index(c) for c in _NOISY])
+        gain = added[:, :, -1, -1]
+        most = 0.5 * fit.normal[:, :, at[-1], at[-1]] / np.maximum(gain, 1e-30)
+        added = added * np.minimum(1.0, most)[:, :, None, None]
+        normal, rhs = fit.normal.copy(), fit.rhs.copy()
         normal[:, :, at[:, None], at] -= added
         rhs[:, :, at] += added[:, :, :, -1]
-        fit = replace(self.fit, normal=normal, rhs=rhs)
+        return replace(fit, normal=normal, rhs=rhs)
+
+    def _focus(self) -> None:
+        """Measure the point spread beyond the reference's."""
         least = -0.75 * self.parameters.blur_px**2
         for _ in range(2):  # the blur and what it does before the logarithm
-            solved = _solve_shared(fit, self.theta, self._held(1, blur=True))
+            solved = _solve_shared(self.fit, self.theta, self._held(1, blur=True))
             error = float(np.sqrt(max(0.0, solved.covariance[7, 7])))
             if not np.isfinite([solved.value[7], error]).all():
                 return
@@ -591,23 +627,30 @@ class _Fit:
             self.excess_sigma = error
 
     def step(
-        self, fine: float, coarse: float, extra: int, *, whole: bool = True, focus: bool = False
+        self, fine: float, coarse: float, extra: int, *, whole: bool = True, first: bool = False, focus: bool = False
     ) -> tuple[_Solved, float]:
-        """Solve once, move; return the solution and the largest change at the rim, common-grid px.
+        """Solve once in a band (px of the data); move; return the solution and the largest change at the rim.
 
-        Turn and tilt are solved for in the `whole` only; the `focus` is measured first where that is asked for.
+        Turn and tilt are solved for in the `whole` only; the `focus` is measured first where that is asked for. In the
+        wide band of the `first` steps noise is too little to count.
         """
         seen, level, inside = self._compare(fine, coarse, extra)
         fit = self._equations(seen, level, inside, extra, whole)
+        power: FloatArray | float = 0.0
+        if not first:
+            if self.added is None:
+                noise = self._of(self.template._noisy(fine / extra, coarse / extra, extra))
+                self.added = _noise_equations(noise, inside, self.template.bin * extra, level.middle)
+            fit = self._without_noise(fit, self.added)
+            power = self.added[:, 0, -1, -1]
         self.seen, self.inside, self.fit = seen, inside, fit
-        unit = self.width / 256 / extra
-        if focus and fine * unit >= _FINEST:
-            self._focus(fine * unit, coarse * unit, level)
-        solved = _solve_shared(fit, self.theta, self._held(extra))
+        if focus and fine / extra >= _FINEST:
+            self._focus()
+        solved = _solve_shared(fit, self.theta, self._held(extra), power)
         if whole:  # a turn or tilt that is not certain only adds its error to the rest
             error = np.sqrt(np.maximum(np.diag(solved.covariance), 0))
             free, nil = solved, [i for i in (1, 5, 6) if not abs(solved.value[i]) > 4 * error[i]]
-            solved = _solve_shared(fit, self.theta, self._held(extra) | dict.fromkeys(nil, (0.0, 0.0)))
+            solved = _solve_shared(fit, self.theta, self._held(extra) | dict.fromkeys(nil, (0.0, 0.0)), power)
             solved.value[nil] = free.value[nil]
             solved.covariance[nil, nil] = free.covariance[nil, nil]
         self.contrast = solved.contrast
@@ -650,13 +693,13 @@ class _Fit:
         second: Template | None,
     ) -> RegistrationResult:
         """Put everything together, from what the last step left behind."""
-        p, scale = self.parameters, self.template.bin
+        scale = self.template.bin
         pixel = scale * max(1.0, self.coarser)
         n, w = len(theta), self.width
         sigma = np.sqrt(np.maximum(np.diag(solved.covariance), 0))
         other = other_sigma = None
         if second is not None:
-            other, other_sigma = self._against(second, p)
+            other, other_sigma = self._against(second)
 
         def spread(values: FloatArray) -> FloatArray:
             out = np.full((n, *values.shape[1:]), np.nan)
@@ -665,7 +708,7 @@ class _Fit:
 
         m = self.magnification
         where = self.place(solved)
-        block, block_sigma, block_place = self._blocks(p)
+        block, block_sigma, block_place = self._blocks()
         excess = _field_excess(block, block_sigma)
         mass = float(
             (self.placed * self.inside).sum(dtype=np.float64) / max(1.0, float(self.inside.sum(dtype=np.float64)))
@@ -709,24 +752,26 @@ class _Fit:
             quality=Quality(scores),
         )
 
-    def _against(self, second: Template, p: RegistrationParameters) -> tuple[FloatArray, FloatArray]:
+    def _against(self, second: Template) -> tuple[FloatArray, FloatArray]:
         """Return the place of the data against another template on the same grid, from the placed data as they are."""
         mine, theirs = match_angles(self.theta, second.theta_deg)
-        unit = self.width / 256
-        own, level = (t._level(p.fine_px * unit, p.coarse_px * unit, 1) for t in (self.template, second))
+        own, level = (t._level(self.fine, self.coarse, 1) for t in (self.template, second))
         first, last = max(own.top, level.top), min(own.top + own.plain.shape[1], level.top + level.plain.shape[1])
         if len(mine) < 8 or last - first < 8:
             return np.zeros(6), np.full(6, np.inf)
         here, there = slice(first - own.top, last - own.top), slice(first - level.top, last - level.top)
+        weight = self.inside[mine, here] * level.weight[theirs, there]
         fit = registration_equations(
             self.seen[mine, here],
             level.plain[theirs, there],
-            self.inside[mine, here] * level.weight[theirs, there],
+            weight,
             depth=level.depth[theirs, there],
             steep=level.steep[theirs, there],
             pixel=self.template.bin,
             middle_row=level.middle - there.start,
         )
+        noise = second._noisy(self.fine, self.coarse, 1)[theirs, there]
+        fit = self._without_noise(fit, _noise_equations(noise, weight, self.template.bin, level.middle - there.start))
         # How strong the contrast is against this template has to be known before it can be allowed for.
         kept, held = self.contrast, self._held(1)
         self.contrast = _solve_shared(fit, self.theta[mine], held).contrast
@@ -743,10 +788,9 @@ class _Fit:
         )
         return where, np.sqrt(np.maximum(np.diag(solved.covariance)[:6], 0))
 
-    def _blocks(self, p: RegistrationParameters) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def _blocks(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Displacement of 4 x 4 blocks of the object's field beyond what all share, mean of all angles."""
-        unit = self.width / 256
-        level = self.template._level(p.fine_px * unit, p.coarse_px * unit, 1)
+        level = self.template._level(self.fine, self.coarse, 1)
         columns = np.flatnonzero(self.inside.any(axis=(0, 1)))
         rows = np.flatnonzero(self.inside.any(axis=(0, 2)))
         if not len(columns) or not len(rows):
@@ -775,6 +819,13 @@ class _Fit:
         return shift, sigma, np.stack(np.meshgrid(y, x, indexing="ij"), axis=2)
 
 
+def _noise_equations(noise: F32, weight: F32, pixel: float, middle: float) -> FloatArray:
+    """Return what the noise (n, y, x) of a template adds to its normal equations, (n, 1, k, k) of `_NOISY`."""
+    return registration_equations(
+        np.zeros_like(noise), noise, weight, pixel=pixel, middle_row=middle, columns=_NOISY
+    ).normal
+
+
 def _field_excess(shift: FloatArray, sigma: FloatArray) -> float:
     """Rms of block shifts beyond their standard errors, px."""
     good = np.isfinite(shift) & np.isfinite(sigma)
@@ -794,11 +845,14 @@ def _width(placed: F32, inside: F32, pixel: float) -> float:
     return float(np.sqrt(max(0.0, float(profile @ (y - middle) ** 2 / total))))
 
 
-def _solve_shared(fit: LinearFit, theta_deg: FloatArray, held: Mapping[int, tuple[float, float]]) -> _Solved:
+def _solve_shared(
+    fit: LinearFit, theta_deg: FloatArray, held: Mapping[int, tuple[float, float]], noise: FloatArray | float = 0.0
+) -> _Solved:
     """Solve for what all angles share, each with a gain and level of its own, with jackknife covariances.
 
     Angles that agree with the rest less well than chance allows are given less weight (Huber). What is `held` at a
-    value is not fitted, but its standard deviation is carried over to what is.
+    value is not fitted, but its standard deviation is carried over to what is. `noise` is the part of each angle's cost
+    that the template's noise is known to be; the correlation is the one without it.
     """
     t = np.deg2rad(np.asarray(theta_deg, dtype=float))
     n, k = len(t), _NUMBERS
@@ -871,7 +925,7 @@ def _solve_shared(fit: LinearFit, theta_deg: FloatArray, held: Mapping[int, tupl
     contrast = float(np.clip(np.median(gain), 0.2, 5.0))
     signal = gain**2 * normal[:, k, k]
     correlation = float(
-        np.median(np.sqrt(signal / np.maximum(signal + np.maximum(left_over, 0), 1e-30)) * np.sign(gain))
+        np.median(np.sqrt(signal / np.maximum(signal + np.maximum(left_over - noise, 0), 1e-30)) * np.sign(gain))
     )
     # Every angle by itself, beyond what all share.
     alone = own_rhs - (own @ (expand[:, :, :k] @ solution)[:, :, None])[:, :, 0]

@@ -414,7 +414,7 @@ class Workflow(Mapper):
             except XanesTomoError:
                 self._hub = (key, None, None)  # it says so itself when its turn comes
                 return None, None
-            made = self._template_of(hub, found, data, like=template).second(self.recipe.registration)
+            made = self._template_of(hub, found, data, like=template).second(*template.band(self.recipe.registration))
             self._hub = (key, made, list(found.numbers["place"]))
         return self._hub[1], self._hub[2]
 
