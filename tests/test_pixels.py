@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from napari_xanes_tomo import Recipe, open_series, open_stack, read_maps
+from napari_xanes_tomo._napari.layers import AlignedStack
 from napari_xanes_tomo.findings import scale_laws
 from napari_xanes_tomo.injection import _Copies
+from napari_xanes_tomo.io.stack import FrameStack
 from napari_xanes_tomo.io.store import read_energies, read_shifts, rows_alignments
 from napari_xanes_tomo.model import EnergyScan, Series
 from napari_xanes_tomo.phantom import TwinParameters, write_twin
 from napari_xanes_tomo.pixels import pixel_width, pixel_widths, seen_as, with_known_pixels
+from napari_xanes_tomo.steps import Confinement
 from napari_xanes_tomo.workflow import Workflow
 
 ENERGIES = (8178.0, 8400.0, 8570.0)
@@ -99,6 +102,21 @@ def test_frames_in_other_pixels() -> None:
     assert seen_as(marked, (2, 4), 1.0).shape == (2, 4)
 
 
+def test_frames_and_boxes_of_another_binning() -> None:
+    shape = (16, 16)
+    content = np.zeros((3, *shape), dtype=np.uint16)
+    content[:, 4:8, 8:12] = 1000
+    odd = replace(scan(8178.0, (8, 8), 4, 60.0), frames=_Copies(seen_as(content[0], (8, 8), 2.0)[None].repeat(3, 0)))
+    series = Series("s", (odd, *(replace(scan(e, shape, 2, 30.0), frames=_Copies(content)) for e in (8400.0, 8570.0))))
+    stack = FrameStack(series)
+    assert stack.shape == (3, 3, 16, 16)
+    np.testing.assert_array_equal(stack.read(0, 1), content[0])
+    # A box about the middle is about the middle of frames half as large, too.
+    box = Confinement(((4, 12, 6, 12),), 0.5, shape)
+    assert box.reached((8, 8), 0.0) == [(2.0, 6.0, 3.0, 6.0)]
+    assert Confinement(((4, 12, 6, 12),), 1.0, shape).reached(shape, 0.0) == [(4.0, 12.0, 6.0, 12.0)]
+
+
 def errors(twin: Path, out: Path) -> dict[float, tuple[float, float, float]]:
     """Rms registration error y, x in px of the reference and error of M, by the energy; gauge of all taken out."""
     truth = {e: a for e, _, a in rows_alignments(read_shifts(twin / "truth" / "tables" / "shifts.csv"))}
@@ -136,6 +154,9 @@ def test_registered_and_mapped_like_the_others(width: float, tmp_path: Path) -> 
         w.run(until="maps" if coarse else "registration")
         assert w.state.reference == last
         m = w.registered(odd).numbers["magnification"]
+        air = {e: w.result(w.candidates("flats", e)[-1]).arrays["air"] for e in (odd, last)}
+        read = AlignedStack(FrameStack(series)).reader({e: (w.alignment(e), a) for e, a in air.items()}, grid=last)
+        assert np.corrcoef(read(odd, 5).ravel(), read(last, 5).ravel())[0, 1] > 0.99
         report, law = w.scale_report(), scale_laws(w.series, last)["calibration"]
         assert not [w for words in w.registration_flags().values() for w in words if "label" in w or "sample" in w]
     assert report is not None

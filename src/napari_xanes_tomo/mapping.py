@@ -35,6 +35,7 @@ from .maps import (
     voxel_choices,
 )
 from .model import EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
+from .pixels import pixel_width, usual_scan
 from .recipe import MapsParameters, Recipe, parameter_key
 from .reconstruction import Reconstructor, reconstructor
 from .registration_qc import surface_effect
@@ -461,12 +462,13 @@ class Mapper(Findings):
     def _confinement(self, energy: int, state: State) -> Confinement:
         """Return what the user drew: boxes (scaled to this energy by the calibration) and the mask."""
         drawn, scan = self.boxes_scan, self.series.scans[energy]
-        scale = drawn.pixel_size_nm / scan.pixel_size_nm if scan.pixel_size_nm > 0 else 1.0
-        return Confinement(state.manual.boxes, scale, drawn.frames.frame_shape, self.mask_of(energy, state))
+        size = drawn.pixel_size_nm / pixel_width(drawn, usual_scan(self.series.scans))
+        scale = size / scan.pixel_size_nm if scan.pixel_size_nm > 0 else 1.0
+        return Confinement(state.manual.boxes, scale, self.series.frame_shape, self.mask_of(energy, state))
 
     def _boxes_on_grid(self, state: State, grid: tuple[int, int]) -> tuple[Box, ...]:
         """Return the boxes in pixels of the reference, whose pixels may be other than those they were drawn in."""
-        if state.reference is None or self.boxes_scan.frames.frame_shape == grid:
+        if state.reference is None or self.series.frame_shape == grid:
             return state.manual.boxes
         within = self._confinement(state.reference, state)
         return tuple(

@@ -276,7 +276,8 @@ def _energies(run: _Run) -> str:
     note = (
         '<p class="note">M: measured magnification relative to the reference energy; the law is that of the calibrated '
         "pixel size, used only for comparison. Centre: the rotation axis from the middle of the detector. sigma y, x: "
-        "median standard error of a projection's shift. px: recorded detector pixels.</p>"
+        "median standard error of a projection's shift. px: recorded detector pixels of that energy; at another camera "
+        "binning M contains the ratio of the pixels, M / law does not.</p>"
     )
     return "<h2>Energies</h2>" + table(header, rows) + note
 

@@ -235,7 +235,8 @@ class Run:
     def fix_magnification(self, energy: int, magnification: float | None) -> None:
         """Set the magnification of an energy instead of measuring it; None measures it again."""
         self._check_frame(energy, None)
-        if magnification is not None and not 0.2 < magnification < 5:
+        width = pixel_width(self.series.scans[energy], usual_scan(self.series.scans))
+        if magnification is not None and not 0.2 < magnification * width < 5:
             raise XanesTomoError(f"magnification: expected a number near 1, got {magnification}")
         self._manual("magnification", energy, value=None if magnification is None else float(magnification))
 
@@ -260,8 +261,11 @@ class Run:
         return seen_as(mask, scan.frames.frame_shape, pixel_width(scan, usual))
 
     def set_boxes(self, boxes: Iterable[Box]) -> None:
-        """Work inside these boxes, ``(y0, y1, x0, x1)`` of a frame at the reference energy; none is the whole frame."""
-        height, width = self.boxes_scan.frames.frame_shape
+        """Work inside these boxes, ``(y0, y1, x0, x1)`` of a frame at the reference energy; none is the whole frame.
+
+        In the pixels that most energies have, should the reference's be others.
+        """
+        height, width = self.series.frame_shape
         listed = [[int(v) for v in box] for box in boxes]
         for y0, y1, x0, x1 in listed:
             if not (0 <= y0 < y1 <= height and 0 <= x0 < x1 <= width) or min(y1 - y0, x1 - x0) < 8:

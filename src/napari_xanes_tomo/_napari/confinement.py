@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QGroupBox, QHBoxLayout, QPushButton, QVBoxLayout
 
 from napari_xanes_tomo.absorbance import normalise
 from napari_xanes_tomo.model import Progress
+from napari_xanes_tomo.pixels import pixel_width, usual_scan
 from napari_xanes_tomo.qc import suggest_box
 from napari_xanes_tomo.registration import reference_energy
 from napari_xanes_tomo.steps import estimation_bin
@@ -154,12 +155,13 @@ class Confinement(QGroupBox):
             usable = np.flatnonzero(energy.usable)
             few = set(usable[np.linspace(0, len(usable) - 1, _FRAMES).astype(int)].tolist()) if len(usable) else set()
             part = energy.excluded({i: "not looked at" for i in range(len(energy)) if i not in few})
-            bin = estimation_bin(series.frame_shape[1])
+            bin = estimation_bin(energy.frames.frame_shape[1])
+            wide = bin * pixel_width(energy, usual_scan(series.scans))
             data = normalise(part, asked.absorbance, bin=bin, progress=progress)
             found = suggest_box(data.data)
             if found is None:
                 return None
-            y0, y1, x0, x1 = (v * bin for v in found)
+            y0, y1, x0, x1 = (round(v * wide) for v in found)
             return y0, y1, x0, x1
 
         def show(found: tuple[int, int, int, int] | None) -> None:

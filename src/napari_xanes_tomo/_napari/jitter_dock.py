@@ -338,7 +338,7 @@ class JitterDock(StepDock):
             self.sinogram_plot.hide()
             self.sinogram_label.hide()
         if scan is not None:
-            height = scan.stack.shape[2]
+            height = scan.series.scans[max(0, self.energy)].frames.frame_shape[0]
             fresh = self.row_spin.maximum() != height - 1
             self.row_spin.setRange(0, height - 1)
             if fresh:

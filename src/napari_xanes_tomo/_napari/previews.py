@@ -272,7 +272,8 @@ class BlockPreview(Preview):
         self._put_heat(
             f"{name}, {unit}", np.where(known, sizes[unit] * np.hypot(*np.moveaxis(shift, 2, 0)), np.nan), place
         )
-        vectors = np.stack([place[known] + ((height - 1) / 2, (width - 1) / 2), times * shift[known]], axis=1)
+        drawn = shift[known] * pixel_width(scan.series.scans[energy], usual_scan(scan.series.scans))
+        vectors = np.stack([place[known] + ((height - 1) / 2, (width - 1) / 2), times * drawn], axis=1)
         layer = viewer.add_vectors(
             vectors, name=name, edge_width=max(0.5, width / 256), edge_color="#e0904f", vector_style="arrow"
         )

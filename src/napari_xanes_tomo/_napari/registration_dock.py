@@ -200,7 +200,7 @@ class RegistrationDock(StepDock):
         grid.addWidget(self.exclude_button, 0, 0, 1, 4)
         grid.addWidget(QLabel("Magnification"), 1, 0)
         self.magnification_spin = QDoubleSpinBox()
-        self.magnification_spin.setRange(0.21, 4.99)
+        self.magnification_spin.setRange(0.01, 99.0)
         self.magnification_spin.setDecimals(6)
         self.magnification_spin.setSingleStep(0.0005)
         self.magnification_spin.setToolTip("Pixels of this energy per pixel of the reference.")

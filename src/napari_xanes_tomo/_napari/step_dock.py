@@ -263,11 +263,12 @@ class StepDock(Dock):
         fit(self.scores, most=10)
 
     def _also(self, score: Score) -> str:
-        """Return a length in nm as well."""
-        scan = self.session.scan
+        """Return a length in nm as well; those of a registration are in pixels of the reference."""
+        scan, state = self.session.scan, self.session.state
         if score.unit != "px" or scan is None or not 0 <= self.energy < len(scan.series.scans):
             return ""
-        nm = score.value * scan.series.scans[self.energy].pixel_size_nm
+        reference = state.reference if state is not None and self.step.name == "registration" else None
+        nm = score.value * scan.series.scans[self.energy if reference is None else reference].pixel_size_nm
         return f" = {nm:.2g} nm" if np.isfinite(nm) and nm < 99.5 else f" = {nm:.0f} nm" if np.isfinite(nm) else ""
 
     def _fill_candidates(self, chosen: Candidate | None) -> None:
