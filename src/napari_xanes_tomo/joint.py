@@ -93,10 +93,11 @@ def cross_contrast_sigma(width_px: float) -> FloatArray:
     """Return (6,) standard deviations of what a difference of contrast does to a comparison, see `PARAMETERS`.
 
     As found on digital twins with a tenth of composition gradient, in the band of fine structures; they grow with the
-    pixels of the frame, `width_px` raw columns.
+    pixels of the frame, `width_px` raw columns. The gradient may point anywhere: the translation is as uncertain in
+    all three directions.
     """
     unit = width_px / 256
-    return np.array([4e-5, 5e-5, 0.0025 * unit, 0.0045 * unit, 0.0045 * unit, 1.5e-4])
+    return np.array([4e-5, 5e-5, 0.0035 * unit, 0.0035 * unit, 0.0035 * unit, 1.5e-4])
 
 
 def join(
