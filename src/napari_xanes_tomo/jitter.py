@@ -461,7 +461,10 @@ class _Search:
         self.fit = scene.held_out(shift, placed) if held_out is None else held_out
         solver = Coupled(scene, model, fit.information[0])
         # What is left beyond the noise counts as noise; the model's own adds up to 0.7 of it.
-        noise = np.maximum(self.noise, self.fit.residual / (1.7 * noise_left()))
+        left = self.fit.residual / (1.7 * noise_left())
+        if not scene.shared():  # what half of the angles cannot predict is no noise: what their own volume leaves
+            left = fit.residual / scene.noise_unexplained(shift)
+        noise = np.maximum(self.noise, left)
         shared: FloatArray | float = 0.0
         if self.straight is not None:
             air = scene.air(shift).sum(axis=1).astype(float)

@@ -558,6 +558,14 @@ class Scene:
             part.mask = np.ascontiguousarray(self.mask[rows])
         return self.projector.forward(part._volume(self.projector, lines, self.usable))
 
+    def noise_unexplained(self, shift: FloatArray) -> float:
+        """Return what the volume leaves of frames of white noise of unit variance: median of the mean squares."""
+        other = copy(self)
+        white = np.random.default_rng(0).standard_normal(self.data.shape, dtype=np.float32)
+        other.set_data(white)
+        placed, model = other.model(shift)
+        return float(np.median(other.compare(placed, model, shift).residual[self.usable]))
+
     def held_out_model(self, placed: F32) -> F32:
         """Return reprojections, each of the volume of the half of the angles it does not belong to."""
         model = np.zeros_like(placed)
