@@ -353,10 +353,6 @@ def test_other_angles_and_gaps(template: Template) -> None:
 def test_binned_stacks_give_raw_pixels() -> None:
     # Estimated on frames binned by 2, everything comes out in the pixels of the frames that were recorded.
     n = len(THETA)
-
-    def halved(frames: npt.NDArray) -> npt.NDArray[np.float32]:
-        return frames.reshape(n, SHAPE[0] // 2, 2, SHAPE[1] // 2, 2).mean(axis=(2, 4))
-
     first = Alignment(motion(n, 0), np.zeros((n, 2)))
     coarse = make_template(halved(balls(THETA, first)), THETA, first, bin=2)
     assert coarse.frame_shape == SHAPE
@@ -365,6 +361,47 @@ def test_binned_stacks_give_raw_pixels() -> None:
     found = register(halved(recorded), THETA, Alignment(jitter, np.zeros((n, 2))), coarse, magnification=1.1)
     np.testing.assert_allclose(found.translation, (1.0, -1.5, 2.0), atol=0.1)
     assert found.alignment.magnification == pytest.approx(1.1, rel=4e-3)
+
+
+def halved(frames: npt.NDArray) -> npt.NDArray[np.float32]:
+    n, h, w = frames.shape
+    return frames.reshape(n, h // 2, 2, w // 2, 2).mean(axis=(2, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("magnification", "move"), [(1.0, (0.0, 0.0, 0.0)), (1.1, (1.0, -1.5, 2.0))])
+def test_frames_of_another_binning(template: Template, magnification: float, move: tuple[float, float, float]) -> None:
+    # p = M q + shift in the pixels as they were recorded, twice as wide as those of the reference.
+    n = len(THETA)
+    jitter = motion(n, 1)
+    recorded = halved(balls(THETA, Alignment(jitter, np.zeros((n, 2)), magnification), move))
+    own = Alignment(jitter / 2, np.full((n, 2), 0.01))
+    found = register(
+        recorded, THETA, own, template, magnification=0.49 * magnification, bin=1, frame_shape=(26, 30), pixel=2.0,
+        parameters=RegistrationParameters(blur_px=0),
+    )  # fmt: skip
+    assert found.alignment.magnification == pytest.approx(magnification / 2, rel=6e-3)  # of 26 x 30 pixels
+    np.testing.assert_allclose(found.translation, move, atol=0.06)
+    true = Alignment(jitter / 2, np.zeros((n, 2)), magnification / 2).gauge(THETA, *move)
+    np.testing.assert_allclose(found.alignment.shift, true.shift, atol=0.05)
+    second = make_template(recorded, THETA, found.alignment, bin=1, frame_shape=(26, 30), like=template)
+    assert (second.grid_shape, second.bin, second.frame_shape) == (template.grid_shape, 1, SHAPE)
+    assert np.corrcoef(second.frames.ravel(), template.frames.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("centre", [(0.0, 0.0), (4.0, -6.0), (-3.0, 5.0)])
+def test_another_centre_of_the_field_changes_neither_scale_nor_place(
+    template: Template, centre: tuple[float, float]
+) -> None:
+    n = len(THETA)
+    here, there = motion(n, 1), motion(n, 1) + centre
+    result = []
+    for shift in (here, there):
+        a = Alignment(shift, np.full((n, 2), 0.01))
+        recorded = balls(THETA, Alignment(shift, np.zeros((n, 2)), 0.95))
+        result.append(register(recorded, THETA, a, template, magnification=0.95))
+    still, moved = result
+    assert moved.alignment.magnification == pytest.approx(still.alignment.magnification, rel=1e-4)
+    np.testing.assert_allclose(moved.translation, still.translation, atol=0.005)
 
 
 def test_too_few_angles_in_common(template: Template) -> None:

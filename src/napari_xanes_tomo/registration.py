@@ -119,6 +119,15 @@ class Template:
         frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)
         return replace(self, frames=frames, depth=depth, _levels={})
 
+    def binned(self, k: int) -> Template:
+        """Return the template in pixels `k` times as wide; the shape of `frames` is a multiple of that."""
+        rows, columns = self.grid_shape
+        volume = bin_frames(self.volume, k).reshape(rows // k, k, columns // k, columns // k).mean(axis=1)
+        return replace(
+            self, frames=bin_frames(self.frames, k), depth=bin_frames(self.depth, k), volume=volume * np.float32(k),
+            bin=k * self.bin, level=k * self.level, _levels={}, _noises=[bin_frames(self.noise_frames(), k)],
+        )  # fmt: skip
+
     def second(self, fine: float, coarse: float) -> Template:
         """Return what of it `register` compares with as a second template, in the `band` of the first."""
         band = (fine, coarse, 1)
@@ -441,8 +450,13 @@ def register(
     data = np.ascontiguousarray(stack[mine], dtype=np.float32)
     base = replace(jitter, shift=jitter.shift[mine], sigma=jitter.sigma[mine], status=())
     recorded = _Recorded(
-        template.bin if bin is None else bin, template.frame_shape if frame_shape is None else frame_shape, pixel
-    )
+        template.bin if bin is None else bin, template.frame_shape if frame_shape is None else frame_shape, pixel,
+        template.bin,
+    )  # fmt: skip
+    wider = round(recorded.bin * pixel / template.bin)
+    if wider > 1 and not any(n % wider for n in template.grid_shape):
+        # What wide pixels cannot show is not compared. The second template is only there in its own pixels.
+        template, second = template.binned(wider), None
     fit = _Fit(data, base, template, theirs, float(magnification), fixed, p, recorded)
     fit.translation = _coarse_translation(
         data, template.frames[theirs], fit.theta, fit.binned, magnification, template.bin
@@ -491,11 +505,15 @@ _NOISY = ("scale", "roll", "dy", "dx", "blur", "gain")  # what the noise of a te
 
 @dataclass(frozen=True)
 class _Recorded:
-    """How a stack was recorded: its binning, the shape of a raw frame, the width of a raw px in the reference's."""
+    """How a stack was recorded: its binning, the shape of a raw frame, the width of a raw px in the reference's.
+
+    And the binning of the reference's stack.
+    """
 
     bin: int
     frame_shape: tuple[int, int]
     pixel: float
+    reference_bin: int
 
 
 class _Fit:
@@ -522,9 +540,10 @@ class _Fit:
         self.translation: FloatArray = np.zeros(3)
         self.contrast = 1.0
         # Variance of the point spread beyond the reference's, and its error, common-grid px^2: that of the same
-        # recorded pixels until it is measured. Pixels of another size have another box: a twelfth of its square.
+        # recorded pixels until it is measured. Pixels of another size have another box, a twelfth of its square; the
+        # camera took the mean before the logarithm, whatever is done to the template after it.
         optical = magnification * recorded.pixel
-        box = template.bin**2 * (self.coarser**2 - 1) / 12
+        box = ((recorded.bin * recorded.pixel) ** 2 - recorded.reference_bin**2) / 12
         self.excess = parameters.blur_px**2 * (1 / optical**2 - 1) + box / optical**2
         self.excess_sigma = 0.0
         self.last: FloatArray = np.zeros(_NUMBERS)
@@ -694,7 +713,6 @@ class _Fit:
     ) -> RegistrationResult:
         """Put everything together, from what the last step left behind."""
         scale = self.template.bin
-        pixel = scale * max(1.0, self.coarser)
         n, w = len(theta), self.width
         sigma = np.sqrt(np.maximum(np.diag(solved.covariance), 0))
         other = other_sigma = None
@@ -717,10 +735,10 @@ class _Fit:
         scores = (
             Score("correlation with the reference", solved.correlation, "", 0.3, "higher"),
             # A quarter of the frame from the axis is where a typical particle ends.
-            Score("sigma magnification at the rim", float(sigma[0]) * w * scale / 4, "px", 0.1 * pixel),
-            Score("sigma translation", float(np.max(sigma[2:5])), "px", 0.1 * pixel),
+            Score("sigma magnification at the rim", float(sigma[0]) * w * scale / 4, "px", 0.1 * scale),
+            Score("sigma translation", float(np.max(sigma[2:5])), "px", 0.1 * scale),
             Score("angle offset", abs(angle), "deg", max(0.05, 4 * angle_sigma)),
-            Score("deformation beyond its error", excess, "px", 0.1 * pixel),
+            Score("deformation beyond its error", excess, "px", 0.1 * scale),
             Score("magnification / law - 1", m / self.guess - 1, "", None),
         )
         return RegistrationResult(
