@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from napari_xanes_tomo.edges import mass_attenuation
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.store import Journal, read_map_attributes, read_map_levels
 from napari_xanes_tomo.model import Problem, XanesTomoError
@@ -102,6 +103,37 @@ def open_docks(make_napari_viewer: Callable[..., Any], qtbot: Any, tiny_twin: Pa
         if docks.viewer is not None:
             docks.close()
     made.clear()
+    qtbot.waitUntil(lambda: not session_module._sessions, timeout=5000)
+
+
+def test_volumes_registered_elsewhere_go_to_their_maps(
+    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
+) -> None:
+    import h5py
+
+    energies, shape = np.array([6534.0, 6558, 7704, 7728, 8178, 8250, 8570]), (12, 16, 18)
+    away = sum((np.arange(n) - (n - 1) / 2).reshape([-1 if k == i else 1 for k in range(3)]) ** 2
+               for i, n in enumerate(shape))  # fmt: skip
+    mu = sum(rho * mass_attenuation(e, energies) for e, rho in {"Mn": 0.8, "Co": 0.5, "Ni": 1.4}.items())
+    volumes = mu[:, None, None, None] * (away < 5**2) + np.random.default_rng(0).normal(0, 5, (len(energies), *shape))
+    with h5py.File(tmp_path / "reg.h5", "w") as file:
+        file["registration_results/reg_results/registered_xanes3D"] = (volumes * 40e-7).astype("f4")
+        file["registration_results/reg_results/eng_list"] = energies / 1e3
+    (tmp_path / "told.yaml").write_text("given: {unit: 1/voxel, pixel_nm: 40}\n")
+    viewer = make_napari_viewer()
+    docks = Docks(viewer, qtbot)
+    docks.session.load_recipe(tmp_path / "told.yaml")
+    viewer.open(str(tmp_path / "reg.h5"), plugin=PLUGIN)
+    assert viewer.layers[0].data.shape == (len(energies), shape[1], shape[0], shape[2])
+    assert "aligned elsewhere" in docks.workflow.scan_label.text()
+    docks.session.run_until("maps", tmp_path / "out")
+    docks.wait()
+    assert read_map_attributes(tmp_path / "out" / "maps.ome.zarr")[0]["maps"][:3] == ["Mn", "Co", "Ni"]
+    assert "hold no counts" in docks.scan.detector_label.text()
+    for button in (docks.jitter.quick_button, docks.jitter.residual_button, docks.registration.test_button):
+        assert not button.isEnabled()
+        assert "not done again" in button.toolTip()
+    docks.close()
     qtbot.waitUntil(lambda: not session_module._sessions, timeout=5000)
 
 

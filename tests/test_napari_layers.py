@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from napari_xanes_tomo.absorbance import normalise
+from napari_xanes_tomo.io.given import given_kind, open_given
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.stack import FrameStack, lazy_frames
 from napari_xanes_tomo.io.store import MapSpec, MapStore
 from napari_xanes_tomo.model import Alignment, Series, XanesTomoError
-from napari_xanes_tomo.recipe import AbsorbanceParameters
+from napari_xanes_tomo.recipe import AbsorbanceParameters, GivenParameters
 
 pytest.importorskip("napari")
 
@@ -29,6 +30,7 @@ from napari_xanes_tomo._napari.layers import (
     ScanLayer,
     geometry,
     map_layers,
+    scan_layer,
     scan_of,
     spread_limits,
 )
@@ -81,6 +83,49 @@ def test_reader_of_hdf5(tiny_twin: Path, tmp_path: Path) -> None:
     (tmp_path / "folder" / "other.h5").write_bytes((tmp_path / "other.h5").read_bytes())
     for name in ("other.h5", "cut.nx", "text.h5", "folder", "missing.h5"):
         assert get_reader(str(tmp_path / name)) is None, name
+
+
+def test_what_was_aligned_elsewhere_opens_as_what_it_is(tmp_path: Path) -> None:
+    import h5py
+
+    absorbance = np.random.default_rng(0).uniform(0, 1, (2, 5, 6, 7)).astype(np.float32)
+    folder = tmp_path / "aligned"
+    folder.mkdir()
+    for energy, stack in zip((8300.0, 8400.0), absorbance, strict=True):
+        with h5py.File(folder / f"a_{energy:.2f}_eV.h5", "w") as file:
+            file["exchange/data"], file["exchange/theta"] = stack, np.linspace(0, 144, 5)
+            file["measurement/instrument/monochromator/energy"] = energy / 1e3
+            file["measurement/instrument/detection_system/pixel_size_nm"] = 40.0
+    assert given_kind(folder) == "projections"
+    one = next(folder.iterdir())
+    with pytest.raises(XanesTomoError, match="two energies, got 1; open the folder"):
+        get_reader(str(one))(str(one))  # type: ignore[misc]
+
+    volumes = tmp_path / "volumes.h5"
+    with h5py.File(volumes, "w") as file:
+        data = file.create_dataset("registration_results/reg_results/registered_xanes3D", data=absorbance)
+        file["registration_results/reg_results/eng_list"] = [8.3, 8.4]
+        data.attrs["units"] = "1/cm"
+    reader = get_reader(str(volumes))
+    assert reader is not None
+    with pytest.raises(XanesTomoError, match=r"given.pixel_nm: load a recipe"):
+        reader(str(volumes))
+    told = GivenParameters(pixel_nm=40.0)
+    layer, options, _ = scan_layer(open_given(volumes, told), volumes, given=told)
+    np.testing.assert_array_equal(np.asarray(layer), absorbance.transpose(0, 2, 1, 3))
+    assert options["axis_labels"] == ("energy", "z", "y", "x")
+    assert "plane z = 2" in options["metadata"][METADATA_KEY].text(1, 2)
+    told = GivenParameters(pixel_nm=40.0, energies_ev=(8300.0, 8400.0))
+    layer, options, _ = scan_layer(open_given(folder, told), folder, given=told)
+    np.testing.assert_allclose(np.asarray(layer), absorbance, atol=2e-6)
+    assert options["axis_labels"] == ("energy", "angle", "y", "x")
+    # Pictures without energies are somebody else's.
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    import tifffile
+
+    tifffile.imwrite(pictures / "a.tif", absorbance[0])
+    assert get_reader(str(pictures)) is None
 
 
 def test_reader_takes_what_is_ours_and_declines_the_rest(tiny_twin: Path, tmp_path: Path) -> None:

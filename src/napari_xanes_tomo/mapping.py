@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .chemistry import ARTEFACT, FLAG
+from .chemistry import ARTEFACT, ARTEFACT_SIGMA, FLAG
 from .edges import ReferenceSpectrum, bracketed_elements
 from .execution import WAITING, Execution, Threads
 from .findings import Findings
@@ -540,7 +540,7 @@ _DESCRIPTIONS = {
     **{name: text for name, (_, text) in MEASURES.items()},
     "valence": "mean valence of the references, by their fractions",
     ARTEFACT: "what energies found to lie beside the others make of edge_energy_relative; it is not taken out",
-    FLAG: f"1 where {ARTEFACT} is more than a standard error: valence contrast that misregistration explains",
+    FLAG: f"1 where {ARTEFACT} exceeds {ARTEFACT_SIGMA:g} sigma: valence contrast that misregistration explains",
     "mask": "1 inside the particle where every energy saw the voxel",
     "coverage": "part of all (energy, angle) pairs that saw the voxel",
 }

@@ -160,6 +160,12 @@ class Dock(QWidget):
             return "Something is running."
         return "" if self.session.workflow is not None else "Nothing was run yet: run a step, or open an output folder."
 
+    def _elsewhere(self) -> str:
+        """Return why a step cannot be tried on what was aligned elsewhere; empty for a measurement."""
+        scan = self.session.scan
+        given = "" if scan is None else scan.series.scans[0].given
+        return f"Not for {given} that were aligned elsewhere: this step is not done again." if given else ""
+
     # ------------------------------------------------------------------------------------------------------ events
 
     def _on_scan(self) -> None:
@@ -169,7 +175,10 @@ class Dock(QWidget):
         else:
             n = len(scan.series.scans)
             total = sum(len(s) for s in scan.series.scans)
-            self.scan_label.setText(f"<b>{escape(scan.series.name)}</b><br>{n} energies, {total} projections")
+            given = scan.series.scans[0].given
+            held = {"volumes": f"{n} volumes", "images": f"{n} images"}.get(given, f"{total} projections")
+            aligned = "; aligned elsewhere: the registration is checked, then come the maps" if given else ""
+            self.scan_label.setText(f"<b>{escape(scan.series.name)}</b><br>{n} energies, {held}{aligned}")
         self._on_out(self.session.out)
         self._on_frame(*self.session.frame)
 

@@ -462,9 +462,13 @@ class JitterDock(StepDock):
         allow(self.exclude_button, why or missing, "What depends on it is to be run again; nothing is deleted.")
         self.point_button.setText("Sample did not move here" if moved else "Sample moved before it")
         allow(self.point_button, why, "Name a change point: the jump of the displacements there is reported.")
-        none = why or ("" if self._result is not None else "There is no displacement yet: run the correction first.")
+        none = (
+            why
+            or self._elsewhere()
+            or ("" if self._result is not None else "There is no displacement yet: run the correction first.")
+        )
         no_scan = "" if self._scan_and_recipe() is not None else "Open a scan first."
-        wait = "Something is running." if self.session.busy else no_scan
+        wait = "Something is running." if self.session.busy else no_scan or self._elsewhere()
         allow(self.quick_button, wait, "A first guess in seconds: binned 4 x 4, every third angle. Never a result.")
         tested = "Known displacements and bad frames are put into copies of this energy and found again."
         allow(self.test_button, wait, tested)

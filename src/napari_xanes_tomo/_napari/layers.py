@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from napari_xanes_tomo.counts import own_beam, read_absorbance
 from napari_xanes_tomo.flats import Beam
+from napari_xanes_tomo.io.given import BEAM
 from napari_xanes_tomo.io.stack import FrameStack, lazy_frames
 from napari_xanes_tomo.io.store import read_map_attributes, read_map_levels
 from napari_xanes_tomo.model import Alignment, FloatArray, Series, XanesTomoError
 from napari_xanes_tomo.pixels import pixel_width, seen_as, usual_scan
-from napari_xanes_tomo.recipe import ScanParameters
+from napari_xanes_tomo.recipe import GivenParameters, ScanParameters
 from napari_xanes_tomo.resample import place
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "map_layers",
     "scan_layer",
     "scan_of",
+    "shown_frames",
     "spread_limits",
     "stored_key",
 ]
@@ -64,6 +66,8 @@ class ScanLayer:
         How it was opened.
     verified : bool
         Whether every header was read.
+    given : GivenParameters
+        What was told of a measurement that was aligned elsewhere.
     """
 
     series: Series
@@ -71,6 +75,7 @@ class ScanLayer:
     path: Path
     parameters: ScanParameters = field(default_factory=ScanParameters)
     verified: bool = True
+    given: GivenParameters = field(default_factory=GivenParameters)
 
     @property
     def folder(self) -> Path:
@@ -83,6 +88,7 @@ class ScanLayer:
         ev = f"{scan.energy_ev:.2f} eV" if np.isfinite(scan.energy_ev) else "energy unknown"
         known = angle < len(scan) and np.isfinite(scan.theta_deg[angle])
         theta = f"{scan.theta_deg[angle]:.2f} deg" if known else "no angle"
+        theta = f"plane z = {angle}, 1/cm" if scan.given == "volumes" else "absorbance" if scan.gridded else theta
         size = f"{scan.pixel_size_nm:.1f} nm/px" if np.isfinite(scan.pixel_size_nm) else "pixel size unknown"
         name = scan.names[angle] if angle < len(scan.names) else ""
         status = self.stack.status(energy, angle)
@@ -93,6 +99,18 @@ def scan_of(layer: Any) -> ScanLayer | None:
     """Return what a layer of the reader knows about its measurement, None for any other layer."""
     found = getattr(layer, "metadata", {}).get(METADATA_KEY)
     return found if isinstance(found, ScanLayer) else None
+
+
+def shown_frames(stack: FrameStack) -> tuple[Callable[[int, int], npt.NDArray[Any]], np.dtype[Any]]:
+    """Return what reads a frame to be shown, and its type: absorbance of projections aligned elsewhere, else counts."""
+    if stack.series.scans[0].given != "projections":
+        return stack.read, stack.dtype
+    return partial(_absorbance, stack), np.dtype(np.float32)
+
+
+def _absorbance(stack: FrameStack, energy: int, angle: int) -> npt.NDArray[Any]:
+    counts = stack.read(energy, angle)
+    return np.where(counts > 0, -np.log(np.maximum(counts, 1e-6) / BEAM), 0).astype(np.float32)
 
 
 def geometry(series: Series) -> dict[str, Any]:
@@ -112,7 +130,7 @@ def geometry(series: Series) -> dict[str, Any]:
             # Measured angles scatter by hundredths of a degree; the overlay has the true ones.
             scale, translate, unit = round(step, 4), round(float(first[0]), 3), "deg"
     return {
-        "axis_labels": AXES,
+        "axis_labels": ("energy", "z", "y", "x") if series.scans[0].gridded else AXES,
         "units": ("pixel", unit, "pixel", "pixel"),
         "scale": (1.0, scale, 1.0, 1.0),
         "translate": (0.0, translate, 0.0, 0.0),
@@ -128,7 +146,12 @@ def spread_limits(frames: list[npt.NDArray[Any]], low: float = 0.5, high: float 
 
 
 def scan_layer(
-    series: Series, path: Path, parameters: ScanParameters | None = None, *, verified: bool = True
+    series: Series,
+    path: Path,
+    parameters: ScanParameters | None = None,
+    *,
+    verified: bool = True,
+    given: GivenParameters | None = None,
 ) -> LayerData:
     """Return the layer of a whole measurement.
 
@@ -138,11 +161,12 @@ def scan_layer(
         Not one frame can be read.
     """
     stack = FrameStack(series)
-    info = ScanLayer(series, stack, path, parameters or ScanParameters(), verified)
+    info = ScanLayer(series, stack, path, parameters or ScanParameters(), verified, given or GivenParameters())
+    read, dtype = shown_frames(stack)
     # Three frames of the first, middle and last energy that have any: the counts change by a factor over the energies.
     usable = [(e, np.flatnonzero(s.usable)) for e, s in enumerate(series.scans) if s.usable.any()]
     chosen = {usable[0][0]: usable[0], usable[len(usable) // 2][0]: usable[len(usable) // 2], usable[-1][0]: usable[-1]}
-    frames = [stack.read(e, int(index[len(index) // 2])) for e, index in chosen.values()]
+    frames = [read(e, int(index[len(index) // 2])) for e, index in chosen.values()]
     if stack.failed and len(stack.failed) == len(frames) == sum(len(index) for _, index in usable):
         raise XanesTomoError(next(iter(stack.failed.values())).partition(":")[2])
     options = {
@@ -152,7 +176,7 @@ def scan_layer(
         "colormap": "gray",
         **geometry(series),
     }
-    return lazy_frames(stack.read, stack.shape, stack.dtype), options, "image"
+    return lazy_frames(read, stack.shape, dtype), options, "image"
 
 
 _Reader = Callable[[int, int], npt.NDArray[np.float32]]

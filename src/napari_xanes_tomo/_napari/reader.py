@@ -8,15 +8,15 @@ from itertools import islice
 from pathlib import Path
 
 from napari_xanes_tomo.io.exchange import holds_scan
-from napari_xanes_tomo.io.given import given_kind
+from napari_xanes_tomo.io.given import given_kind, open_given
 from napari_xanes_tomo.io.header_cache import is_remembered
 from napari_xanes_tomo.io.scan import is_scan_folder, is_scan_script, open_series
 from napari_xanes_tomo.model import XanesTomoError
-from napari_xanes_tomo.recipe import ScanParameters
+from napari_xanes_tomo.recipe import GivenParameters, ScanParameters
 
 from .layers import LayerData, is_maps, map_layers, scan_layer
 
-__all__ = ["get_reader", "read_maps", "read_scan"]
+__all__ = ["get_reader", "read_given", "read_maps", "read_scan"]
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
@@ -37,32 +37,77 @@ def get_reader(path: str | Sequence[str]) -> Callable[[str | Sequence[str]], lis
     if place.is_dir():
         if is_maps(place) is not None:
             return read_maps
-        return read_scan if is_scan_folder(place) or holds_scan(place) else None
-    if place.suffix.lower() in (".xrm", ".txrm") or holds_scan(place):
+        if is_scan_folder(place):
+            return read_scan
+    elif place.suffix.lower() in (".xrm", ".txrm"):
         return read_scan
-    if place.suffix.lower() in HDF5 and registered_elsewhere(place):
-        return refuse
-    return read_scan if is_scan_script(place) else None
+    if place.is_dir() or place.suffix.lower() in HDF5:
+        elsewhere = _reader_of_given(place)
+        if elsewhere is not None:
+            return elsewhere
+    return read_scan if holds_scan(place) or (place.is_file() and is_scan_script(place)) else None
 
 
 HDF5 = (".h5", ".hdf", ".hdf5")
 
 
+def told() -> GivenParameters:
+    """Return what the recipe in the docks says of measurements that were aligned elsewhere."""
+    from napari import current_viewer
+    from qtpy.QtCore import QCoreApplication
+
+    viewer = current_viewer() if QCoreApplication.instance() is not None else None
+    if viewer is None:
+        return GivenParameters()
+    from .session import told_of_given
+
+    return told_of_given(viewer)
+
+
+def _reader_of_given(place: Path) -> Callable[[str | Sequence[str]], list[LayerData]] | None:
+    """Return what opens projections, volumes or images that were aligned elsewhere, None where there are none."""
+    if not place.exists() or given_kind(place, told()) == "raw":
+        return None
+    try:
+        open_given(place, told())
+    except XanesTomoError as error:
+        # Any folder of pictures looks like volumes: it is ours where all is known but a number that a recipe can tell.
+        ours = place.is_file() or any(w in str(error) for w in ("set given.unit", "set given.pixel_nm"))
+        return refuse if ours else None
+    return read_given
+
+
 def registered_elsewhere(place: Path) -> str:
-    """Say how volumes or images that were registered elsewhere become maps; empty where there are none at `place`."""
-    kind = given_kind(place) if place.exists() else "raw"
+    """Say what keeps what was aligned elsewhere from being opened; empty where there is nothing of that at `place`."""
+    kind = given_kind(place, told()) if place.exists() else "raw"
     if kind == "raw":
         return ""
-    return (
-        f"{place.name}: expected a measurement, got {kind} that were aligned elsewhere; "
-        f"`xanes-tomo run {place.name} --out OUT` makes their maps (pixel size and unit: `given` in the recipe), "
-        "then open OUT"
-    )
+    try:
+        open_given(place, told())
+    except XanesTomoError as error:
+        what = str(error)
+        if "two energies" in what:
+            return f"{what}; open the folder that holds a file for every energy"
+        if "set given." in what:
+            return (
+                f"{what}: load a recipe with it in the Workflow dock and open this again, or "
+                f"`xanes-tomo run {place.name} --out OUT --recipe R.yaml`"
+            )
+        return what
+    return f"{place.name}: holds {kind} that were aligned elsewhere"
 
 
 def refuse(path: str | Sequence[str]) -> list[LayerData]:
-    """Say what to do with a file whose units only a recipe can tell."""
+    """Say what to do with a file of which something is not known."""
     raise XanesTomoError(registered_elsewhere(_one(path)))
+
+
+def read_given(path: str | Sequence[str]) -> list[LayerData]:
+    """Open what was aligned elsewhere as one lazy layer: absorbance of projections, planes of volumes, images."""
+    place, given = _one(path), told()
+    layer = scan_layer(open_given(place, given), place, given=given)
+    _attach_later()
+    return [layer]
 
 
 def _one(path: str | Sequence[str]) -> Path:

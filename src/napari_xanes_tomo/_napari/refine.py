@@ -9,15 +9,16 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from napari_xanes_tomo.io.given import open_given
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.stack import FrameStack, lazy_frames
 from napari_xanes_tomo.model import Problem, Progress
-from napari_xanes_tomo.recipe import ScanParameters
+from napari_xanes_tomo.recipe import GivenParameters, ScanParameters
 
 from .jobs import Jobs
-from .layers import METADATA_KEY, ScanLayer, geometry, scan_of
+from .layers import METADATA_KEY, ScanLayer, geometry, scan_of, shown_frames
 
-__all__ = ["Refinement", "opened_with", "refine", "replace_scan"]
+__all__ = ["Refinement", "given_with", "opened_with", "refine", "replace_scan"]
 
 
 def opened_with(info: ScanLayer, parameters: ScanParameters, progress: Progress) -> ScanLayer:
@@ -26,9 +27,16 @@ def opened_with(info: ScanLayer, parameters: ScanParameters, progress: Progress)
     return ScanLayer(series, FrameStack(series), info.path, parameters)
 
 
+def given_with(info: ScanLayer, given: GivenParameters) -> ScanLayer:
+    """Open again what was aligned elsewhere, with what is told of it now."""
+    series = open_given(info.path, given)
+    return ScanLayer(series, FrameStack(series), info.path, given=given)
+
+
 def replace_scan(layer: Any, info: ScanLayer) -> None:
     """Let a layer show a scan as it was opened again."""
-    layer.data = lazy_frames(info.stack.read, info.stack.shape, info.stack.dtype)
+    read, dtype = shown_frames(info.stack)
+    layer.data = lazy_frames(read, info.stack.shape, dtype)
     layer.metadata = {**layer.metadata, METADATA_KEY: info}
     place = geometry(info.series)
     layer.scale, layer.translate = place["scale"], place["translate"]

@@ -468,7 +468,7 @@ class RegistrationDock(StepDock):
         self.exclude_button.setText(f"{'Restore' if out else 'Exclude'} {self._energy_text()}")
         allow(self.exclude_button, why, "It has no part in the maps then; nothing is deleted.")
         is_reference = state is not None and state.reference == energy
-        mine = why or ("The reference's magnification is 1 by definition." if is_reference else "")
+        mine = why or self._elsewhere() or ("The reference's magnification is 1 by definition." if is_reference else "")
         allow(self.fix_button, mine, "Use this magnification instead of measuring it.")
         allow(self.measure_button, mine or ("" if fixed is not None else "It is measured."), "Measure it again.")
         allow(
@@ -480,7 +480,7 @@ class RegistrationDock(StepDock):
         self.change_combo.setCurrentIndex(0 if said is None else 1 + SCALE_CHANGES.index(said))
         allow(
             self.change_combo,
-            why,
+            why or self._elsewhere(),
             "What a scale that departs from the calibration is taken for; the plots of mass and width above help. "
             "Shrinkage: the maps show every energy as the particle would absorb at its size at the reference energy.",
         )

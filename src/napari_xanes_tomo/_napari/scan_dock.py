@@ -265,7 +265,11 @@ class ScanDock(StepDock):
         self.compared.setVisible(bool(compared))
         fit(self.compared, most=6)
         lines = []
-        if numbers:
+        if numbers.get("given"):
+            lines.append(
+                f"{str(numbers['given']).capitalize()} made elsewhere hold no counts: there are no flats to judge."
+            )
+        elif numbers:
             read = np.sqrt(numbers["read_variance"])
             source = {"one shot": " (from one shot: an upper limit)", "none": " (assumed: the flats say nothing)"}
             lines.append(
@@ -321,7 +325,7 @@ class ScanDock(StepDock):
             numbers: dict[str, Any] = {}
             if candidate is not None and workflow is not None:
                 result = workflow.result(candidate)
-                found, numbers = result.arrays["air_residual"], dict(result.numbers)
+                found, numbers = result.arrays.get("air_residual", found), dict(result.numbers)
             limit = next((s.threshold for s in candidate.quality.scores if s.threshold), None) if candidate else None
             n = len(found)
             line = [([], []), ([0, n - 1], [limit, limit])] if limit is not None and n else []

@@ -18,7 +18,7 @@ from qtpy.QtCore import QObject, Signal
 
 from napari_xanes_tomo import compile_ahead
 from napari_xanes_tomo.model import Progress, XanesTomoError
-from napari_xanes_tomo.recipe import Recipe
+from napari_xanes_tomo.recipe import GivenParameters, Recipe
 from napari_xanes_tomo.registration import reference_energy
 from napari_xanes_tomo.state import State
 from napari_xanes_tomo.steps import STEPS, step
@@ -27,10 +27,19 @@ from napari_xanes_tomo.workflow import Workflow
 from .jobs import Jobs
 from .layers import ScanLayer, scan_of
 from .overlay import attach_overlay, frame_at, go_to, shown_scan, unwrapped
-from .refine import opened_with, replace_scan
+from .refine import given_with, opened_with, replace_scan
 from .words import decision_name
 
-__all__ = ["Session", "run_steps", "section_of", "session_of", "short_path", "suggest_output", "units_of"]
+__all__ = [
+    "Session",
+    "run_steps",
+    "section_of",
+    "session_of",
+    "short_path",
+    "suggest_output",
+    "told_of_given",
+    "units_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -448,7 +457,8 @@ class Session(QObject):
             self._fail("expected a scan in this viewer, found none; open a scan script or a folder first")
             return
         folder = Path(out).expanduser().absolute()
-        raw = scan.folder.resolve()
+        # One file made elsewhere may well lie in the folder its maps go to.
+        raw = (scan.path if scan.series.scans[0].given else scan.folder).resolve()
         if folder.resolve().is_relative_to(raw):
             self._fail(f"{folder.name}: lies inside the folder of the raw data; choose another output folder")
             return
@@ -459,10 +469,14 @@ class Session(QObject):
             info, wanted = scan, recipe
             if (folder / "journal.jsonl").exists() and (folder / "recipe.yaml").exists():
                 wanted = None
-                parameters = Recipe.from_yaml(folder / "recipe.yaml").scan
+                read_as = Recipe.from_yaml(folder / "recipe.yaml")
             else:
-                parameters = asked.scan
-            if parameters != scan.parameters or not scan.verified:
+                read_as = asked
+            parameters = read_as.scan
+            if scan.series.scans[0].given:
+                if read_as.given != scan.given:
+                    info = given_with(scan, read_as.given)
+            elif parameters != scan.parameters or not scan.verified:
                 info = opened_with(scan, parameters, progress)
             workflow = Workflow(info.series, folder, wanted, source=info.path)
             made.append(workflow)
@@ -593,6 +607,13 @@ def _outcome(workflow: Workflow, name: str, energies: Sequence[int]) -> str:
 
 
 _sessions: dict[int, Session] = {}
+
+
+def told_of_given(viewer: Any) -> GivenParameters:
+    """Return what the recipe shown in the docks of a viewer says of what was aligned elsewhere."""
+    viewer = unwrapped(viewer)
+    session = _sessions.get(id(viewer))
+    return session.asked.given if session is not None and session.viewer is viewer else GivenParameters()
 
 
 def session_of(viewer: Any) -> Session:
