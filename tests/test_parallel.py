@@ -95,19 +95,16 @@ def test_a_library_that_is_loaded_later_is_limited_as_well(monkeypatch: pytest.M
 # ------------------------------------------------------------------------------------------- a call beside the rest
 
 
-def _beside() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "xanes-tomo-ahead"]
-
-
 def test_what_is_begun_ahead_is_handed_over() -> None:
     def work(progress: Progress) -> int:
         progress("halves", 1, 2)
         return 7
 
     said: list[tuple[str, int, int]] = []
-    assert Ahead(work).result(lambda *a: said.append(a)) == 7
+    ahead = Ahead(work)
+    assert ahead.result(lambda *a: said.append(a)) == 7
     assert set(said) == {("halves", 1, 2)}
-    assert not _beside()
+    assert not ahead._thread.is_alive()
 
 
 def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for() -> None:
@@ -117,7 +114,7 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_asked_for() -> None:
     ahead = Ahead(work)
     with pytest.raises(KeyError, match="no"):
         ahead.result()
-    assert not _beside()
+    assert not ahead._thread.is_alive()
 
 
 def test_a_call_that_nobody_waits_for_stops_at_its_next_safe_point() -> None:
@@ -138,4 +135,4 @@ def test_a_call_that_nobody_waits_for_stops_at_its_next_safe_point() -> None:
     assert begun.wait(30)
     with pytest.raises(Cancelled):
         ahead.result(cancel)
-    assert not _beside()
+    assert not ahead._thread.is_alive()

@@ -1,4 +1,3 @@
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -393,7 +392,7 @@ def test_the_same_run_again_does_nothing(series: Series, direct: dict[str, Any],
     [("flats", 0.6), ("jitter", 0.0), ("jitter", 0.6), ("registration", 0.6), ("maps", 0.0), ("maps", 1.0)],
 )
 def test_cancelled_and_resumed_gives_the_same(
-    series: Series, direct: dict[str, Any], tmp_path: Path, name: str, share: float
+    series: Series, direct: dict[str, Any], tmp_path: Path, name: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     reached = []
@@ -404,9 +403,17 @@ def test_cancelled_and_resumed_gives_the_same(
             raise Cancelled
 
     with Workflow(series, out, FAST) as w:
+        begun: set[Any] = set()
+        look = w._look_ahead
+
+        def looked(units: Any) -> None:
+            look(units)
+            begun.update(ahead for _, ahead in w._ahead)
+
+        monkeypatch.setattr(w, "_look_ahead", looked)
         with pytest.raises(Cancelled):
             w.run(progress=stop)
-        assert not [t for t in threading.enumerate() if t.name == "xanes-tomo-ahead"]
+        assert not any(ahead._thread.is_alive() for ahead in begun)  # no thread outlives the run
     assert reached
     finished = sum(e.kind == "candidate" for e in Journal(out).events)
     told: list[float] = []
