@@ -15,7 +15,7 @@ __all__ = ["Coupled", "noise_left"]
 F32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 _RESAMPLING_PX = 0.001  # what halving and resampling leave without any noise, pixels of those frames
-_CENTER_PX = 0.002  # the same for the rotation axis, where it does not average out
+_CENTER_PX = 0.001  # the same for the rotation axis, where it does not average out
 
 
 class Coupled:
