@@ -104,8 +104,8 @@ def with_known_pixels(series: Series, *, images: bool = False) -> Series:
             usual = usual_scan([s for s in scans if s.frames.frame_shape == usual.frames.frame_shape])
         if not any(p.code == "other-binning" and p.energy_ev == scan.energy_ev for p in problems):
             what = (
-                f"the frames at {scan.energy_ev:g} eV have {_size(scan)} pixels, {width:g} times as wide as at the other "
-                f"energies ({_size(usual)}): registered and mapped with them"
+                f"the frames at {scan.energy_ev:g} eV have {_size(scan)} pixels, {width:g} times as wide as those "
+                f"of the other energies ({_size(usual)}): registered and mapped with them"
             )
             problems.append(Problem("info", "other-binning", what, "", scan.energy_ev))
     return replace(series, scans=tuple(scans), problems=tuple(problems))
