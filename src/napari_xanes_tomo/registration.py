@@ -377,8 +377,19 @@ def object_mass(stack: F32, theta_deg: FloatArray, alignment: Alignment, templat
     mine, theirs = match_angles(theta_deg, template.theta_deg)
     part = replace(alignment, shift=alignment.shift[mine], sigma=alignment.sigma[mine], status=())
     placed, coverage = place(stack[mine], part.binned(template.bin, template.frame_shape), return_coverage=True)
-    weight = _object_weight(template.frames[theirs]) * (coverage > 0.99)
-    return float((placed * weight).sum(dtype=np.float64) / max(1.0, float(weight.sum(dtype=np.float64))))
+    shadow = template.frames[theirs]
+    weight = _object_weight(shadow)
+    return _over_shadow(placed, weight * (coverage > 0.99), shadow, weight)
+
+
+def _over_shadow(placed: F32, seen: F32, shadow: F32, weight: F32) -> float:
+    """Return the mean of `placed` over the object's shadow in the template, `weight`, of which only `seen` is known.
+
+    Thick and thin parts are not seen alike at all energies: what is missing is as in the template.
+    """
+    whole = float((shadow * weight).sum(dtype=np.float64)) / max(1.0, float(weight.sum(dtype=np.float64)))
+    there = float((shadow * seen).sum(dtype=np.float64))
+    return float((placed * seen).sum(dtype=np.float64)) / there * whole if there > 0 else 0.0
 
 
 def match_angles(theta_deg: FloatArray, template_deg: FloatArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -568,6 +579,7 @@ class _Fit:
         (height, width), recorded = template.grid_shape, self.recorded
         fine, coarse = fine / extra, coarse / extra
         level = template._level(fine, coarse, extra)
+        self.against = level, extra
         now = self.alignment(self.base, self.theta).binned(recorded.bin, recorded.frame_shape, template.bin)
         rows = (level.top, level.top + level.plain.shape[1])
         self.placed = place(self.data, now, grid_shape=(height // extra, width // extra), rows=rows, bin=extra)
@@ -728,9 +740,9 @@ class _Fit:
         where = self.place(solved)
         block, block_sigma, block_place = self._blocks()
         excess = _field_excess(block, block_sigma)
-        mass = float(
-            (self.placed * self.inside).sum(dtype=np.float64) / max(1.0, float(self.inside.sum(dtype=np.float64)))
-        )
+        level, extra = self.against
+        shadow = bin_frames(self.template.frames, extra)[:, level.top : level.top + level.plain.shape[1]]
+        mass = _over_shadow(self.placed, self.inside, self._of(shadow), self._of(level.weight))
         angle, angle_sigma = (float(np.rad2deg(v)) for v in (where[5], sigma[5]))
         scores = (
             Score("correlation with the reference", solved.correlation, "", 0.3, "higher"),
