@@ -39,9 +39,10 @@ from napari_xanes_tomo.joint import common_sigma, ranking
 from napari_xanes_tomo.model import Alignment
 from napari_xanes_tomo.phantom import draw_motion, twin_parameters, write_twin
 from napari_xanes_tomo.recipe import AbsorbanceParameters, ScanParameters
-from napari_xanes_tomo.registration import Template, make_template, reference_energy, register
+from napari_xanes_tomo.registration import reference_energy, register
 from napari_xanes_tomo.scale import magnification_laws, scale_report
 from napari_xanes_tomo.state import active_events, candidates_in
+from napari_xanes_tomo.template import Template, make_template
 
 MEASURED_TO = 0.6e-4
 MANY = (

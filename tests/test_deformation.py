@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from napari_xanes_tomo.contrast import near_edges, tabulated, take_apart
 from napari_xanes_tomo.deformation import acquisition_order, beyond_rigid, deformation
 from napari_xanes_tomo.model import Alignment
-from napari_xanes_tomo.registration import make_template, register
+from napari_xanes_tomo.registration import register
 from napari_xanes_tomo.registration_report import moments_section
+from napari_xanes_tomo.template import make_template
 
 ENERGIES = np.array([6534.0, 6558, 7704, 7728, 8178, 8298, 8328, 8340, 8343, 8346, 8354, 8365, 8400, 8450, 8570])
 LAST = len(ENERGIES) - 1

@@ -17,7 +17,7 @@ from napari_xanes_tomo.differences import (
     sample,
 )
 from napari_xanes_tomo.model import Alignment
-from napari_xanes_tomo.registration import Template, make_template
+from napari_xanes_tomo.template import Template, make_template
 
 THETA = np.arange(-90.0, 90.0, 3.0)
 SHAPE = (48, 64)

@@ -16,14 +16,11 @@ from napari_xanes_tomo.model import Alignment, Cancelled, EnergyScan, XanesTomoE
 from napari_xanes_tomo.phantom import PRESETS
 from napari_xanes_tomo.recipe import AbsorbanceParameters, RegistrationParameters
 from napari_xanes_tomo.registration import (
-    Template,
-    make_template,
-    match_angles,
-    object_mass,
     reference_energy,
     register,
 )
 from napari_xanes_tomo.resample import place
+from napari_xanes_tomo.template import Template, make_template, match_angles, object_mass
 
 SIX = (6534.0, 6558.0, 7704.0, 7728.0, 8178.0, 8570.0)
 THETA = np.arange(-90.0, 90.0, 6.0)

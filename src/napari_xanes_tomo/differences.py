@@ -21,8 +21,8 @@ from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, XanesTomoError
 from .projector import Projector
 from .reconstruction import angular_weights
-from .registration import Template
 from .resample import place
+from .template import Template
 
 __all__ = [
     "FEWEST_SAMPLED",

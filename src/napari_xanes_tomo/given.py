@@ -17,9 +17,10 @@ from .absorbance import Normalised
 from .io.given import BEAM
 from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import Recipe
-from .registration import Template, object_mass, reference_energy
+from .registration import reference_energy
 from .steps import StepResult, alignment_of, run_flats
 from .survey import Survey, survey
+from .template import Template, object_mass
 
 __all__ = ["REASONS", "given_flats", "given_jitter", "given_registration", "look_at", "read_given"]
 

@@ -11,7 +11,7 @@ across an absorption edge does not pull.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,176 +22,22 @@ from .agreement import (
     band_pass,
     bin_frames,
     block_shifts,
-    object_support,
     registration_equations,
-    smooth,
     solve_normal,
 )
 from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
-from .projector import Projector
 from .recipe import RegistrationParameters
-from .reconstruction import angular_weights, fbp
 from .resample import place
+from .template import BandLimited, Template, match_angles, over_shadow
 
-__all__ = [
-    "RegistrationResult",
-    "Template",
-    "make_template",
-    "match_angles",
-    "object_mass",
-    "reference_energy",
-    "register",
-]
+__all__ = ["RegistrationResult", "reference_energy", "register"]
 
 F32 = npt.NDArray[np.float32]
 _BLOCKS = 12  # contiguous blocks of angles left out in turn for the standard errors
-_SHARED = ("scale", "roll", "dy", "dx", "angle", "pitch", "blur", "steep")
 _ROLL_DEG = 0.01  # smaller rolls (0.02 px at the rim of a 256 px frame) are reported but not applied
 _ANGLE_DEG = 0.02
-_WIDER = (1.0, 1.5, 2.0, 3.0)
 _FINEST = 0.5  # px: with coarser pixels the interpolations decide what is sharp, not the focus
-
-
-@dataclass(frozen=True)
-class _Level:
-    """The template at one binning, band-passed: arrays (n, y, x) of rows `top`.. of the grid."""
-
-    plain: F32
-    steep: F32
-    depth: F32
-    noise: F32 | None
-    weight: F32
-    top: int
-    middle: float
-
-
-@dataclass(frozen=True)
-class Template:
-    """A tomogram on the common grid, seen again at its own angles.
-
-    Attributes
-    ----------
-    frames : (n, y, x) float32 array
-        Reprojection of the volume, binned by `bin`.
-    depth : (n, y, x) float32 array
-        Reprojection of the volume times the distance from the axis along the beam, in common-grid px: what a turn or a
-        tilt of the object changes.
-    volume : (y, z, x) float32 array
-    theta_deg : (n,) array
-        Degrees.
-    bin : int
-        Common-grid pixels per pixel.
-    frame_shape : (int, int)
-        Shape of a raw frame at the reference energy.
-    level : float
-        Mean attenuation inside the particle, 1/pixel of `frames`.
-    base : Alignment
-        Of the projections it was made of, binned.
-    made_of : (int, int)
-        Shape of these.
-    noise, noise_growth : float
-        Standard deviation of the noise of one of their pixels where nothing absorbs, and how fast its logarithm grows
-        with the absorbance: fewer photons come through.
-    """
-
-    frames: F32
-    depth: F32
-    volume: F32
-    theta_deg: FloatArray
-    bin: int
-    frame_shape: tuple[int, int]
-    level: float
-    base: Alignment
-    made_of: tuple[int, int]
-    noise: float
-    noise_growth: float
-    _levels: dict[tuple[float, float, int], _Level] = field(default_factory=dict, compare=False, repr=False)
-    _noises: list[F32] = field(default_factory=list, compare=False, repr=False)
-
-    @property
-    def grid_shape(self) -> tuple[int, int]:
-        """(rows, columns) of `frames`."""
-        return self.frames.shape[1], self.frames.shape[2]
-
-    def turned(self, angle_deg: float) -> Template:
-        """Return the template as it is seen with the object turned by `angle_deg` against the stage."""
-        frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)
-        return replace(self, frames=frames, depth=depth, _levels={})
-
-    def binned(self, k: int) -> Template:
-        """Return the template in pixels `k` times as wide; the shape of `frames` is a multiple of that."""
-        rows, columns = self.grid_shape
-        volume = bin_frames(self.volume, k).reshape(rows // k, k, columns // k, columns // k).mean(axis=1)
-        return replace(
-            self, frames=bin_frames(self.frames, k), depth=bin_frames(self.depth, k), volume=volume * np.float32(k),
-            bin=k * self.bin, level=k * self.level, _levels={}, _noises=[bin_frames(self.noise_frames(), k)],
-        )  # fmt: skip
-
-    def second(self, fine: float, coarse: float) -> Template:
-        """Return what of it `register` compares with as a second template, in the `band` of the first."""
-        band = (fine, coarse, 1)
-        self._noisy(*band)
-        nothing = np.zeros((0, 0, 0), dtype=np.float32)
-        levels = {band: self._level(*band)}
-        return replace(self, frames=nothing, depth=nothing, volume=nothing, _levels=levels, _noises=[])
-
-    def noise_frames(self) -> F32:
-        """Return one draw (n, y, x) of the noise of `frames`: random pixels that go through all that made them."""
-        if not self._noises:
-            rng = np.random.default_rng(0)
-            drawn = rng.standard_normal((len(self.frames), *self.made_of), dtype=np.float32)
-            placed = place(drawn, self.base, grid_shape=self.grid_shape)
-            placed *= np.float32(self.noise) * np.exp(np.float32(self.noise_growth) * np.maximum(self.frames, 0))
-            volume = fbp(placed, self.theta_deg, weights=angular_weights(self.theta_deg))
-            volume *= object_support(self.volume)
-            self._noises.append(Projector(volume.shape[2], self.theta_deg).forward(volume))
-        return self._noises[0]
-
-    def _noisy(self, fine: float, coarse: float, extra: int) -> F32:
-        """Return the noise of a level, made once."""
-        level = self._level(fine, coarse, extra)
-        if level.noise is None:
-            rows = slice(level.top, level.top + level.plain.shape[1])
-            noise = band_pass(bin_frames(self.noise_frames(), extra)[:, rows], fine, coarse)
-            self._levels[fine, coarse, extra] = level = replace(level, noise=noise)
-        assert level.noise is not None
-        return level.noise
-
-    def band(self, parameters: RegistrationParameters) -> tuple[float, float]:
-        """Return the finest band that is compared, px of `frames`.
-
-        The one of the parameters, or the first wider one in which noise is no more than a quarter of the power.
-        """
-        unit = self.frames.shape[2] / 256
-        for factor in _WIDER:
-            fine, coarse = (factor * unit * width for width in (parameters.fine_px, parameters.coarse_px))
-            level, noise = self._level(fine, coarse, 1), self._noisy(fine, coarse, 1)
-            power = float(np.vdot(level.weight, level.plain * level.plain))
-            if float(np.vdot(level.weight, noise * noise)) <= 0.25 * power:
-                break
-        return fine, coarse
-
-    def _level(self, fine: float, coarse: float, extra: int) -> _Level:
-        """Return the template binned once more by `extra`, limited to a band; made once."""
-        key = (fine, coarse, extra)
-        if key not in self._levels:
-            small = bin_frames(self.frames, extra)
-            weight = _object_weight(small, 1.0 / extra)
-            rows = np.flatnonzero(weight.any(axis=(0, 2)))
-            reach = int(np.ceil(4 * coarse)) + 2
-            top, bottom = max(0, int(rows[0]) - reach), min(small.shape[1], int(rows[-1]) + 1 + reach)
-            small = small[:, top:bottom]
-            self._levels[key] = _Level(
-                band_pass(small, fine, coarse),
-                band_pass(_steepness(small), fine, coarse),
-                band_pass(bin_frames(self.depth, extra)[:, top:bottom], fine, coarse),
-                None,
-                weight[:, top:bottom],
-                top,
-                (bin_frames(self.frames[:1], extra).shape[1] - 1) / 2 - top,
-            )
-        return self._levels[key]
 
 
 @dataclass(frozen=True)
@@ -280,128 +126,6 @@ def reference_energy(energies_ev: npt.ArrayLike, wanted_ev: float | None = None)
     high = np.flatnonzero(energies >= last + 150.0)
     candidates = high if len(high) else np.arange(len(energies))
     return int(candidates[np.argmax(energies[candidates])])
-
-
-def make_template(
-    stack: F32,
-    theta_deg: FloatArray,
-    alignment: Alignment,
-    *,
-    bin: int = 1,
-    frame_shape: tuple[int, int] | None = None,
-    like: Template | None = None,
-) -> Template:
-    """Reconstruct the reference and project it again: its projections without their noise.
-
-    Parameters
-    ----------
-    stack : (n, y, x) float32 array
-        Absorbance at the reference energy, binned by `bin`.
-    theta_deg : (n,) array
-    alignment : Alignment
-        Of these projections, raw px, magnification 1.
-    bin : int
-        Recorded pixels per pixel of `stack`.
-    frame_shape : (int, int), optional
-        Shape of a raw frame; `bin` times that of `stack` unless given.
-    like : Template, optional
-        One on whose grid it is made; that of the stack unless given.
-    """
-    shape = (stack.shape[1] * bin, stack.shape[2] * bin) if frame_shape is None else frame_shape
-    base = alignment.binned(bin, shape, None if like is None else like.bin)
-    placed = place(stack, base, grid_shape=None if like is None else like.grid_shape)
-    bin, shape = (bin, shape) if like is None else (like.bin, like.frame_shape)
-    volume = fbp(placed, theta_deg, weights=angular_weights(theta_deg))
-    volume *= object_support(volume)
-    theta = np.asarray(theta_deg, dtype=float)
-    frames, depth = _reproject(volume, theta, bin)
-    calm = smooth(volume, 1.0)
-    body = calm > 0.5 * np.percentile(calm[calm > 0.2 * calm.max()], 50)
-    level = float(volume[body].mean())
-    made_of = (stack.shape[1], stack.shape[2])
-    return Template(frames, depth, volume, theta, bin, shape, level, base, made_of, *_pixel_noise(stack))
-
-
-def _pixel_noise(stack: F32) -> tuple[float, float]:
-    """Return the standard deviation of the noise of a pixel at no absorbance, and how its logarithm grows with it.
-
-    From second differences along both axes, to which smooth images add nothing (Immerkaer 1996, doi
-    10.1006/cviu.1996.0060), in five classes of absorbance. A half is the noise of the photons alone, one that of a
-    camera: beyond that of a camera, seen beside the object, it is structure.
-    """
-    few = stack[:: max(1, len(stack) // 20)]
-    top = float(np.nanpercentile(few, 99))
-    rows = few[:, :-2] - 2 * few[:, 1:-1] + few[:, 2:]
-    both = rows[:, :, :-2] - 2 * rows[:, :, 1:-1] + rows[:, :, 2:]
-    middle = smooth(np.nan_to_num(few), 1.5)[:, 1:-1, 1:-1]
-    change = 1.4826 / 6 * np.abs(both)
-    inside, air = (np.isfinite(both) & part for part in (middle > 0.1 * top, np.abs(middle) < 0.05 * top))
-    size, absorbance = change[inside], middle[inside]
-    if len(size) < 100:
-        return 0.0, 0.0
-    classes = np.array_split(np.argsort(absorbance), 5)
-    at = np.array([np.mean(absorbance[c]) for c in classes], dtype=float)
-    noise = np.array([np.median(size[c]) for c in classes], dtype=float)
-    if air.sum() > 1000:
-        noise = np.minimum(noise, np.median(change[air]) * np.exp(at))
-    if not noise.min() > 0:
-        return float(np.median(noise)), 0.0
-    growth = float(np.clip(np.polyfit(at, np.log(noise), 1)[0], 0.0, 1.0))
-    return float(np.exp(np.mean(np.log(noise) - growth * at))), growth
-
-
-def _reproject(volume: F32, theta_deg: FloatArray, bin: int) -> tuple[F32, F32]:
-    """Project a volume, and the volume times the distance from the axis along the beam (common-grid px)."""
-    n = volume.shape[2]
-    projector = Projector(n, theta_deg)
-    frames = projector.forward(volume)
-    c = ((np.arange(n) - (n - 1) / 2) * bin).astype(np.float32)
-    t = np.deg2rad(theta_deg)
-    depth = projector.forward(volume * c[None, :, None]) * np.cos(t).astype(np.float32)[:, None, None]
-    depth -= projector.forward(volume * c[None, None, :]) * np.sin(t).astype(np.float32)[:, None, None]
-    return frames, depth
-
-
-def object_mass(stack: F32, theta_deg: FloatArray, alignment: Alignment, template: Template) -> float:
-    """Return the mean absorbance over the object's shadow in the template: the particle's spectrum, up to a factor.
-
-    Parameters
-    ----------
-    stack : (n, y, x) float32 array
-        Absorbance, binned like the template.
-    theta_deg : (n,) array
-    alignment : Alignment
-        Of these projections, raw px.
-    template : Template
-    """
-    mine, theirs = match_angles(theta_deg, template.theta_deg)
-    part = replace(alignment, shift=alignment.shift[mine], sigma=alignment.sigma[mine], status=())
-    placed, coverage = place(stack[mine], part.binned(template.bin, template.frame_shape), return_coverage=True)
-    shadow = template.frames[theirs]
-    weight = _object_weight(shadow)
-    return _over_shadow(placed, weight * (coverage > 0.99), shadow, weight)
-
-
-def _over_shadow(placed: F32, seen: F32, shadow: F32, weight: F32) -> float:
-    """Return the mean of `placed` over the object's shadow in the template, `weight`, of which only `seen` is known.
-
-    Thick and thin parts are not seen alike at all energies: what is missing is as in the template.
-    """
-    whole = float((shadow * weight).sum(dtype=np.float64)) / max(1.0, float(weight.sum(dtype=np.float64)))
-    there = float((shadow * seen).sum(dtype=np.float64))
-    return float((placed * seen).sum(dtype=np.float64)) / there * whole if there > 0 else 0.0
-
-
-def match_angles(theta_deg: FloatArray, template_deg: FloatArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the numbers of the projections of either list that show the same angle, within 0.3 of the step."""
-    theta, other = np.asarray(theta_deg, dtype=float), np.asarray(template_deg, dtype=float)
-    order = np.argsort(other)
-    at = np.clip(np.searchsorted(other[order], theta), 1, len(other) - 1)
-    left, right = order[at - 1], order[at]
-    nearest = np.where(np.abs(other[left] - theta) <= np.abs(other[right] - theta), left, right)
-    step = np.median(np.diff(other[order])) if len(other) > 1 else 1.0
-    mine = np.flatnonzero(np.abs(other[nearest] - theta) <= 0.3 * max(step, 1e-6))
-    return mine, nearest[mine]
 
 
 def register(
@@ -573,12 +297,12 @@ class _Fit:
         base = replace(self.base, magnification=magnification).gauge(self.theta, *translation)
         return base.binned(self.recorded.bin, self.recorded.frame_shape, self.template.bin)
 
-    def _compare(self, fine: float, coarse: float, extra: int) -> tuple[F32, _Level, F32]:
+    def _compare(self, fine: float, coarse: float, extra: int) -> tuple[F32, BandLimited, F32]:
         """Place and band-pass the data; return them with the level of the template and the weights."""
         template = self.template
         (height, width), recorded = template.grid_shape, self.recorded
         fine, coarse = fine / extra, coarse / extra
-        level = template._level(fine, coarse, extra)
+        level = template.in_band(fine, coarse, extra)
         self.against = level, extra
         now = self.alignment(self.base, self.theta).binned(recorded.bin, recorded.frame_shape, template.bin)
         rows = (level.top, level.top + level.plain.shape[1])
@@ -592,7 +316,7 @@ class _Fit:
     def _of(self, frames: F32) -> F32:
         return frames if self.all else frames[self.theirs]
 
-    def _equations(self, seen: F32, level: _Level, inside: F32, extra: int, whole: bool) -> LinearFit:
+    def _equations(self, seen: F32, level: BandLimited, inside: F32, extra: int, whole: bool) -> LinearFit:
         few = (0, 1, 2, 3, 7, 8, 9)
         columns = range(len(REGISTRATION_COLUMNS)) if whole else few
         fit = registration_equations(
@@ -670,7 +394,7 @@ class _Fit:
         power: FloatArray | float = 0.0
         if not first:
             if self.added is None:
-                noise = self._of(self.template._noisy(fine / extra, coarse / extra, extra))
+                noise = self._of(self.template.noise_in_band(fine / extra, coarse / extra, extra))
                 self.added = _noise_equations(noise, inside, self.template.bin * extra, level.middle)
             fit = self._without_noise(fit, self.added)
             power = self.added[:, 0, -1, -1]
@@ -742,7 +466,7 @@ class _Fit:
         excess = _field_excess(block, block_sigma)
         level, extra = self.against
         shadow = bin_frames(self.template.frames, extra)[:, level.top : level.top + level.plain.shape[1]]
-        mass = _over_shadow(self.placed, self.inside, self._of(shadow), self._of(level.weight))
+        mass = over_shadow(self.placed, self.inside, self._of(shadow), self._of(level.weight))
         angle, angle_sigma = (float(np.rad2deg(v)) for v in (where[5], sigma[5]))
         scores = (
             Score("correlation with the reference", solved.correlation, "", 0.3, "higher"),
@@ -785,7 +509,7 @@ class _Fit:
     def _against(self, second: Template) -> tuple[FloatArray, FloatArray]:
         """Return the place of the data against another template on the same grid, from the placed data as they are."""
         mine, theirs = match_angles(self.theta, second.theta_deg)
-        own, level = (t._level(self.fine, self.coarse, 1) for t in (self.template, second))
+        own, level = (t.in_band(self.fine, self.coarse, 1) for t in (self.template, second))
         first, last = max(own.top, level.top), min(own.top + own.plain.shape[1], level.top + level.plain.shape[1])
         if len(mine) < 8 or last - first < 8:
             return np.zeros(6), np.full(6, np.inf)
@@ -800,7 +524,7 @@ class _Fit:
             pixel=self.template.bin,
             middle_row=level.middle - there.start,
         )
-        noise = second._noisy(self.fine, self.coarse, 1)[theirs, there]
+        noise = second.noise_in_band(self.fine, self.coarse, 1)[theirs, there]
         fit = self._without_noise(fit, _noise_equations(noise, weight, self.template.bin, level.middle - there.start))
         # How strong the contrast is against this template has to be known before it can be allowed for.
         kept, held = self.contrast, self._held(1)
@@ -820,7 +544,7 @@ class _Fit:
 
     def _blocks(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Displacement of 4 x 4 blocks of the object's field beyond what all share, mean of all angles."""
-        level = self.template._level(self.fine, self.coarse, 1)
+        level = self.template.in_band(self.fine, self.coarse, 1)
         columns = np.flatnonzero(self.inside.any(axis=(0, 1)))
         rows = np.flatnonzero(self.inside.any(axis=(0, 2)))
         if not len(columns) or not len(rows):
@@ -977,16 +701,6 @@ def _solve_shared(
 _CORRELATED = 4.0  # pixels are correlated after the band-pass: a mean over N of them is this much less certain
 
 
-def _steepness(model: F32) -> F32:
-    """Return the squared gradient (n, y, x): how a blur of the intensities shows in absorbance.
-
-    To first order in the blur's variance v, ``-ln(h * exp(-c A)) = c (h * A) - v/2 c^2 |grad A|^2``. That does not grow
-    in proportion to the contrast c, and would make a weakly absorbing particle look larger than the reference.
-    """
-    gy, gx = np.gradient(model, axis=1), np.gradient(model, axis=2)
-    return np.asarray(gy * gy + gx * gx, dtype=np.float32)
-
-
 def _recorded(
     alignment: Alignment, shape: tuple[int, ...], middle: float, bin: int, frame_shape: tuple[int, ...], margin: float
 ) -> F32:
@@ -998,12 +712,6 @@ def _recorded(
     inside_y = np.abs(y) <= (height - 1) / 2 - margin
     inside_x = np.abs(x) <= (width - 1) / 2 - margin
     return (inside_y[:, :, None] & inside_x[:, None, :]).astype(np.float32)
-
-
-def _object_weight(model: F32, per_pixel: float = 1.0) -> F32:
-    """(n, y, x) 1 on and around the object in the template; `per_pixel` scales the width of the margin."""
-    body = smooth(model, 2.0 * per_pixel)
-    return (smooth((body > 0.05 * float(body.max())).astype(np.float32), 2.0 * per_pixel) > 0.02).astype(np.float32)
 
 
 def _coarse_translation(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .chemistry import MapPlan
 from .joint import ranking
 from .model import Alignment, FloatArray
-from .registration import Template, match_angles
+from .template import Template, match_angles
 
 __all__ = ["ErrorMap", "error_map", "odd_energies", "part_in_field", "surface_effect"]
 

@@ -24,10 +24,11 @@ from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, 
 from .parallel import one_blas_thread
 from .qc import check_projections, check_scores, tomogram_views
 from .recipe import Recipe
-from .registration import Template, match_angles, object_mass, register
+from .registration import register
 from .registration_qc import part_in_field
 from .resample import place
 from .screening import screen, shows_something
+from .template import Template, match_angles, object_mass
 
 __all__ = [
     "CHECKED",

@@ -29,7 +29,7 @@ from .model import Cancelled, Progress, XanesTomoError, no_progress
 from .parallel import cores
 from .pixels import pixel_width
 from .recipe import parameter_key
-from .registration import Template, make_template, reference_energy
+from .registration import reference_energy
 from .run_tables import write_tables
 from .single import mean_image, single_jitter, single_registrations
 from .state import (
@@ -49,6 +49,7 @@ from .steps import (
     run_registration,
     step,
 )
+from .template import Template, make_template
 
 __all__ = ["StoppedByThreshold", "Workflow"]
 
