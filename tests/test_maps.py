@@ -15,7 +15,6 @@ from napari_xanes_tomo.maps import (
     MapPlan,
     Slab,
     atomic_mass,
-    choose_voxel,
     combine_slab,
     common_angles,
     component_sinograms,
@@ -26,13 +25,13 @@ from napari_xanes_tomo.maps import (
     plan_maps,
     require_energies,
     slab_bytes,
-    voxel_choices,
 )
 from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet, XanesTomoError
 from napari_xanes_tomo.phantom import PRESETS, ni_xanes
 from napari_xanes_tomo.recipe import EDGE_MEASURES, MapsParameters
 from napari_xanes_tomo.reconstruction import fbp
 from napari_xanes_tomo.spectra import MEASURES
+from napari_xanes_tomo.voxel_size import choose_voxel, voxel_choices
 
 DEMO = np.array(PRESETS["demo"].energies_ev)
 TINY = np.array(PRESETS["tiny"].energies_ev)

@@ -23,16 +23,12 @@ from .maps import (
     AlignedEnergy,
     MapPlan,
     Slab,
-    VoxelChoice,
-    angular_limit_nm,
-    choose_voxel,
     grid_of,
     halo_rows,
     map_slab,
     plan_maps,
     require_energies,
     slab_bytes,
-    voxel_choices,
 )
 from .model import EnergyScan, Progress, Quality, Score, Series, XanesTomoError, no_progress
 from .pixels import pixel_width, usual_scan
@@ -55,6 +51,7 @@ from .steps import (
 )
 from .survey import Survey
 from .voxel import VoxelSpectrum, voxel_spectrum
+from .voxel_size import VoxelChoice, angular_limit_nm, choose_voxel, voxel_choices
 
 __all__ = ["Mapper", "SlabWork", "VoxelTable", "make_slab", "read_recipe_references"]
 
