@@ -98,7 +98,7 @@ def voxel_choices(
             return np.asarray(np.sqrt((maps[name + SIGMA] ** 2 - aligned) * ratio + aligned))
 
         use = inside & (maps[level] > 0)
-        noise = float(np.median((error(level) / maps[level])[use])) if use.any() else float("nan")
+        noise = float(np.median(error(level)[use] / maps[level][use])) if use.any() else float("nan")
         body = _blocks(inside.astype(np.float32), px) > 0.99
         sigma, real = {}, {}
         for name in names:
