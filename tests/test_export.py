@@ -29,7 +29,7 @@ SMALL = TwinParameters(
 FAST = Recipe(
     jitter=JitterParameters(iterations=2),
     registration=RegistrationParameters(iterations=4),
-    maps=MapsParameters(fill_lost=False),
+    maps=MapsParameters(fill_lost=False, half_sets=False),
 )
 
 

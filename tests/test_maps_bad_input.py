@@ -30,7 +30,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("done") / "out"
-    with Workflow(open_series(twin), out, Recipe.from_text(FAST)) as workflow:
+    with Workflow(open_series(twin), out, Recipe.from_text(FAST + "maps: {half_sets: false}\n")) as workflow:
         workflow.run()
     return out
 
@@ -72,7 +72,9 @@ def test_references_on_another_range_and_unreadable_ones(twin: Path, out: Path, 
     with Workflow(open_series(twin), out) as workflow:
         for file, why in (("iron.csv", "reaches from 7000 to 7398 eV"), ("gone.csv", "there is none")):
             recipe = tmp_path / "r.yaml"
-            recipe.write_text(FAST + f'maps: {{references: ["A={file} valence=2", "B=ni.csv valence=3"]}}\n')
+            recipe.write_text(
+                FAST + f'maps: {{half_sets: false, references: ["A={file} valence=2", "B=ni.csv valence=3"]}}\n'
+            )
             workflow.set_recipe(Recipe.from_yaml(recipe))
             workflow.run()
             maps = read_maps(out / "maps.ome.zarr")
@@ -84,7 +86,7 @@ def test_references_on_another_range_and_unreadable_ones(twin: Path, out: Path, 
 def test_no_voxel_above_the_mask(twin: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The maps of a box that holds air alone: amounts are made, what has no meaning there is not."""
     with Workflow(open_series(twin), out) as workflow:
-        workflow.set_recipe(Recipe.from_text(FAST + "maps: {voxel_px: 2}\n"))
+        workflow.set_recipe(Recipe.from_text(FAST + "maps: {half_sets: false, voxel_px: 2}\n"))
         monkeypatch.setattr("napari_xanes_tomo.mapping._map_window", lambda boxes, height, width: (0, 4, 0, width))
         workflow.run()
         numbers = workflow.candidates("maps")[-1].payload["numbers"]
