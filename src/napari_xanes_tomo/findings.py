@@ -205,10 +205,8 @@ class Findings(Run):
         said = state.manual.scale_change or self.recipe.maps.scale_change
         if said == "instrument" or state.reference is None:
             return size
-        law, pixel = (
-            scale_laws(self.series, state.reference).get("calibration"),
-            pixel_widths(self.series, state.reference),
-        )
+        law = scale_laws(self.series, state.reference).get("calibration")
+        pixel = pixel_widths(self.series, state.reference)
         for e in range(len(size)):
             candidate = state[("registration", e)].candidate
             known = candidate is not None and state[("registration", e)].status not in ("stale", "failed")
