@@ -27,7 +27,8 @@ from napari_xanes_tomo.detector import mask_from_runs, mask_runs
 from napari_xanes_tomo.model import EnergyScan, FlatSet, XanesTomoError
 from napari_xanes_tomo.recipe import AbsorbanceParameters, Recipe
 from napari_xanes_tomo.screening import screen
-from napari_xanes_tomo.steps import run_flats, stray_jump_effect
+from napari_xanes_tomo.steps import run_flats
+from napari_xanes_tomo.stray_light import stray_jump_effect
 
 RAW = AbsorbanceParameters(remove_air=False, stray_light="off", mask_bad_pixels=False)
 GAIN, READ_NOISE = 0.137, 3.7

@@ -11,7 +11,7 @@ from napari_xanes_tomo.edges import bracketed_elements, edge_energy_ev, scanned_
 from napari_xanes_tomo.model import Problem, XanesTomoError
 from napari_xanes_tomo.recipe import FLAT_CHOICES, ScanParameters
 from napari_xanes_tomo.state import Candidate
-from napari_xanes_tomo.steps import stray_jump_effect
+from napari_xanes_tomo.stray_light import stray_jump_effect
 
 from .confinement import Confinement
 from .dock import cell, fit, table, wrapped
