@@ -27,7 +27,7 @@ from napari_xanes_tomo.phantom import (
     twin_parameters,
     write_twin,
 )
-from napari_xanes_tomo.phantom.particle import metal_attenuation
+from napari_xanes_tomo.phantom.particle import draw_particle, metal_attenuation, project
 from napari_xanes_tomo.recipe import AbsorbanceParameters, ScanParameters
 from napari_xanes_tomo.resample import place
 
@@ -261,6 +261,15 @@ def test_noise_is_that_of_the_camera(tiny_twin: Path) -> None:
     mean = shots.mean()
     assert mean == pytest.approx(9000 * 0.137, rel=0.05)
     assert shots.var(axis=0, ddof=1).mean() == pytest.approx(3.7**2 + 0.137 * mean, rel=0.05)
+
+
+@pytest.mark.parametrize("width", [0.6, 0.8, 0.95])
+def test_every_projection_shows_all_of_the_particle(width: float) -> None:
+    particle = draw_particle(replace(SMALL, width=width), np.random.SeedSequence(0))
+    lines = project([particle.oxygen], np.arange(0.0, 180.0, 15.0))[0]
+    mass = lines.sum(axis=(1, 2), dtype=np.float64)
+    assert np.abs(mass / particle.oxygen.sum(dtype=np.float64) - 1).max() < 3e-3
+    assert not lines[:, :, [0, -1]].any()
 
 
 def test_coupling_of_valence_and_composition() -> None:

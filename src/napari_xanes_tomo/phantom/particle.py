@@ -103,7 +103,8 @@ def draw_particle(p: TwinParameters, seed: np.random.SeedSequence) -> Particle:
 
 def _draw(p: TwinParameters, rng: np.random.Generator, fine: int, middle: FloatArray) -> Particle:
     """Draw the particle on `fine` points across the field, moved by `middle` (y, z, x), parts of the field."""
-    crop = min(fine, 2 * math.ceil(0.37 * fine))
+    # Room for all of it at every angle, wherever its centre of mass lies.
+    crop = 2 * math.ceil(max(0.37, p.width / 2 + 0.04) * fine)
     y = ((np.arange(fine) - (fine - 1) / 2) / fine - middle[0]).astype(np.float32)[:, None, None]
     w = (np.arange(crop) - (crop - 1) / 2) / fine
     z, x = (w - middle[1]).astype(np.float32)[None, :, None], (w - middle[2]).astype(np.float32)[None, None, :]
