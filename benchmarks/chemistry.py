@@ -218,38 +218,15 @@ def speed(as_json: bool = False) -> int:
     return 0
 
 
-class Counts:
-    """Frames in memory that count as files."""
-
-    def __init__(self, data):
-        self.data = data
-        self.frame_shape, self.dtype = data.shape[1:], data.dtype
-
-    def __len__(self):
-        return len(self.data)
-
-    def read(self, index):
-        """Return one frame."""
-        return self.data[index]
-
-    def read_rows(self, indices, y0, y1):
-        """Return rows of some frames."""
-        return self.data[list(indices), y0:y1]
-
-    def fingerprint(self):
-        """Return what they are known by."""
-        return "memory"
-
-
 def recorded(energy, mean, theta, rows, columns):
     """Return the energies of a cylinder, as counts in memory, each with its own magnification and motion."""
     from napari_xanes_tomo.counts import own_beam
     from napari_xanes_tomo.maps import AlignedEnergy
-    from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet
+    from napari_xanes_tomo.model import Alignment, ArrayFrames, EnergyScan, FlatSet
 
     rng = np.random.default_rng(0)
     x = np.arange(columns) - (columns - 1) / 2
-    flats = FlatSet(Counts(np.full((4, rows, columns), 9000, np.uint16)), np.ones(4), ("ok",) * 4)
+    flats = FlatSet(ArrayFrames(np.full((4, rows, columns), 9000, np.uint16)), np.ones(4), ("ok",) * 4)
     items = []
     for e, mu in zip(energy, mean, strict=True):
         shift, m = rng.uniform(-3, 3, (len(theta), 2)), energy[-1] / e
@@ -257,8 +234,8 @@ def recorded(energy, mean, theta, rows, columns):
         chord = 2 * np.sqrt(np.maximum(0, (0.3 * columns) ** 2 - across**2))
         clean = np.repeat(9000 * np.exp(-chord * mu * 2e-6)[:, None], rows, axis=1)
         scan = EnergyScan(
-            float(e), theta, Counts(rng.poisson(clean).astype(np.uint16)), np.ones(len(theta)), ("ok",) * len(theta),
-            (flats,), np.zeros(len(theta), int), 1, 20.0, np.zeros(len(theta)),
+            float(e), theta, ArrayFrames(rng.poisson(clean).astype(np.uint16)), np.ones(len(theta)),
+            ("ok",) * len(theta), (flats,), np.zeros(len(theta), int), 1, 20.0, np.zeros(len(theta)),
         )  # fmt: skip
         still = Alignment(shift, np.zeros_like(shift), m)
         items.append(AlignedEnergy(scan, still, np.zeros((len(theta), 3)), beam=own_beam(scan)))

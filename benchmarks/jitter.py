@@ -32,44 +32,12 @@ from napari_xanes_tomo import JitterResult, find_jitter
 from napari_xanes_tomo.agreement import smooth
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
-from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet
+from napari_xanes_tomo.model import Alignment, ArrayFrames, EnergyScan, FlatSet
 from napari_xanes_tomo.phantom import PRESETS, simulate
 from napari_xanes_tomo.qc import check_projections, check_scores
 from napari_xanes_tomo.recipe import Recipe
 from napari_xanes_tomo.resample import place
 from napari_xanes_tomo.steps import run_flats, run_jitter
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Frames (n, y, x) in memory, as a source of a scan."""
-
-    data: np.ndarray
-
-    @property
-    def frame_shape(self):
-        """Rows and columns."""
-        return self.data.shape[1:]
-
-    @property
-    def dtype(self):
-        """Of the counts."""
-        return self.data.dtype
-
-    def __len__(self):
-        return len(self.data)
-
-    def read(self, index):
-        """Frame `index`."""
-        return self.data[index]
-
-    def read_rows(self, indices, y0, y1):
-        """Rows of some frames."""
-        return self.data[list(indices), y0:y1]
-
-    def fingerprint(self):
-        """Nothing changes."""
-        return ""
 
 
 @dataclass(frozen=True)
@@ -132,10 +100,10 @@ def quartiles(error, sigma):
 def scan_of(frames, theta, energy, p):
     """One simulated energy as a scan in memory."""
     n = len(theta)
-    sets = tuple(FlatSet(Counts(f), np.full(len(f), 0.5), ("ok",) * len(f)) for f in frames.flats)
+    sets = tuple(FlatSet(ArrayFrames(f), np.full(len(f), 0.5), ("ok",) * len(f)) for f in frames.flats)
     half = (np.arange(n) >= n // 2).astype(int)
     return EnergyScan(
-        energy, theta, Counts(frames.projections), np.full(n, 0.5), ("ok",) * n, sets, half, p.binning, 20.0,
+        energy, theta, ArrayFrames(frames.projections), np.full(n, 0.5), ("ok",) * n, sets, half, p.binning, 20.0,
         np.full(n, np.nan),
     )  # fmt: skip
 

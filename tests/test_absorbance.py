@@ -1,4 +1,4 @@
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from napari_xanes_tomo.absorbance import (
 )
 from napari_xanes_tomo.agreement import bin_frames
 from napari_xanes_tomo.detector import mask_from_runs, mask_runs
-from napari_xanes_tomo.model import EnergyScan, FlatSet, XanesTomoError
+from napari_xanes_tomo.model import ArrayFrames, EnergyScan, FlatSet, XanesTomoError
 from napari_xanes_tomo.recipe import AbsorbanceParameters, Recipe
 from napari_xanes_tomo.screening import screen
 from napari_xanes_tomo.steps import run_flats
@@ -34,43 +34,16 @@ RAW = AbsorbanceParameters(remove_air=False, stray_light="off", mask_bad_pixels=
 GAIN, READ_NOISE = 0.137, 3.7
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Frames in memory that count as files."""
-
-    data: npt.NDArray
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        return self.data.shape[1], self.data.shape[2]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.data.dtype
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def read(self, index: int) -> npt.NDArray:
-        return self.data[index]
-
-    def read_rows(self, indices: list[int], y0: int, y1: int) -> npt.NDArray:
-        return self.data[list(indices), y0:y1]
-
-    def fingerprint(self) -> str:
-        return "memory"
-
-
 def flat_set(level: float, shots: int = 3, exposure: float = 1.0, shape=(24, 32), bad: tuple[int, ...] = ()) -> FlatSet:
     status = tuple("unreadable:truncated" if i in bad else "ok" for i in range(shots))
-    return FlatSet(Frames(np.full((shots, *shape), level, np.uint16)), np.full(shots, exposure), status)
+    return FlatSet(ArrayFrames(np.full((shots, *shape), level, np.uint16)), np.full(shots, exposure), status)
 
 
 def scan(counts: npt.NDArray, flats: tuple[FlatSet, ...], half=None, exposure=1.0, status=None) -> EnergyScan:
     n = len(counts)
     half = np.zeros(n, int) if half is None else np.asarray(half)
     return EnergyScan(
-        8570.0, np.linspace(-90, 89, n), Frames(counts), np.broadcast_to(exposure, n).astype(float),
+        8570.0, np.linspace(-90, 89, n), ArrayFrames(counts), np.broadcast_to(exposure, n).astype(float),
         tuple(status or ("ok",) * n), flats, half, 1, 30.0, np.full(n, np.nan),
     )  # fmt: skip
 
@@ -129,7 +102,7 @@ def test_real_frames_have_the_absorbance_that_was_measured(data_dir: Path) -> No
 
 def test_mean_flat_is_a_rate_of_the_readable_shots() -> None:
     data = np.stack([np.full((4, 5), v, np.uint16) for v in (100, 65000, 300)])
-    flats = FlatSet(Frames(data), np.array([0.5, 1.0, 1.5]), ("ok", "unreadable:truncated", "ok"))
+    flats = FlatSet(ArrayFrames(data), np.array([0.5, 1.0, 1.5]), ("ok", "unreadable:truncated", "ok"))
     flat = mean_flat(flats)
     assert flat is not None
     np.testing.assert_allclose(flat.rate, 200)  # 100 / 0.5 and 300 / 1.5
@@ -214,7 +187,7 @@ def test_variance_is_that_of_the_absorbance() -> None:
         return np.rint(GAIN * quanta + READ_NOISE * rng.standard_normal(quanta.shape)).astype(np.uint16)
 
     # Two bright shots only, so that their noise is a third of the whole.
-    flats = FlatSet(Frames(shots(field, 2)), np.ones(2), ("ok",) * 2)
+    flats = FlatSet(ArrayFrames(shots(field, 2)), np.ones(2), ("ok",) * 2)
     one = scan(shots(0.9 * field, 8), (flats,))
     for bin in (1, 2):
         out = normalise(one, RAW, bin=bin)
@@ -261,7 +234,7 @@ def test_one_shot_says_nothing() -> None:
 def test_scan_detector_takes_the_first_set_that_can_tell() -> None:
     rng = np.random.default_rng(0)
     y = np.linspace(0.2, 1, 128)[:, None] * np.ones((1, 128))
-    noisy = FlatSet(Frames(GAIN * rng.poisson(5000 * y, (8, 128, 128))), np.ones(8), ("ok",) * 8)
+    noisy = FlatSet(ArrayFrames(GAIN * rng.poisson(5000 * y, (8, 128, 128))), np.ones(8), ("ok",) * 8)
     one = scan(np.ones((1, 128, 128), np.uint16), (flat_set(100, bad=(0, 1), shape=(128, 128)), noisy))
     assert scan_detector(one).gain == pytest.approx(GAIN, rel=0.05)
 
@@ -385,7 +358,7 @@ def test_policies(use: str, expected: list[float]) -> None:
 def test_after_the_last_flats_of_an_energy_those_of_the_next_weigh_in_scaled() -> None:
     one, following = block_of([1000, 2000]), block_of([500])
     ramp = np.linspace(0.9, 1.1, 32)[None, :] * np.ones((24, 1))
-    tilted = FlatSet(Frames(np.rint(5000 * ramp).astype(np.uint16)[None]), np.ones(1), ("ok",))
+    tilted = FlatSet(ArrayFrames(np.rint(5000 * ramp).astype(np.uint16)[None]), np.ones(1), ("ok",))
     following = replace(following, flats=(tilted,))
     out = normalise(one, RAW, use="time-weighted", number=0, around={0: one, 1: following})
     beam = 400 * np.exp(out.data)
@@ -447,7 +420,7 @@ def changing_field(strength: float, *, shots: int = 10, n: int = 24, seed: int =
     true = particle(shape)
     moving = rng.uniform(-0.8, 0.8, n) if not swapped else np.zeros(n)
     counts = np.stack([expose(field(p) * np.exp(-true)) for p in moving])
-    flats = tuple(FlatSet(Frames(s), np.ones(shots), ("ok",) * shots) for s in sets)
+    flats = tuple(FlatSet(ArrayFrames(s), np.ones(shots), ("ok",) * shots) for s in sets)
     return scan(counts, flats, half=np.arange(n) * 2 // n), true
 
 
@@ -478,7 +451,9 @@ def test_flats_of_the_wrong_half_are_found_out() -> None:
     bump = 1 + 0.05 * np.cos(np.arange(64) / 4)[None, :] * np.ones((64, 1))
     beams = [40000 * bump, np.full(shape, 40000.0)]
     true = particle(shape)
-    sets = tuple(FlatSet(Frames(np.rint(np.stack([b] * 3)).astype(np.uint16)), np.ones(3), ("ok",) * 3) for b in beams)
+    sets = tuple(
+        FlatSet(ArrayFrames(np.rint(np.stack([b] * 3)).astype(np.uint16)), np.ones(3), ("ok",) * 3) for b in beams
+    )
     counts = np.stack([rng.normal(beams[1] * np.exp(-true), 50) for _ in range(12)]).astype(np.uint16)
     one = scan(counts, sets, half=[0] * 6 + [1] * 6)
     out = normalise(one, AbsorbanceParameters())
@@ -504,7 +479,7 @@ def test_a_frame_with_values_that_are_no_numbers_is_flagged(where: tuple, bad: f
     """One pixel is enough; the others are as they would be without it."""
     rng = np.random.default_rng(0)
     true = particle((64, 64))
-    sets = (FlatSet(Frames(rng.normal(40000, 50, (3, 64, 64)).astype("f4")), np.ones(3), ("ok",) * 3),)
+    sets = (FlatSet(ArrayFrames(rng.normal(40000, 50, (3, 64, 64)).astype("f4")), np.ones(3), ("ok",) * 3),)
     counts = np.stack([rng.normal(40000 * np.exp(-true), 50) for _ in range(12)]).astype("f4")
     sound = normalise(scan(counts, sets, half=[0] * 12), AbsorbanceParameters(), bin=2)
     assert screen(sound.data, counts=sound.seen).reasons == {}
@@ -565,7 +540,7 @@ def test_the_number_of_threads_does_not_matter(bin: int) -> None:
     ids=["zero", "negative", "NaN", "12 bit full", "16 bit full", "other size"],
 )
 def test_flats_that_show_no_beam_are_refused_by_name(frames: npt.NDArray, what: str) -> None:
-    bad = FlatSet(Frames(frames), np.ones(3), ("ok",) * 3)
+    bad = FlatSet(ArrayFrames(frames), np.ones(3), ("ok",) * 3)
     counts = np.full((12, 24, 32), 400, np.uint16)
     with pytest.raises(XanesTomoError, match=rf"8570 eV: expected at least one usable flat.*{what}"):
         normalise(scan(counts, (bad,)), RAW)
@@ -579,7 +554,7 @@ def test_one_shot_much_darker_than_the_others_is_left_out() -> None:
     frames = np.full((6, 24, 32), 1000, np.uint16)
     frames[2] = 100
     out = normalise(
-        scan(np.full((12, 24, 32), 400, np.uint16), (FlatSet(Frames(frames), np.ones(6), ("ok",) * 6),)), RAW
+        scan(np.full((12, 24, 32), 400, np.uint16), (FlatSet(ArrayFrames(frames), np.ones(6), ("ok",) * 6),)), RAW
     )
     np.testing.assert_allclose(out.data, np.log(2.5), atol=1e-5)
     assert any("shot 3" in note and "0.10 times" in note for note in out.notes)
@@ -587,7 +562,7 @@ def test_one_shot_much_darker_than_the_others_is_left_out() -> None:
 
 @pytest.mark.parametrize("unknown", [np.nan, 0.0, -1.0])
 def test_unknown_exposures_are_those_of_the_others(unknown: float) -> None:
-    flats = FlatSet(Frames(np.full((3, 24, 32), 500, np.uint16)), np.array([0.5, unknown, 0.5]), ("ok",) * 3)
+    flats = FlatSet(ArrayFrames(np.full((3, 24, 32), 500, np.uint16)), np.array([0.5, unknown, 0.5]), ("ok",) * 3)
     out = normalise(
         scan(np.full((12, 24, 32), 400, np.uint16), (flats,), exposure=np.array([1.0] * 11 + [unknown])), RAW
     )
@@ -623,7 +598,7 @@ def measured(
         return np.clip(np.rint(GAIN * rng.poisson(lit / GAIN) + READ_NOISE * rng.standard_normal(f.shape)), 0, 65535)
 
     sets = tuple(
-        FlatSet(Frames(np.stack([expose(field) for _ in range(10)]).astype(np.uint16)), np.ones(10), ("ok",) * 10)
+        FlatSet(ArrayFrames(np.stack([expose(field) for _ in range(10)]).astype(np.uint16)), np.ones(10), ("ok",) * 10)
         for _ in range(2)
     )
     counts = np.stack([expose(field * np.exp(-true)) for _ in range(n)]).astype(np.uint16)

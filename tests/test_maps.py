@@ -1,5 +1,5 @@
 import tracemalloc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from napari_xanes_tomo.maps import (
     require_energies,
     slab_bytes,
 )
-from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet, XanesTomoError
+from napari_xanes_tomo.model import Alignment, ArrayFrames, EnergyScan, FlatSet, XanesTomoError
 from napari_xanes_tomo.phantom import PRESETS, ni_xanes
 from napari_xanes_tomo.recipe import EDGE_MEASURES, MapsParameters
 from napari_xanes_tomo.reconstruction import fbp
@@ -258,33 +258,6 @@ def test_mask_needs_every_energy_to_have_seen_the_voxel() -> None:
 # ------------------------------------------------------------------------------------------ from frames to maps
 
 
-@dataclass(frozen=True)
-class Frames:
-    """Frames in memory that count as files."""
-
-    data: npt.NDArray[np.float32]
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        return self.data.shape[1], self.data.shape[2]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.data.dtype
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def read(self, index: int) -> npt.NDArray[np.float32]:
-        return self.data[index]
-
-    def read_rows(self, indices: list[int], y0: int, y1: int) -> npt.NDArray[np.float32]:
-        return self.data[list(indices), y0:y1]
-
-    def fingerprint(self) -> str:
-        return "memory"
-
-
 VOXEL_NM = 200.0
 THETA = np.arange(-90.0, 90.0, 5.0)
 SHAPE = (26, 40)  # not square
@@ -327,11 +300,11 @@ def measured(
         beams = np.array([1000.0, 1700.0])
         counts = beams[half][:, None, None] * np.exp(-ball(theta, alignment, mu) - plane)
         flats = tuple(
-            FlatSet(Frames(np.full((2, *SHAPE), b, np.float32)), np.full(2, 2.0), ("ok", "ok")) for b in beams * 2
+            FlatSet(ArrayFrames(np.full((2, *SHAPE), b, np.float32)), np.full(2, 2.0), ("ok", "ok")) for b in beams * 2
         )
         scan = EnergyScan(
-            float(energy), theta, Frames(counts.astype(np.float32)), np.ones(len(theta)), ("ok",) * len(theta), flats,
-            half, 1, VOXEL_NM, np.zeros(len(theta)),
+            float(energy), theta, ArrayFrames(counts.astype(np.float32)), np.ones(len(theta)),
+            ("ok",) * len(theta), flats, half, 1, VOXEL_NM, np.zeros(len(theta)),
         )  # fmt: skip
         items.append(AlignedEnergy(scan, alignment, air))
     return items
@@ -426,7 +399,7 @@ def test_excluded_projections_have_no_part(six: list[AlignedEnergy]) -> None:
     # Two frames full of nonsense, one excluded by its scan, one by its alignment, one without a shift.
     spoiled = six[0].scan.frames.data.copy()
     spoiled[[3, 7, 11]] = 1.0
-    scan = replace(six[0].scan, frames=Frames(spoiled)).excluded({3: "test"})
+    scan = replace(six[0].scan, frames=ArrayFrames(spoiled)).excluded({3: "test"})
     status = tuple("excluded:x" if i == 7 else "ok" for i in range(len(THETA)))
     shift = six[0].alignment.shift.copy()
     shift[11] = np.nan
@@ -445,7 +418,7 @@ def test_lost_projections_are_filled_from_their_neighbours(six: list[AlignedEner
     status = tuple("excluded:x" if i in lost else "ok" for i in range(len(THETA)))
     frames = six[0].scan.frames.data.copy()
     frames[lost] = 1.0
-    scan = replace(six[0].scan, frames=Frames(frames))
+    scan = replace(six[0].scan, frames=ArrayFrames(frames))
     left_out = replace(six[0], scan=scan, alignment=replace(six[0].alignment, status=status))
     refilled = replace(left_out, fill_lost=True)
     np.testing.assert_array_equal(left_out.members, left_out.used)
@@ -567,7 +540,7 @@ def test_the_middle_is_that_of_the_particle(down: int) -> None:
         frames[:, -3:] *= np.float32(np.exp(-0.8 * (item.scan.energy_ev / SIX[-1]) ** -3.0))
         shift = item.alignment.shift * 0
         items.append(replace(
-            item, scan=replace(item.scan, frames=Frames(frames)),
+            item, scan=replace(item.scan, frames=ArrayFrames(frames)),
             alignment=replace(item.alignment, shift=shift, magnification=1.0),
         ))  # fmt: skip
     found = plan(SIX)
@@ -977,7 +950,7 @@ def test_no_voxel_above_the_mask_and_nan_leave_nan_not_an_error() -> None:
     assert not maps["mask"].any()
 
 
-class _Made(Frames):
+class _Made(ArrayFrames):
     """Frames that are made when they are read: nothing of a measurement stays in memory."""
 
     def __init__(self, count: int, shape: tuple[int, int]) -> None:
@@ -997,7 +970,7 @@ def test_memory_is_that_of_a_slab() -> None:
     for height in (80, 320):
         items = []
         for energy in SIX:
-            flat = FlatSet(Frames(np.full((2, height, width), 2000, np.float32)), np.full(2, 2.0), ("ok", "ok"))
+            flat = FlatSet(ArrayFrames(np.full((2, height, width), 2000, np.float32)), np.full(2, 2.0), ("ok", "ok"))
             scan = EnergyScan(
                 float(energy), theta, _Made(angles, (height, width)), np.ones(angles), ("ok",) * angles, (flat,),
                 np.zeros(angles, int), 1, VOXEL_NM, np.zeros(angles),

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from napari_xanes_tomo.model import Alignment, EnergyScan, FlatSet, Quality, Score, Series, no_progress
+from napari_xanes_tomo.model import (
+    Alignment,
+    ArrayFrames,
+    EnergyScan,
+    FlatSet,
+    FrameSource,
+    Quality,
+    Score,
+    Series,
+    XanesTomoError,
+    no_progress,
+)
 
 N = 5
 ABS_TOL_PX = 1e-8  # points within 1000 px, so 1e-11 of the range: rounding only
@@ -162,6 +173,19 @@ class Frames:
 
     def fingerprint(self) -> str:
         return str(self.n)
+
+
+def test_an_array_is_a_source_of_frames() -> None:
+    counts = np.arange(24, dtype=np.uint16).reshape(4, 2, 3)
+    frames = ArrayFrames(counts)
+    assert isinstance(frames, FrameSource)
+    assert (len(frames), frames.frame_shape, frames.dtype) == (4, (2, 3), np.dtype("u2"))
+    assert np.array_equal(frames.read(2), counts[2])
+    assert np.array_equal(frames.read_rows((3, 0), 1, 2), counts[[3, 0], 1:2])
+    assert frames.fingerprint() == ArrayFrames(counts.copy()).fingerprint()
+    assert frames.fingerprint() != ArrayFrames(counts + 1).fingerprint()
+    with pytest.raises(XanesTomoError, match=r"\(frame, y, x\), got 2 axes"):
+        ArrayFrames(counts[0])
 
 
 def scan(*status: str, energy_ev: float = 8570.0) -> EnergyScan:

@@ -1,6 +1,5 @@
 """2-D XANES in a run: images of known amounts per area, moved and magnified, give the amounts back."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,40 +10,13 @@ from napari_xanes_tomo import Recipe, Workflow, read_maps
 from napari_xanes_tomo.edges import mass_attenuation
 from napari_xanes_tomo.export import export_workflow
 from napari_xanes_tomo.io.store import read_energies
-from napari_xanes_tomo.model import EnergyScan, FlatSet, Series, XanesTomoError
+from napari_xanes_tomo.model import ArrayFrames, EnergyScan, FlatSet, Series, XanesTomoError
 from napari_xanes_tomo.recipe import MapsParameters
 from napari_xanes_tomo.single import is_single
 
 ENERGIES = np.array([7704.0, 7728, 8178, 8250, 8325, 8345, 8350, 8356, 8365, 8380, 8450, 8570])
 N = 128
 BEAM = 20000.0
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Counts in memory."""
-
-    counts: np.ndarray
-
-    @property
-    def frame_shape(self):
-        return self.counts.shape[1:]
-
-    @property
-    def dtype(self):
-        return self.counts.dtype
-
-    def __len__(self):
-        return len(self.counts)
-
-    def read(self, index):
-        return self.counts[index]
-
-    def read_rows(self, indices, y0, y1):
-        return self.counts[list(indices), y0:y1]
-
-    def fingerprint(self):
-        return f"{int(self.counts.sum(dtype=np.int64))}"
 
 
 def amounts() -> dict[str, np.ndarray]:
@@ -76,11 +48,11 @@ def measured(seed: int = 0) -> tuple[Series, dict[str, np.ndarray], np.ndarray]:
         seen = map_coordinates(od, [y + (N - 1) / 2, x + (N - 1) / 2], order=3, mode="nearest")
         beam = BEAM * (1 + 0.1 * np.sin(np.arange(N) / 20))[None] * np.ones((N, N))
         counts = rng.poisson(beam * np.exp(-seen), (3, N, N)).astype("u2")
-        flats = FlatSet(Frames(rng.poisson(beam, (8, N, N)).astype("u2")), np.ones(8), ("ok",) * 8)
+        flats = FlatSet(ArrayFrames(rng.poisson(beam, (8, N, N)).astype("u2")), np.ones(8), ("ok",) * 8)
         pixel = 40.0 / m
         scans.append(
             EnergyScan(
-                float(energy), np.full(3, 6.97), Frames(counts), np.ones(3), ("ok",) * 3, (flats,),
+                float(energy), np.full(3, 6.97), ArrayFrames(counts), np.ones(3), ("ok",) * 3, (flats,),
                 np.zeros(3, dtype=int), 1, pixel, np.full(3, np.nan),
             )
         )  # fmt: skip

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from .io.stack import open_stack
     from .io.store import read_maps
     from .jitter import JitterResult, find_jitter
-    from .model import Alignment, EnergyScan, Series, XanesTomoError
+    from .model import Alignment, ArrayFrames, EnergyScan, FlatSet, Series, XanesTomoError
     from .phantom import write_twin
     from .recipe import Recipe
     from .workflow import Workflow
 
 __all__ = [
     "Alignment",
+    "ArrayFrames",
     "EnergyScan",
+    "FlatSet",
     "JitterResult",
     "Recipe",
     "Series",
@@ -39,7 +41,9 @@ __all__ = [
 
 _HOME = {
     "Alignment": "model",
+    "ArrayFrames": "model",
     "EnergyScan": "model",
+    "FlatSet": "model",
     "Series": "model",
     "XanesTomoError": "model",
     "Recipe": "recipe",

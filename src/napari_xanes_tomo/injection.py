@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .counts import read_absorbance
 from .flats import Beam, exposures
-from .model import Alignment, EnergyScan, FloatArray, FrameSource, Progress, XanesTomoError, no_progress
+from .model import Alignment, ArrayFrames, EnergyScan, FloatArray, FrameSource, Progress, XanesTomoError, no_progress
 from .pixels import pixel_width
 from .recipe import Recipe
 from .resample import place
@@ -89,33 +88,6 @@ class JitterTest:
         lines += [f"  missed: projection {i}, {kind}" for i, kind in self.missed.items()]
         lines += [f"  called bad: projection {i}, {why}" for i, why in self.wrongly_flagged.items()]
         return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Copies:
-    """Frames in memory: (n, y, x) counts."""
-
-    frames: npt.NDArray[Any]
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        return (self.frames.shape[1], self.frames.shape[2])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.frames.dtype
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def read(self, index: int) -> npt.NDArray[Any]:
-        return np.asarray(self.frames[index])
-
-    def read_rows(self, indices: Any, y0: int, y1: int) -> npt.NDArray[Any]:
-        return np.asarray(self.frames[list(indices), y0:y1])
-
-    def fingerprint(self) -> str:
-        return "in memory"
 
 
 def recover_jitter(
@@ -386,7 +358,7 @@ def moved_copies(
         progress("test", i, len(scan))
     for i in sorted(i for i, kind in bad.items() if kind == "duplicate"):
         out[i] = out[i - 1]
-    return _Copies(out)
+    return ArrayFrames(out)
 
 
 def _fraction(alignment: Alignment) -> Alignment:

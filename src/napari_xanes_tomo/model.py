@@ -13,6 +13,7 @@ vertical. At angle theta a point ``(x, z)`` of the object is seen at ``x cos(the
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 __all__ = [
     "Alignment",
+    "ArrayFrames",
     "Cancelled",
     "EnergyScan",
     "FlatSet",
@@ -68,6 +70,57 @@ class FrameSource(Protocol):
 
     def fingerprint(self) -> str:
         """Return a short text that changes when a file behind a frame changes."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayFrames:
+    """Frames that are an array in memory, as a `FrameSource`: for counts that come from elsewhere than files.
+
+    Attributes
+    ----------
+    data : (frame, y, x) array
+        Counts; kept as they are, not copied.
+
+    Raises
+    ------
+    XanesTomoError
+        `data` has another number of axes.
+    """
+
+    data: npt.NDArray[Any]
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 3:
+            raise XanesTomoError(f"frames: expected an array (frame, y, x), got {self.data.ndim} axes")
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """(rows, columns) of every frame."""
+        return self.data.shape[1], self.data.shape[2]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the counts."""
+        return self.data.dtype
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return len(self.data)
+
+    def read(self, index: int) -> npt.NDArray[Any]:
+        """Return frame `index`, shape (y, x)."""
+        return np.asarray(self.data[index])
+
+    def read_rows(self, indices: Sequence[int], y0: int, y1: int) -> npt.NDArray[Any]:
+        """Return rows ``y0:y1`` of the frames `indices`, shape (frame, y1 - y0, x)."""
+        return np.asarray(self.data[list(indices), y0:y1])
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change with the counts."""
+        digest = hashlib.blake2b(repr((self.data.shape, self.data.dtype.str)).encode(), digest_size=8)
+        for frame in self.data:
+            digest.update(np.ascontiguousarray(frame).data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
