@@ -50,8 +50,11 @@ def _summing_kernel(function: _F) -> _F:
 
 
 @_kernel
-def _blur(first: int, end: int, frames: F32, taps: F32, out: F32) -> None:
-    """Convolve along both axes; `taps` are the middle one, then those beside it: an odd number of all."""
+def _blur(first: int, end: int, frames: F32, taps: F32, less: bool, out: F32) -> None:
+    """Convolve along both axes; `taps` are the middle one, then those beside it: an odd number of all.
+
+    With `less` the result is taken off what is in `out`.
+    """
     _, h, w = frames.shape
     reach = taps.size - 1
     padded = np.empty(w + 2 * reach, np.float32)
@@ -71,10 +74,15 @@ def _blur(first: int, end: int, frames: F32, taps: F32, out: F32) -> None:
             padded[:reach] = line[0]
             padded[reach + w :] = line[w - 1]
             blurred = out[f, y]
-            for x in range(w):
-                blurred[x] = taps[0] * line[x]
+            sign = np.float32(-1.0) if less else np.float32(1.0)
+            if less:
+                for x in range(w):
+                    blurred[x] -= taps[0] * line[x]
+            else:
+                for x in range(w):
+                    blurred[x] = taps[0] * line[x]
             for t in range(1, reach, 2):
-                p, q = taps[t], taps[t + 1]
+                p, q = sign * taps[t], sign * taps[t + 1]
                 a, b, c, d = padded[reach - t :], padded[reach + t :], padded[reach - t - 1 :], padded[reach + t + 1 :]
                 for x in range(w):
                     blurred[x] += p * (a[x] + b[x]) + q * (c[x] + d[x])
@@ -85,13 +93,17 @@ def smooth(frames: F32, sigma_px: float) -> F32:
     data = np.ascontiguousarray(frames, dtype=np.float32)
     if sigma_px <= 0:
         return data
-    reach = max(1, math.ceil(4 * sigma_px))
-    reach += reach % 2  # the kernel takes two pairs at a time
-    taps = np.exp(-0.5 * (np.arange(reach + 1) / sigma_px) ** 2)
-    out = np.empty_like(data)
-    weights = (taps / (taps[0] + 2 * taps[1:].sum())).astype(np.float32)
-    in_threads(len(data), lambda a, b: _blur(a, b, data, weights, out))
+    out, taps = np.empty_like(data), _taps(sigma_px)
+    in_threads(len(data), lambda a, b: _blur(a, b, data, taps, False, out))
     return out
+
+
+def _taps(sigma_px: float) -> F32:
+    """Return the weights of a Gaussian at 0, 1, .. pixels; of none for no width."""
+    reach = math.ceil(4 * max(sigma_px, 0.0))
+    reach += reach % 2  # the kernel takes two pairs at a time
+    taps = np.exp(-0.5 * (np.arange(reach + 1) / max(sigma_px, 1e-9)) ** 2)
+    return np.asarray(taps / (taps[0] + 2 * taps[1:].sum()), dtype=np.float32)
 
 
 @_kernel
@@ -200,10 +212,15 @@ def bin_frames(frames: npt.NDArray[Any], bin: int) -> F32:
 
 def band_pass(frames: F32, fine_px: float, coarse_px: float) -> F32:
     """Difference of two Gaussian blurs of (n, y, x): structures between `fine_px` and `coarse_px` pixels."""
-    out = smooth(frames, fine_px)
-    if fine_px <= 0:
-        out = out.copy()
-    out -= smooth(frames, coarse_px)
+    data = np.ascontiguousarray(frames, dtype=np.float32)
+    out, fine, coarse = np.empty_like(data), _taps(fine_px), _taps(coarse_px)
+
+    def part(a: int, b: int) -> None:
+        for f in range(a, b):  # a frame stays in the cache
+            _blur(f, f + 1, data, fine, False, out)
+            _blur(f, f + 1, data, coarse, True, out)
+
+    in_threads(len(data), part)
     return out
 
 
@@ -337,11 +354,11 @@ _COLUMNS = len(REGISTRATION_COLUMNS)
 @_summing_kernel
 def _accumulate_registration(
     first: int, end: int, data: F32, model: F32, depth: F32, steep: F32, weight: F32, pixel: float, cy: float,
-    edges: I64, columns: I64, normal: FloatArray, rhs: FloatArray, cost: FloatArray, count: FloatArray,
+    edges: I64, edges_x: I64, columns: I64, normal: FloatArray, rhs: FloatArray, cost: FloatArray, count: FloatArray,
 ) -> None:  # fmt: skip
     _, h, w = data.shape
     k = columns.size
-    parts_x = normal.shape[1] // (edges.shape[0] - 1)
+    parts_x = edges_x.size - 1
     cx = np.float32((w - 1) / 2)
     size = np.float32(pixel)
     half = np.float32(0.5 / pixel)
@@ -356,7 +373,7 @@ def _accumulate_registration(
     for f in range(first, end):
         for band in range(edges.shape[0] - 1):
             for y in range(max(1, edges[band]), min(h - 1, edges[band + 1])):
-                lit, unlit = 1, w - 1
+                lit, unlit = max(1, edges_x[0]), min(w - 1, edges_x[parts_x])
                 while lit < unlit and weight[f, y, lit] == 0.0:
                     lit += 1
                 while unlit > lit and weight[f, y, unlit - 1] == 0.0:
@@ -399,8 +416,8 @@ def _accumulate_registration(
                     c[row[7], lit:unlit] = steep[f, y, lit:unlit]
                 c[row[9], lit:unlit] = 1.0
                 for part in range(parts_x):
-                    x0 = max(lit, (part * w) // parts_x)
-                    x1 = min(unlit, ((part + 1) * w) // parts_x)
+                    x0 = max(lit, edges_x[part])
+                    x1 = min(unlit, edges_x[part + 1])
                     if x0 >= x1:
                         continue
                     u, r, v, p = weight[f, y, x0:x1], c[0, x0:x1], weighted[x0:x1], band * parts_x + part
@@ -456,6 +473,7 @@ def registration_equations(
     pixel: float = 1.0,
     middle_row: float | None = None,
     blocks: tuple[int, int] = (1, 1),
+    bounds: tuple[slice, slice] | None = None,
     columns: Sequence[str] = REGISTRATION_COLUMNS,
 ) -> LinearFit:
     """Set up the fit of projections to those of a tomogram, one problem a projection (and block).
@@ -478,12 +496,15 @@ def registration_equations(
         Row of these arrays that is the middle of the common grid; their own middle unless given.
     blocks : (int, int)
         Blocks in y and x that are kept apart: the parts of the result, row by row.
+    bounds : (slice, slice), optional
+        Rows and columns that are used, and divided into blocks; all unless given.
     columns : sequence of str
         Which of `REGISTRATION_COLUMNS` are fitted, in this order. Those without their image have no information.
     """
-    n, h, _ = data.shape
+    n, h, w = data.shape
     middle = (h - 1) / 2 if middle_row is None else float(middle_row)
     by, bx = blocks
+    rows, across = (slice(0, h), slice(0, w)) if bounds is None else bounds
     k = len(columns)
     which = np.array([REGISTRATION_COLUMNS.index(c) for c in columns], dtype=np.int64)
     out = (np.zeros((n, by * bx, k, k)), np.zeros((n, by * bx, k)), np.zeros((n, by * bx)), np.zeros((n, by * bx)))
@@ -491,8 +512,13 @@ def registration_equations(
     d, m, e, s, u = (
         np.ascontiguousarray(nothing if a is None else a, dtype=np.float32) for a in (data, model, depth, steep, weight)
     )
-    edges = np.round(np.linspace(0, h, by + 1)).astype(np.int64)
-    in_threads(n, lambda a, b: _accumulate_registration(a, b, d, m, e, s, u, float(pixel), middle, edges, which, *out))
+    ends = np.round(np.linspace(rows.start, rows.stop, by + 1)).astype(np.int64)
+    ends_x = across.start + (np.arange(bx + 1) * (across.stop - across.start)) // bx
+
+    def part(a: int, b: int) -> None:
+        _accumulate_registration(a, b, d, m, e, s, u, float(pixel), middle, ends, ends_x, which, *out)
+
+    in_threads(n, part)
     return LinearFit(*out)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import RegistrationParameters
 from .resample import place
-from .template import BandLimited, Template, match_angles, over_shadow
+from .template import NOISY, BandLimited, Template, match_angles, noise_equations, over_shadow, take
 
 __all__ = ["RegistrationResult", "reference_energy", "register"]
 
@@ -163,7 +164,7 @@ def register(
     pixel : float
         How wide a raw pixel is on the camera, in those of the reference.
     second : Template, optional
-        Another energy, on the same grid, that this one is compared with as well.
+        Another energy, made `like` the first, that this one is compared with as well.
     fixed : bool
         Take `magnification` as it is.
     parameters : RegistrationParameters, optional
@@ -182,7 +183,7 @@ def register(
     mine, theirs = match_angles(theta, template.theta_deg)
     if len(mine) < 8:
         raise XanesTomoError(f"{what}: expected at least 8 angles in common with the reference, got {len(mine)}")
-    data = np.ascontiguousarray(stack[mine], dtype=np.float32)
+    data = np.ascontiguousarray(take(stack, mine), dtype=np.float32)
     base = replace(jitter, shift=jitter.shift[mine], sigma=jitter.sigma[mine], status=())
     recorded = _Recorded(
         template.bin if bin is None else bin, template.frame_shape if frame_shape is None else frame_shape, pixel,
@@ -194,7 +195,7 @@ def register(
         template, second = template.binned(wider), None
     fit = _Fit(data, base, template, theirs, float(magnification), fixed, p, recorded)
     fit.translation = _coarse_translation(
-        data, template.frames[theirs], fit.theta, fit.binned, magnification, template.bin
+        data, take(template.frames, theirs), fit.theta, fit.binned, magnification, template.bin
     )
     # Coarse to fine: a wide band takes in large errors, the fine band is least fooled by contrast.
     unit, wide = template.grid_shape[1] / 256, 2 if template.grid_shape[1] >= 128 else 1
@@ -235,7 +236,6 @@ class _Solved:
 
 
 _NUMBERS = 9
-_NOISY = ("scale", "roll", "dy", "dx", "blur", "gain")  # what the noise of a template passes itself off as
 
 
 @dataclass(frozen=True)
@@ -266,9 +266,9 @@ class _Fit:
         recorded: _Recorded,
     ) -> None:
         self.recorded, self.width = recorded, template.grid_shape[1]
+        self.covered = False  # whether all of the object is compared at every angle
         self.coarser = recorded.bin * recorded.pixel / template.bin  # width of a pixel of the data in the template's
         self.data, self.base, self.template, self.theirs = data, base, template, theirs
-        self.all = len(theirs) == len(template.theta_deg) and bool(np.all(theirs == np.arange(len(theirs))))
         self.theta = template.theta_deg[theirs]
         self.magnification, self.guess, self.fixed, self.parameters = magnification, magnification, fixed, parameters
         self.roll = self.angle = 0.0  # radians
@@ -305,16 +305,20 @@ class _Fit:
         level = template.in_band(fine, coarse, extra)
         self.against = level, extra
         now = self.alignment(self.base, self.theta).binned(recorded.bin, recorded.frame_shape, template.bin)
-        rows = (level.top, level.top + level.plain.shape[1])
-        self.placed = place(self.data, now, grid_shape=(height // extra, width // extra), rows=rows, bin=extra)
+        top, bottom, aside = level.part
+        grid = (height // extra, width // extra - 2 * aside)
+        self.placed = place(self.data, now, grid_shape=grid, rows=(top, bottom), bin=extra)
         seen = band_pass(self.placed, fine, coarse)
         margin = 2.0 * coarse * extra / self.coarser
-        inside = _recorded(now, seen.shape, level.middle, extra, self.data.shape[1:], margin)
-        inside *= self._of(level.weight)
+        rows, columns = _recorded(now, seen.shape, level.middle, extra, self.data.shape[1:], margin)
+        inside = self._of(level.weight)
+        self.covered = bool(rows[:, level.bounds[0]].all() and columns[:, level.bounds[1]].all())
+        if not self.covered:
+            inside = inside * (rows[:, :, None] & columns[:, None, :])
         return seen, level, inside
 
-    def _of(self, frames: F32) -> F32:
-        return frames if self.all else frames[self.theirs]
+    def _of(self, frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return take(frames, self.theirs)
 
     def _equations(self, seen: F32, level: BandLimited, inside: F32, extra: int, whole: bool) -> LinearFit:
         few = (0, 1, 2, 3, 7, 8, 9)
@@ -361,7 +365,7 @@ class _Fit:
         contrast, and as there is more of it where the object is thick, another magnification would seem to fit better
         (errors in variables; Fuller 1987, doi 10.1002/9780470316665). At most half of a projection's own gain is taken.
         """
-        at = np.array([REGISTRATION_COLUMNS.index(c) for c in _NOISY])
+        at = np.array([REGISTRATION_COLUMNS.index(c) for c in NOISY])
         gain = added[:, :, -1, -1]
         most = 0.5 * fit.normal[:, :, at[-1], at[-1]] / np.maximum(gain, 1e-30)
         added = added * np.minimum(1.0, most)[:, :, None, None]
@@ -369,6 +373,14 @@ class _Fit:
         normal[:, :, at[:, None], at] -= added
         rhs[:, :, at] += added[:, :, :, -1]
         return replace(fit, normal=normal, rhs=rhs)
+
+    def _added(self, template: Template, theirs: npt.NDArray[np.intp], weight: F32) -> FloatArray:
+        """Return what the noise of a template adds to its normal equations in the finest band."""
+        band = (self.fine, self.coarse, 1)
+        if self.covered:
+            return take(template.noise_added(*band), theirs)
+        noise = take(template.noise_in_band(*band), theirs)
+        return noise_equations(noise, weight, template.bin, template.in_band(*band).middle)
 
     def _focus(self) -> None:
         """Measure the point spread beyond the reference's."""
@@ -394,8 +406,7 @@ class _Fit:
         power: FloatArray | float = 0.0
         if not first:
             if self.added is None:
-                noise = self._of(self.template.noise_in_band(fine / extra, coarse / extra, extra))
-                self.added = _noise_equations(noise, inside, self.template.bin * extra, level.middle)
+                self.added = self._added(self.template, self.theirs, inside)
             fit = self._without_noise(fit, self.added)
             power = self.added[:, 0, -1, -1]
         self.seen, self.inside, self.fit = seen, inside, fit
@@ -465,7 +476,8 @@ class _Fit:
         block, block_sigma, block_place = self._blocks()
         excess = _field_excess(block, block_sigma)
         level, extra = self.against
-        shadow = bin_frames(self.template.frames, extra)[:, level.top : level.top + level.plain.shape[1]]
+        top, bottom, aside = level.part
+        shadow = bin_frames(self.template.frames, extra)[:, top:bottom, aside : self.width // extra - aside]
         mass = over_shadow(self.placed, self.inside, self._of(shadow), self._of(level.weight))
         angle, angle_sigma = (float(np.rad2deg(v)) for v in (where[5], sigma[5]))
         scores = (
@@ -509,23 +521,22 @@ class _Fit:
     def _against(self, second: Template) -> tuple[FloatArray, FloatArray]:
         """Return the place of the data against another template on the same grid, from the placed data as they are."""
         mine, theirs = match_angles(self.theta, second.theta_deg)
-        own, level = (t.in_band(self.fine, self.coarse, 1) for t in (self.template, second))
-        first, last = max(own.top, level.top), min(own.top + own.plain.shape[1], level.top + level.plain.shape[1])
-        if len(mine) < 8 or last - first < 8:
+        level = second.in_band(self.fine, self.coarse, 1)
+        if level.part != self.against[0].part:
+            raise XanesTomoError("second template: expected one that was made like the first, got another grid")
+        if len(mine) < 8:
             return np.zeros(6), np.full(6, np.inf)
-        here, there = slice(first - own.top, last - own.top), slice(first - level.top, last - level.top)
-        weight = self.inside[mine, here] * level.weight[theirs, there]
+        weight = take(self.inside, mine) * take(level.weight, theirs)
         fit = registration_equations(
-            self.seen[mine, here],
-            level.plain[theirs, there],
+            take(self.seen, mine),
+            take(level.plain, theirs),
             weight,
-            depth=level.depth[theirs, there],
-            steep=level.steep[theirs, there],
+            depth=take(level.depth, theirs),
+            steep=take(level.steep, theirs),
             pixel=self.template.bin,
-            middle_row=level.middle - there.start,
+            middle_row=level.middle,
         )
-        noise = second.noise_in_band(self.fine, self.coarse, 1)[theirs, there]
-        fit = self._without_noise(fit, _noise_equations(noise, weight, self.template.bin, level.middle - there.start))
+        fit = self._without_noise(fit, self._added(second, theirs, weight))
         # How strong the contrast is against this template has to be known before it can be allowed for.
         kept, held = self.contrast, self._held(1)
         self.contrast = _solve_shared(fit, self.theta[mine], held).contrast
@@ -545,39 +556,25 @@ class _Fit:
     def _blocks(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Displacement of 4 x 4 blocks of the object's field beyond what all share, mean of all angles."""
         level = self.template.in_band(self.fine, self.coarse, 1)
-        columns = np.flatnonzero(self.inside.any(axis=(0, 1)))
-        rows = np.flatnonzero(self.inside.any(axis=(0, 2)))
-        if not len(columns) or not len(rows):
-            return np.full((4, 4, 2), np.nan), np.full((4, 4, 2), np.nan), np.full((4, 4, 2), np.nan)
-        box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
         fit = registration_equations(
-            self.seen[box],
-            self._of(level.plain)[box],
-            self.inside[box],
+            self.seen,
+            self._of(level.plain),
+            self.inside,
             pixel=self.template.bin,
             blocks=(4, 4),
+            bounds=level.bounds,
             columns=("dy", "dx", "gain", "level"),
         )
         shift, sigma = (a.reshape(4, 4, 2) / self.contrast for a in block_shifts(fit))
         # The last change of what all share is applied, but the data were placed before it.
         value = self.last
-        y = (
-            rows[0] + (np.arange(4) + 0.5) * len(range(rows[0], rows[-1] + 1)) / 4 - 0.5 - level.middle
-        ) * self.template.bin
-        x = (columns[0] + (np.arange(4) + 0.5) * len(range(columns[0], columns[-1] + 1)) / 4 - 0.5) - (
-            self.width - 1
-        ) / 2
-        x = x * self.template.bin
+        y, x = (
+            (side.start + (np.arange(4) + 0.5) * (side.stop - side.start) / 4 - 0.5 - middle) * self.template.bin
+            for side, middle in zip(level.bounds, (level.middle, (self.seen.shape[2] - 1) / 2), strict=True)
+        )
         shift[:, :, 0] -= value[0] * y[:, None] + value[1] * x[None, :] + value[2]
         shift[:, :, 1] -= value[0] * x[None, :] - value[1] * y[:, None]
         return shift, sigma, np.stack(np.meshgrid(y, x, indexing="ij"), axis=2)
-
-
-def _noise_equations(noise: F32, weight: F32, pixel: float, middle: float) -> FloatArray:
-    """Return what the noise (n, y, x) of a template adds to its normal equations, (n, 1, k, k) of `_NOISY`."""
-    return registration_equations(
-        np.zeros_like(noise), noise, weight, pixel=pixel, middle_row=middle, columns=_NOISY
-    ).normal
 
 
 def _field_excess(shift: FloatArray, sigma: FloatArray) -> float:
@@ -703,15 +700,13 @@ _CORRELATED = 4.0  # pixels are correlated after the band-pass: a mean over N of
 
 def _recorded(
     alignment: Alignment, shape: tuple[int, ...], middle: float, bin: int, frame_shape: tuple[int, ...], margin: float
-) -> F32:
-    """(n, y, x) 1 where a placed pixel lies inside the recorded frame, `margin` recorded px from its border."""
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return the rows (n, y) and columns (n, x) recorded, `margin` px of the frame and more from its border."""
     _, rows, columns = shape
     height, width = frame_shape
     y = alignment.magnification * bin * (np.arange(rows) - middle)[None, :] + alignment.shift[:, :1]
     x = alignment.magnification * bin * (np.arange(columns) - (columns - 1) / 2)[None, :] + alignment.shift[:, 1:]
-    inside_y = np.abs(y) <= (height - 1) / 2 - margin
-    inside_x = np.abs(x) <= (width - 1) / 2 - margin
-    return (inside_y[:, :, None] & inside_x[:, None, :]).astype(np.float32)
+    return np.abs(y) <= (height - 1) / 2 - margin, np.abs(x) <= (width - 1) / 2 - margin
 
 
 def _coarse_translation(

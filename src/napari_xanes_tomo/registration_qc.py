@@ -154,14 +154,16 @@ def part_in_field(
     mine, theirs = match_angles(np.asarray(theta_deg, dtype=float), template.theta_deg)
     _, rows, columns = template.frames.shape
     total = seen = 0.0
+    y, x = (alignment.magnification * template.bin * (np.arange(n) - (n - 1) / 2) for n in (rows, columns))
+    limits = [np.array([-(n - 1) / 2, (n - 1) / 2 + 1e-9]) for n in recorded]
     for i, k in zip(mine.tolist(), theirs.tolist(), strict=True):
         frame = template.frames[k]
-        y, x = (alignment.magnification * template.bin * (np.arange(n) - (n - 1) / 2) for n in (rows, columns))
-        y, x = y + alignment.shift[i, 0], x + alignment.shift[i, 1]
-        height, width = ((n - 1) / 2 for n in recorded)
-        inside = frame[np.abs(y) <= height][:, np.abs(x) <= width]
-        total += float(frame.sum(dtype=np.float64))
-        seen += float(inside.sum(dtype=np.float64))
+        (y0, y1), (x0, x1) = (
+            np.searchsorted(at, ends - shift)
+            for at, ends, shift in zip((y, x), limits, alignment.shift[i], strict=True)
+        )
+        total += float(frame.sum())
+        seen += float(frame[y0:y1, x0:x1].sum())
     return seen / total if total > 0 else float("nan")
 
 

@@ -28,7 +28,7 @@ from .registration_qc import part_in_field
 from .resample import place
 from .screening import screen, shows_something
 from .stray_light import stray_effect
-from .template import Template, match_angles, object_mass
+from .template import Template, match_angles, object_mass, take
 
 __all__ = [
     "CHECKED",
@@ -600,7 +600,7 @@ def run_registration(
     n = len(scan)
     whole = alignment_of(jitter, scan)
     known = np.isfinite(whole.shift[data.index]).all(axis=1)
-    data = replace(data, data=data.data[known], index=data.index[known])
+    data = replace(data, data=take(data.data, np.flatnonzero(known)), index=data.index[known])
     index = data.index
     theta = np.asarray(scan.theta_deg, dtype=float)[index]
     part = Alignment(whole.shift[index], whole.sigma[index])

@@ -7,26 +7,41 @@ known, and goes along.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .agreement import band_pass, bin_frames, object_support, smooth
+from .agreement import band_pass, bin_frames, object_support, registration_equations, smooth
 from .model import Alignment, FloatArray
+from .parallel import in_threads
 from .projector import Projector
 from .recipe import RegistrationParameters
 from .reconstruction import angular_weights, fbp
 from .resample import place
 
-__all__ = ["BandLimited", "Template", "make_template", "match_angles", "object_mass", "object_weight", "over_shadow"]
+__all__ = [
+    "NOISY",
+    "BandLimited",
+    "Template",
+    "make_template",
+    "match_angles",
+    "noise_equations",
+    "object_mass",
+    "object_weight",
+    "over_shadow",
+    "take",
+]
 
 F32 = npt.NDArray[np.float32]
+NOISY = ("scale", "roll", "dy", "dx", "blur", "gain")
+"""What the noise of a template passes itself off as, columns of `registration_equations`."""
 _WIDER = (1.0, 1.5, 2.0, 3.0)  # times as wide as asked for, tried in turn, where noise is more than a quarter
 
 
 @dataclass(frozen=True)
 class BandLimited:
-    """The template at one binning, band-passed: arrays (n, y, x) of the rows of the grid from `top` on.
+    """The template at one binning, band-passed: arrays (n, y, x) of the part of the grid that shows the object.
 
     Attributes
     ----------
@@ -36,9 +51,14 @@ class BandLimited:
         One draw of the noise of `plain`, once asked for.
     weight : (n, y, x) float32 array
         1 on and around the object.
-    top : int
+    part : (int, int, int)
+        First row of the grid, end of the rows, and how many columns are left out on either side.
+    bounds : (slice, slice)
+        Rows and columns, of these, in which the object is seen at some angle.
     middle : float
         Row, of these, that lies in the middle of the grid.
+    added : (n, 1, k, k) array or None
+        `noise_equations` where all of the object is compared, once asked for.
     """
 
     plain: F32
@@ -46,8 +66,10 @@ class BandLimited:
     depth: F32
     noise: F32 | None
     weight: F32
-    top: int
+    part: tuple[int, int, int]
+    bounds: tuple[slice, slice]
     middle: float
+    added: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,9 @@ class Template:
     noise: float
     noise_growth: float
     _levels: dict[tuple[float, float, int], BandLimited] = field(default_factory=dict, compare=False, repr=False)
+    _parts: dict[tuple[float, float, int], tuple[int, int, int]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
     _noises: list[F32] = field(default_factory=list, compare=False, repr=False)
 
     @property
@@ -109,7 +134,7 @@ class Template:
         volume = bin_frames(self.volume, k).reshape(rows // k, k, columns // k, columns // k).mean(axis=1)
         return replace(
             self, frames=bin_frames(self.frames, k), depth=bin_frames(self.depth, k), volume=volume * np.float32(k),
-            bin=k * self.bin, level=k * self.level, _levels={}, _noises=[bin_frames(self.noise_frames(), k)],
+            bin=k * self.bin, level=k * self.level, _levels={}, _parts={}, _noises=[bin_frames(self.noise_frames(), k)],
         )  # fmt: skip
 
     def second(self, fine: float, coarse: float) -> Template:
@@ -118,7 +143,7 @@ class Template:
         It has no frames, no depth and no volume, which saves their memory.
         """
         band = (fine, coarse, 1)
-        self.noise_in_band(*band)
+        self.noise_added(*band)
         nothing = np.zeros((0, 0, 0), dtype=np.float32)
         levels = {band: self.in_band(*band)}
         return replace(self, frames=nothing, depth=nothing, volume=nothing, _levels=levels, _noises=[])
@@ -129,7 +154,12 @@ class Template:
             rng = np.random.default_rng(0)
             drawn = rng.standard_normal((len(self.frames), *self.made_of), dtype=np.float32)
             placed = place(drawn, self.base, grid_shape=self.grid_shape)
-            placed *= np.float32(self.noise) * np.exp(np.float32(self.noise_growth) * np.maximum(self.frames, 0))
+
+            def grow(a: int, b: int) -> None:
+                absorbance = np.maximum(self.frames[a:b], 0)
+                placed[a:b] *= np.float32(self.noise) * np.exp(np.float32(self.noise_growth) * absorbance)
+
+            in_threads(len(placed), grow)
             volume = fbp(placed, self.theta_deg, weights=angular_weights(self.theta_deg))
             volume *= object_support(self.volume)
             self._noises.append(Projector(volume.shape[2], self.theta_deg).forward(volume))
@@ -139,11 +169,20 @@ class Template:
         """Return one draw (n, y, x) of the noise of what `in_band` returns, made once."""
         level = self.in_band(fine, coarse, extra)
         if level.noise is None:
-            rows = slice(level.top, level.top + level.plain.shape[1])
-            noise = band_pass(bin_frames(self.noise_frames(), extra)[:, rows], fine, coarse)
+            noise = band_pass(_cut(bin_frames(self.noise_frames(), extra), level.part), fine, coarse)
             self._levels[fine, coarse, extra] = level = replace(level, noise=noise)
         assert level.noise is not None
         return level.noise
+
+    def noise_added(self, fine: float, coarse: float, extra: int) -> FloatArray:
+        """Return `noise_equations` where all of the object is compared, made once."""
+        level = self.in_band(fine, coarse, extra)
+        if level.added is None:
+            noise = self.noise_in_band(fine, coarse, extra)
+            added = noise_equations(noise, level.weight, self.bin * extra, level.middle)
+            self._levels[fine, coarse, extra] = level = replace(self._levels[fine, coarse, extra], added=added)
+        assert level.added is not None
+        return level.added
 
     def band(self, parameters: RegistrationParameters) -> tuple[float, float]:
         """Return the finest band that is compared, px of `frames`.
@@ -154,8 +193,7 @@ class Template:
         for factor in _WIDER:
             fine, coarse = (factor * unit * width for width in (parameters.fine_px, parameters.coarse_px))
             level, noise = self.in_band(fine, coarse, 1), self.noise_in_band(fine, coarse, 1)
-            power = float(np.vdot(level.weight, level.plain * level.plain))
-            if float(np.vdot(level.weight, noise * noise)) <= 0.25 * power:
+            if _sum(level.weight, noise, noise) <= 0.25 * _sum(level.weight, level.plain, level.plain):
                 break
         return fine, coarse
 
@@ -165,20 +203,52 @@ class Template:
         if key not in self._levels:
             small = bin_frames(self.frames, extra)
             weight = object_weight(small, 1.0 / extra)
-            rows = np.flatnonzero(weight.any(axis=(0, 2)))
-            reach = int(np.ceil(4 * coarse)) + 2
-            top, bottom = max(0, int(rows[0]) - reach), min(small.shape[1], int(rows[-1]) + 1 + reach)
-            small = small[:, top:bottom]
+            if key not in self._parts:
+                rows, columns = _bounds(weight)
+                reach = int(np.ceil(4 * coarse)) + 2
+                top, bottom = max(0, rows.start - reach), min(small.shape[1], rows.stop + reach)
+                aside = max(0, min(columns.start, small.shape[2] - columns.stop) - reach)
+                self._parts[key] = top, bottom, aside
+            part = self._parts[key]
+            middle = (small.shape[1] - 1) / 2 - part[0]
+            small, weight = _cut(small, part), _cut(weight, part)
             self._levels[key] = BandLimited(
                 band_pass(small, fine, coarse),
                 band_pass(_steepness(small), fine, coarse),
-                band_pass(bin_frames(self.depth, extra)[:, top:bottom], fine, coarse),
+                band_pass(_cut(bin_frames(self.depth, extra), part), fine, coarse),
                 None,
-                weight[:, top:bottom],
-                top,
-                (bin_frames(self.frames[:1], extra).shape[1] - 1) / 2 - top,
+                weight,
+                part,
+                _bounds(weight),
+                middle,
             )
         return self._levels[key]
+
+
+def _bounds(weight: F32) -> tuple[slice, slice]:
+    """Return the rows and columns in which weights (n, y, x) are not all 0."""
+    seen = np.asarray(weight.any(axis=0))
+    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _cut(frames: F32, part: tuple[int, int, int]) -> F32:
+    """Return a part of frames (n, y, x), see `BandLimited`, contiguous."""
+    top, bottom, aside = part
+    return np.ascontiguousarray(frames[:, top:bottom, aside : frames.shape[2] - aside])
+
+
+def noise_equations(noise: F32, weight: F32, pixel: float, middle: float) -> FloatArray:
+    """Return what the noise (n, y, x) of a template adds to its normal equations, (n, 1, k, k) of `NOISY`."""
+    return registration_equations(
+        np.zeros_like(noise), noise, weight, pixel=pixel, middle_row=middle, columns=NOISY
+    ).normal
+
+
+def take(frames: npt.NDArray[Any], index: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    """Return ``frames[index]``, without a copy where that is all of them in their order."""
+    whole = len(index) == len(frames) and bool(np.all(index == np.arange(len(frames))))
+    return frames if whole else frames[index]
 
 
 def make_template(
@@ -218,7 +288,11 @@ def make_template(
     body = calm > 0.5 * np.percentile(calm[calm > 0.2 * calm.max()], 50)
     level = float(volume[body].mean())
     made_of = (stack.shape[1], stack.shape[2])
-    return Template(frames, depth, volume, theta, bin, shape, level, base, made_of, *_pixel_noise(stack))
+    noise, growth = _pixel_noise(stack)
+    parts = {} if like is None else like._parts  # what lies on one grid is compared in one part of it
+    return Template(
+        frames, depth, volume, theta, bin, shape, level, base, made_of, noise, growth, _parts=parts
+    )  # fmt: skip
 
 
 def _pixel_noise(stack: F32) -> tuple[float, float]:
@@ -275,8 +349,8 @@ def object_mass(stack: F32, theta_deg: FloatArray, alignment: Alignment, templat
     """
     mine, theirs = match_angles(theta_deg, template.theta_deg)
     part = replace(alignment, shift=alignment.shift[mine], sigma=alignment.sigma[mine], status=())
-    placed, coverage = place(stack[mine], part.binned(template.bin, template.frame_shape), return_coverage=True)
-    shadow = template.frames[theirs]
+    placed, coverage = place(take(stack, mine), part.binned(template.bin, template.frame_shape), return_coverage=True)
+    shadow = take(template.frames, theirs)
     weight = object_weight(shadow)
     return over_shadow(placed, weight * (coverage > 0.99), shadow, weight)
 
@@ -286,9 +360,23 @@ def over_shadow(placed: F32, seen: F32, shadow: F32, weight: F32) -> float:
 
     Thick and thin parts are not seen alike at all energies: what is missing is as in the template.
     """
-    whole = float((shadow * weight).sum(dtype=np.float64)) / max(1.0, float(weight.sum(dtype=np.float64)))
-    there = float((shadow * seen).sum(dtype=np.float64))
-    return float((placed * seen).sum(dtype=np.float64)) / there * whole if there > 0 else 0.0
+    whole, there = _sum(shadow, weight) / max(1.0, _sum(weight)), _sum(shadow, seen)
+    return _sum(placed, seen) / there * whole if there > 0 else 0.0
+
+
+def _sum(*frames: F32) -> float:
+    """Sum of the products of (n, y, x) frames, every frame in single precision, all of them in double."""
+    out = np.zeros(len(frames[0]))
+
+    def part(a: int, b: int) -> None:
+        for f in range(a, b):
+            first, *more = (stack[f] for stack in frames)
+            for other in more:
+                first = first * other
+            out[f] = first.sum()
+
+    in_threads(len(out), part)
+    return float(out.sum())
 
 
 def match_angles(theta_deg: FloatArray, template_deg: FloatArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
@@ -309,8 +397,14 @@ def _steepness(model: F32) -> F32:
     To first order in the blur's variance v, ``-ln(h * exp(-c A)) = c (h * A) - v/2 c^2 |grad A|^2``. That does not grow
     in proportion to the contrast c, and would make a weakly absorbing particle look larger than the reference.
     """
-    gy, gx = np.gradient(model, axis=1), np.gradient(model, axis=2)
-    return np.asarray(gy * gy + gx * gx, dtype=np.float32)
+    out = np.empty_like(model)
+
+    def part(a: int, b: int) -> None:
+        gy, gx = np.gradient(model[a:b], axis=(1, 2))
+        np.add(gy * gy, gx * gx, out=out[a:b])
+
+    in_threads(len(model), part)
+    return out
 
 
 def object_weight(model: F32, per_pixel: float = 1.0) -> F32:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -49,7 +50,7 @@ from .steps import (
     run_registration,
     step,
 )
-from .template import Template, make_template
+from .template import Template, make_template, take
 
 __all__ = ["StoppedByThreshold", "Workflow"]
 
@@ -135,11 +136,14 @@ class Workflow(Mapper):
             state = self.state
             if state.reference is None:
                 raise XanesTomoError(self._no_reference(state))
-            # Energies that share their second template come one after the other: it is made once.
+            # Energies that share their second template come one after the other: it is made once. That of most of them
+            # comes first: the other ones are registered by then.
             hubs = state.hubs
+            served = Counter(hubs.values())
+            others = (e for e in energies if e != state.reference)
             order = [
                 state.reference,
-                *sorted((e for e in energies if e != state.reference), key=lambda e: (hubs.get(e, -1), e)),
+                *sorted(others, key=lambda e: (-served[hubs.get(e, -1)], hubs.get(e, -1), e)),
             ]
             with closing(self.in_order([("registration", e) for e in order])) as units:
                 for k, (name, e) in enumerate(units):
@@ -327,28 +331,23 @@ class Workflow(Mapper):
         reference = state.reference
         assert reference is not None  # registration has an input key only with a reference
         template = self._reference_template(reference, state)
-        jitter = self._jitter(state, energy)
-        size = [self.series.scans[i].pixel_size_nm for i in (reference, energy)]
-        guess = size[0] / size[1] if size[1] > 0 else 1.0
-        fixed = state.manual.magnifications.get(energy)
         hub = state.hubs.get(energy) if energy != reference else None
         second, hub_place = (None, None) if hub is None else self._hub_template(hub, reference, state)
+        return self._registered(
+            energy, reference, state, template, second=second, hub=hub, hub_place=hub_place,
+            probe=self._probe_of(template), progress=progress,
+        )  # fmt: skip
+
+    def _registered(self, energy: int, reference: int, state: State, template: Template, **options: Any) -> StepResult:
+        """Register one energy; options as in `run_registration`."""
+        scan, first = self.scan(energy), self.series.scans[reference]
+        fixed, size = state.manual.magnifications.get(energy), self.series.scans[energy].pixel_size_nm
+        guess = first.pixel_size_nm / size if size > 0 else 1.0
         return run_registration(
-            scan,
-            self.recipe,
-            jitter,
-            self._normalised(energy, state),  # behind the templates, which take its place
-            template,
-            magnification=guess if fixed is None else fixed,
-            fixed=fixed is not None,
-            pixel=pixel_width(scan, self.series.scans[reference]),
-            reference=energy == reference,
-            second=second,
-            hub=hub,
-            hub_place=hub_place,
-            probe=self._probe_of(template),
-            progress=progress,
-        )
+            scan, self.recipe, self._jitter(state, energy), self._normalised(energy, state), template,
+            magnification=guess if fixed is None else fixed, fixed=fixed is not None,
+            pixel=pixel_width(scan, first), reference=energy == reference, **options,
+        )  # fmt: skip
 
     def _probe_of(self, template: Template) -> Probe | None:
         """Return the voxels at which registered energies are compared; the last one is kept."""
@@ -401,20 +400,17 @@ class Workflow(Mapper):
         key = parameter_key(keys, by_hand, self.recipe.registration, state.manual.magnifications.get(hub))
         if self._hub is None or self._hub[0] != key:
             self._hub = None  # not beside the next one
-            jitter, scan = self._jitter(state, hub), self.scan(hub)
+            template, unit = self._reference_template(reference, state), state[("registration", hub)]
+            done = unit.candidate if unit.status in ("candidate", "accepted") else None
+            if done is not None and done.parameter_key == unit.parameter_key:
+                found = self._chosen(state, "registration", hub)
+            else:
+                try:
+                    found = self._registered(hub, reference, state, template)
+                except XanesTomoError:
+                    self._hub = (key, None, None)  # it says so itself when its turn comes
+                    return None, None
             data = self._normalised(hub, state)
-            size = [self.series.scans[i].pixel_size_nm for i in (reference, hub)]
-            fixed = state.manual.magnifications.get(hub)
-            guess = size[0] / size[1] if size[1] > 0 else 1.0
-            template = self._reference_template(reference, state)
-            try:
-                found = run_registration(
-                    scan, self.recipe, jitter, data, template, magnification=guess if fixed is None else fixed,
-                    pixel=pixel_width(scan, self.series.scans[reference]), fixed=fixed is not None, reference=False,
-                )  # fmt: skip
-            except XanesTomoError:
-                self._hub = (key, None, None)  # it says so itself when its turn comes
-                return None, None
             made = self._template_of(hub, found, data, like=template).second(*template.band(self.recipe.registration))
             self._hub = (key, made, list(found.numbers["place"]))
         return self._hub[1], self._hub[2]
@@ -428,7 +424,7 @@ class Workflow(Mapper):
         theta = np.asarray(self.series.scans[energy].theta_deg, dtype=float)[index] + angle_of(found)
         part = replace(whole, shift=whole.shift[index], sigma=whole.sigma[index], status=())
         return make_template(
-            data.data[known], theta, part, bin=data.bin, frame_shape=data.frame_shape, like=like
+            take(data.data, np.flatnonzero(known)), theta, part, bin=data.bin, frame_shape=data.frame_shape, like=like
         )  # fmt: skip
 
     def _normalised(self, energy: int, state: State) -> Normalised:
