@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from napari_xanes_tomo.model import XanesTomoError
 from napari_xanes_tomo.projector import Projector
 from napari_xanes_tomo.reconstruction import (
+    FILTERS,
+    WINDOW_SIGMA,
     FilteredBackProjection,
     Reconstructor,
     TomoPy,
@@ -16,6 +18,7 @@ from napari_xanes_tomo.reconstruction import (
     cgls,
     fbp,
     fbp_variance,
+    filter_response,
     reconstructor,
     sirt,
 )
@@ -281,3 +284,10 @@ def test_tomopy_agrees(truth: np.ndarray) -> None:
 def test_errors_say_what_was_expected(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", [n for n in FILTERS if n != "none"])
+def test_the_blur_of_a_window_is_that_of_its_gaussian(name: str) -> None:
+    response = filter_response(name, 4096)[1:200] / filter_response("ramp", 4096)[1:200]
+    f = np.arange(1, 200) / 4096
+    np.testing.assert_allclose(response, np.exp(-2 * (np.pi * WINDOW_SIGMA[name] * f) ** 2), atol=1e-4)

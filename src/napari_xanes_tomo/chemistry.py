@@ -33,6 +33,7 @@ from .element_fit import (
 from .mixtures import LEAST_LEVEL, LinearCombination, linear_combination, non_negative
 from .model import FloatArray
 from .recipe import MapsParameters
+from .reconstruction import WINDOW_SIGMA
 from .spectra import (
     MEASURES,
     POST_EV,
@@ -253,7 +254,8 @@ class MapPlan:
             return {}
         amount = name in self.elements or name in ("density", "morphology")
         smoothing = parameters.smoothing_voxel * (parameters.shape_smoothing if amount else 1.0)
-        out: dict[str, Any] = {"psf_sigma_voxel": round(float(np.hypot(blur_px / bin, smoothing)), 4)}
+        blur = np.linalg.norm([blur_px / bin, smoothing, WINDOW_SIGMA[parameters.filter]])
+        out: dict[str, Any] = {"psf_sigma_voxel": round(float(blur), 4)}
         if name in self.systematic:
             # An amount per area or a fraction knows no pixel size.
             size = {"pixel_size": PIXEL_SIZE_ERROR} if amount and not self.areal else {}

@@ -340,7 +340,8 @@ class MapsParameters(_Parameters):
         0, ge=0, le=1000, description="Of an iterative reconstruction; 0 takes 100 for SIRT and 10 for CGLS."
     )
     filter: Literal["ramp", "shepp-logan", "cosine", "hann"] = Field(
-        "ramp", description="Window on the ramp filter of the filtered back-projection."
+        "ramp",
+        description="Window on the ramp filter of the filtered back-projection; all but ramp blur the slices, not y.",
     )
     half_sets: bool = Field(
         True,

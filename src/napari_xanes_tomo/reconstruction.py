@@ -21,6 +21,7 @@ from .model import XanesTomoError
 
 __all__ = [
     "FILTERS",
+    "WINDOW_SIGMA",
     "FilteredBackProjection",
     "Iterative",
     "Reconstructor",
@@ -37,6 +38,8 @@ __all__ = [
 
 ITERATIONS = {"sirt": 100, "cgls": 10}
 """How often each iterative algorithm goes through the data unless told."""
+WINDOW_SIGMA = {"ramp": 0.0, "shepp-logan": 12**-0.5, "cosine": 0.5, "hann": 0.5**0.5}
+"""Blur of the slices by the window of each filter, sigma of a Gaussian, px: both begin as 1 - 2 (pi sigma f)^2."""
 
 
 F32 = npt.NDArray[np.float32]
