@@ -258,8 +258,9 @@ def in_turns(jobs, turns=4):
 
 def shortcut(as_json: bool = False, *, columns: int = 1024, rows: int = 16) -> int:
     """Print how components compare with volumes of all energies."""
-    from napari_xanes_tomo.chemistry import finish_slab, plan_maps
+    from napari_xanes_tomo.chemistry import finish_slab
     from napari_xanes_tomo.edges import mass_attenuation
+    from napari_xanes_tomo.map_plan import plan_maps
     from napari_xanes_tomo.maps import component_sinograms, placed_rows
     from napari_xanes_tomo.phantom import ni_xanes
     from napari_xanes_tomo.recipe import MapsParameters

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from napari_xanes_tomo.artefact import added_components, displaced_lines
-from napari_xanes_tomo.chemistry import MapPlan, finish_slab, plan_maps
+from napari_xanes_tomo.chemistry import finish_slab
 from napari_xanes_tomo.edges import mass_attenuation
 from napari_xanes_tomo.map_checks import (
     MASS_LIMIT,
@@ -21,6 +21,7 @@ from napari_xanes_tomo.map_checks import (
     half_sets,
     mass_balance,
 )
+from napari_xanes_tomo.map_plan import MapPlan, plan_maps
 from napari_xanes_tomo.map_report import checks_section
 from napari_xanes_tomo.phantom import PRESETS, ni_xanes
 from napari_xanes_tomo.projector import Projector

@@ -8,21 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 
-from napari_xanes_tomo.edges import ReferenceSpectrum, mass_attenuation
+from napari_xanes_tomo.chemistry import finish_slab
+from napari_xanes_tomo.edges import ReferenceSpectrum, atomic_mass, mass_attenuation
 from napari_xanes_tomo.map_checks import particle_middle
+from napari_xanes_tomo.map_plan import MapPlan, plan_maps
 from napari_xanes_tomo.maps import (
     AlignedEnergy,
-    MapPlan,
     Slab,
-    atomic_mass,
     combine_slab,
     common_angles,
     component_sinograms,
     coverage_slab,
-    finish_slab,
     halo_rows,
     map_slab,
-    plan_maps,
     require_energies,
     slab_bytes,
 )

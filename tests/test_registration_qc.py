@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from napari_xanes_tomo.chemistry import plan_maps
+from napari_xanes_tomo.map_plan import plan_maps
 from napari_xanes_tomo.recipe import MapsParameters
 from napari_xanes_tomo.registration_qc import error_map, surface_effect
 

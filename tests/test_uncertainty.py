@@ -7,7 +7,8 @@ import pytest
 
 from napari_xanes_tomo.counts import own_beam
 from napari_xanes_tomo.detector import Detector
-from napari_xanes_tomo.maps import Slab, halo_rows, map_slab, plan_maps
+from napari_xanes_tomo.map_plan import plan_maps
+from napari_xanes_tomo.maps import Slab, halo_rows, map_slab
 from napari_xanes_tomo.model import Alignment
 from napari_xanes_tomo.recipe import MapsParameters
 from napari_xanes_tomo.uncertainty import coarse_step, decimate, expected_variance, upsampler

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .artefact import displaced_lines
-from .chemistry import MapPlan
 from .fsc import ShellCorrelation, common_place, shell_correlation, soft_mask
 from .jitter import FEWEST_ANGLES, find_jitter
+from .map_plan import MapPlan
 from .maps import AlignedEnergy, component_sinograms, grid_of, placed_rows
 from .model import Alignment, Cancelled, FlatSet, FloatArray, Progress, no_progress
 from .recipe import Recipe

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from .agreement import band_pass
 from .artefact import displaced_lines
-from .chemistry import MapPlan
 from .fsc import ShellCorrelation, shell_correlation, soft_mask
+from .map_plan import MapPlan
 from .maps import AlignedEnergy, common_angles, component_sinograms, coverage_slab, grid_of
 from .model import FloatArray, Score
 from .recipe import MapsParameters

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from .chemistry import ARTEFACT, ARTEFACT_SIGMA, FLAG
 from .edges import ReferenceSpectrum, bracketed_elements
 from .execution import WAITING, Execution, Threads
 from .findings import Findings
@@ -19,14 +18,13 @@ from .half_sets import jitter_half_sets, registration_half_sets
 from .io.references import read_reference
 from .io.store import MapSpec, MapStore, begun_slabs, read_map_attributes
 from .map_checks import MapChecks, check_maps, particle_middle
+from .map_plan import ARTEFACT, ARTEFACT_SIGMA, FLAG, MapPlan, plan_maps
 from .maps import (
     AlignedEnergy,
-    MapPlan,
     Slab,
     grid_of,
     halo_rows,
     map_slab,
-    plan_maps,
     require_energies,
     slab_bytes,
 )

@@ -17,9 +17,10 @@ import numpy.typing as npt
 from .agreement import bin_frames
 from .air import plane
 from .artefact import added_components
-from .chemistry import EDGE, MapPlan, atomic_mass, finish_slab, plan_maps
+from .chemistry import finish_slab
 from .counts import own_beam, read_absorbance
 from .flats import Beam, exposures
+from .map_plan import EDGE, MapPlan
 from .model import Alignment, EnergyScan, FloatArray, Progress, XanesTomoError, no_progress
 from .recipe import MapsParameters
 from .reconstruction import Reconstructor, angular_weights, reconstructor
@@ -40,15 +41,11 @@ from .uncertainty import (
 
 __all__ = [
     "AlignedEnergy",
-    "MapPlan",
     "Slab",
-    "atomic_mass",
     "component_sinograms",
-    "finish_slab",
     "halo_rows",
     "map_slab",
     "placed_rows",
-    "plan_maps",
     "volume_slab",
 ]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .chemistry import MapPlan
 from .joint import ranking
+from .map_plan import MapPlan
 from .model import Alignment, FloatArray
 from .template import Template, match_angles
 

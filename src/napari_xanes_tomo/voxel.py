@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from .chemistry import MapPlan
 from .edges import edge_energy_ev, scanned_element
 from .element_fit import fit_columns
+from .map_plan import MapPlan
 from .maps import AlignedEnergy, combine_slab, grid_of, halo_rows
 from .model import FloatArray, Progress, XanesTomoError, no_progress
 from .recipe import MapsParameters

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .chemistry import SIGMA, SIGMA_ALIGNMENT, MapPlan
+from .map_plan import SIGMA, SIGMA_ALIGNMENT, MapPlan
 from .maps import AlignedEnergy, Slab, grid_of, halo_rows, map_slab
 from .model import FloatArray
 from .recipe import MapsParameters
