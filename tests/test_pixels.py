@@ -11,10 +11,9 @@ import pytest
 from napari_xanes_tomo import Recipe, open_series, open_stack, read_maps
 from napari_xanes_tomo._napari.layers import AlignedStack
 from napari_xanes_tomo.findings import scale_laws
-from napari_xanes_tomo.injection import _Copies
 from napari_xanes_tomo.io.stack import FrameStack
 from napari_xanes_tomo.io.store import read_energies, read_shifts, rows_alignments
-from napari_xanes_tomo.model import EnergyScan, Series
+from napari_xanes_tomo.model import ArrayFrames, EnergyScan, Series
 from napari_xanes_tomo.phantom import TwinParameters, write_twin
 from napari_xanes_tomo.pixels import pixel_width, pixel_widths, seen_as, with_known_pixels
 from napari_xanes_tomo.steps import Confinement
@@ -30,8 +29,8 @@ def scan(
 ) -> EnergyScan:
     n = 3
     return EnergyScan(
-        energy_ev, np.arange(n, dtype=float), _Copies(np.zeros((n, *shape), np.uint16)), np.ones(n), ("ok",) * n, (),
-        np.zeros(n, dtype=np.int64), binning, size, np.full(n, NAN), header_pixel_size_nm=header, given=given,
+        energy_ev, np.arange(n, dtype=float), ArrayFrames(np.zeros((n, *shape), np.uint16)), np.ones(n), ("ok",) * n,
+        (), np.zeros(n, dtype=np.int64), binning, size, np.full(n, NAN), header_pixel_size_nm=header, given=given,
     )  # fmt: skip
 
 
@@ -106,8 +105,10 @@ def test_frames_and_boxes_of_another_binning() -> None:
     shape = (16, 16)
     content = np.zeros((3, *shape), dtype=np.uint16)
     content[:, 4:8, 8:12] = 1000
-    odd = replace(scan(8178.0, (8, 8), 4, 60.0), frames=_Copies(seen_as(content[0], (8, 8), 2.0)[None].repeat(3, 0)))
-    series = Series("s", (odd, *(replace(scan(e, shape, 2, 30.0), frames=_Copies(content)) for e in (8400.0, 8570.0))))
+    coarse = ArrayFrames(seen_as(content[0], (8, 8), 2.0)[None].repeat(3, 0))
+    odd = replace(scan(8178.0, (8, 8), 4, 60.0), frames=coarse)
+    usual = (replace(scan(e, shape, 2, 30.0), frames=ArrayFrames(content)) for e in (8400.0, 8570.0))
+    series = Series("s", (odd, *usual))
     stack = FrameStack(series)
     assert stack.shape == (3, 3, 16, 16)
     np.testing.assert_array_equal(stack.read(0, 1), content[0])

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from napari_xanes_tomo import Recipe, open_series, workflow
-from napari_xanes_tomo.injection import _Copies
-from napari_xanes_tomo.model import Alignment, EnergyScan, Series
+from napari_xanes_tomo.model import Alignment, ArrayFrames, EnergyScan, Series
 from napari_xanes_tomo.phantom import TwinParameters, write_twin
 from napari_xanes_tomo.registration_qc import odd_energies
 from napari_xanes_tomo.workflow import Workflow
@@ -117,7 +116,7 @@ def empty(scan: EnergyScan) -> EnergyScan:
     """Nothing but beam."""
     rng, beam = np.random.default_rng(0), flat_of(scan)
     counts = beam + np.sqrt(14 + 0.137 * beam) * rng.standard_normal((len(scan), *beam.shape))
-    return replace(scan, frames=_Copies(np.rint(counts).astype(scan.frames.dtype)))
+    return replace(scan, frames=ArrayFrames(np.rint(counts).astype(scan.frames.dtype)))
 
 
 def moved_out(scan: EnergyScan, part: float) -> EnergyScan:
@@ -126,13 +125,13 @@ def moved_out(scan: EnergyScan, part: float) -> EnergyScan:
     through = np.stack([scan.frames.read(i) for i in range(len(scan))]) / beam
     by = int(part * n)
     through[:, :, by:], through[:, :, :by] = through[:, :, : n - by].copy(), 1.0
-    return replace(scan, frames=_Copies(np.rint(through * beam).astype(scan.frames.dtype)))
+    return replace(scan, frames=ArrayFrames(np.rint(through * beam).astype(scan.frames.dtype)))
 
 
 def cut(scan: EnergyScan, rows: int, columns: int) -> EnergyScan:
     """The upper left part of every frame."""
     frames = np.stack([scan.frames.read(i) for i in range(len(scan))])
-    return replace(scan, frames=_Copies(frames[:, :rows, :columns]))
+    return replace(scan, frames=ArrayFrames(frames[:, :rows, :columns]))
 
 
 def labelled(scan: EnergyScan, as_: EnergyScan) -> EnergyScan:

@@ -10,7 +10,7 @@ across an absorption edge does not pull.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,16 @@ from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .recipe import RegistrationParameters
 from .resample import place
-from .template import NOISY, BandLimited, Template, match_angles, noise_equations, over_shadow, take
+from .template import (
+    NOISY,
+    BandLimited,
+    Template,
+    coarse_translation,
+    match_angles,
+    noise_equations,
+    over_shadow,
+    take,
+)
 
 __all__ = ["RegistrationResult", "reference_energy", "register"]
 
@@ -38,6 +47,7 @@ F32 = npt.NDArray[np.float32]
 _BLOCKS = 12  # contiguous blocks of angles left out in turn for the standard errors
 _ROLL_DEG = 0.01  # smaller rolls (0.02 px at the rim of a 256 px frame) are reported but not applied
 _ANGLE_DEG = 0.02
+_ENOUGH = 60  # angles for the first steps
 _FINEST = 0.5  # px: with coarser pixels the interpolations decide what is sharp, not the focus
 
 
@@ -194,10 +204,13 @@ def register(
         # What wide pixels cannot show is not compared. The second template is only there in its own pixels.
         template, second = template.binned(wider), None
     fit = _Fit(data, base, template, theirs, float(magnification), fixed, p, recorded)
-    fit.translation = _coarse_translation(
-        data, take(template.frames, theirs), fit.theta, fit.binned, magnification, template.bin
+    rough = max(1, len(mine) // _ENOUGH)
+    fit.use(rough)
+    fit.translation = coarse_translation(
+        fit.data, take(template.frames, fit.theirs), fit.theta, fit.binned, magnification, template.bin
     )
-    # Coarse to fine: a wide band takes in large errors, the fine band is least fooled by contrast.
+    # Coarse to fine: a wide band takes in large errors, the fine band is least fooled by contrast. A part of the
+    # angles takes the first steps, the last are those of all of them.
     unit, wide = template.grid_shape[1] / 256, 2 if template.grid_shape[1] >= 128 else 1
     scales = ((3.0 * p.fine_px * unit, 4.0 * p.coarse_px * unit, wide), (fit.fine, fit.coarse, 1))
     for stage, (fine, coarse, extra) in enumerate(scales):
@@ -208,6 +221,9 @@ def register(
                 break
         if stage == 0:
             fit.turn(solved)
+            if rough > 1:
+                fit.step(fit.fine, fit.coarse, 1, whole=False)
+                fit.use(1)
     solved, _ = fit.step(fit.fine, fit.coarse, 1, focus=True)
     m, translation = fit.magnification, fit.translation
     if not np.isfinite(m) or abs(m / magnification - 1) > 0.08 or not np.isfinite(translation).all():
@@ -268,8 +284,8 @@ class _Fit:
         self.recorded, self.width = recorded, template.grid_shape[1]
         self.covered = False  # whether all of the object is compared at every angle
         self.coarser = recorded.bin * recorded.pixel / template.bin  # width of a pixel of the data in the template's
-        self.data, self.base, self.template, self.theirs = data, base, template, theirs
-        self.theta = template.theta_deg[theirs]
+        self.template, self.everything = template, (data, base, theirs)
+        self.use(1)
         self.magnification, self.guess, self.fixed, self.parameters = magnification, magnification, fixed, parameters
         self.roll = self.angle = 0.0  # radians
         self.translation: FloatArray = np.zeros(3)
@@ -284,8 +300,15 @@ class _Fit:
         self.last: FloatArray = np.zeros(_NUMBERS)
         self.placed = self.seen = self.inside = data
         self.fit = LinearFit(np.zeros((0, 1, 1, 1)), np.zeros((0, 1, 1)), np.zeros((0, 1)), np.zeros((0, 1)))
-        self.added: FloatArray | None = None
         self.fine, self.coarse = template.band(parameters)
+
+    def use(self, every: int) -> None:
+        """Go on with one in so many angles."""
+        data, base, theirs = self.everything
+        some = np.arange(0, len(theirs), every)
+        self.data, self.theirs, self.theta = take(data, some), theirs[some], self.template.theta_deg[theirs[some]]
+        self.base = replace(base, shift=base.shift[some], sigma=base.sigma[some], status=())
+        self.added: FloatArray | None = None
 
     def alignment(self, base: Alignment, theta: FloatArray) -> Alignment:
         """Where the projections with the jitter `base` are now."""
@@ -707,41 +730,3 @@ def _recorded(
     y = alignment.magnification * bin * (np.arange(rows) - middle)[None, :] + alignment.shift[:, :1]
     x = alignment.magnification * bin * (np.arange(columns) - (columns - 1) / 2)[None, :] + alignment.shift[:, 1:]
     return np.abs(y) <= (height - 1) / 2 - margin, np.abs(x) <= (width - 1) / 2 - margin
-
-
-def _coarse_translation(
-    data: F32,
-    model: F32,
-    theta_deg: FloatArray,
-    at: Callable[[float, FloatArray], Alignment],
-    magnification: float,
-    scale: int,
-) -> FloatArray:
-    """First guess of ``[ty, a, b]`` from a cross-correlation at every angle, common-grid px."""
-    from scipy.fft import irfft2, rfft2
-
-    n, h, w = model.shape
-    step = max(1, w // 64)
-    placed = place(data, at(magnification, np.zeros(3)), grid_shape=(h // step, w // step), bin=step)
-
-    def small(frames: F32) -> F32:
-        band = band_pass(frames, 0.7, 6.0)
-        window = np.hanning(band.shape[1] + 2)[1:-1, None] * np.hanning(band.shape[2] + 2)[None, 1:-1]
-        return np.asarray(band * window.astype(np.float32))
-
-    a, b = small(placed), small(bin_frames(model, step))
-    shape = (2 * a.shape[1], 2 * a.shape[2])
-    cross = irfft2(rfft2(a, shape) * np.conj(rfft2(b, shape)), shape, workers=-1)
-    peak = cross.reshape(n, -1).argmax(axis=1)
-    dy, dx = peak // shape[1], peak % shape[1]
-    dy = np.where(dy > shape[0] // 2, dy - shape[0], dy) * step * scale
-    dx = np.where(dx > shape[1] // 2, dx - shape[1], dx) * step * scale
-    t = np.deg2rad(theta_deg)
-    basis = np.stack([np.cos(t), np.sin(t)], axis=1)
-    weight = np.ones(n)
-    orbit = np.zeros(2)
-    for _ in range(8):
-        orbit = np.linalg.lstsq(basis * weight[:, None], dx * weight, rcond=None)[0]
-        rest = np.abs(dx - basis @ orbit)
-        weight = np.sqrt(np.minimum(1.0, step * scale / np.maximum(rest, 1e-9)))
-    return np.array([float(np.median(dy)), *orbit])

@@ -6,6 +6,7 @@ known, and goes along.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "NOISY",
     "BandLimited",
     "Template",
+    "coarse_translation",
     "make_template",
     "match_angles",
     "noise_equations",
@@ -153,16 +155,19 @@ class Template:
         if not self._noises:
             rng = np.random.default_rng(0)
             drawn = rng.standard_normal((len(self.frames), *self.made_of), dtype=np.float32)
-            placed = place(drawn, self.base, grid_shape=self.grid_shape)
+            rows = _filled(self.volume)
+            placed = place(drawn, self.base, grid_shape=self.grid_shape, rows=(rows.start, rows.stop))
 
             def grow(a: int, b: int) -> None:
-                absorbance = np.maximum(self.frames[a:b], 0)
+                absorbance = np.maximum(self.frames[a:b, rows], 0)
                 placed[a:b] *= np.float32(self.noise) * np.exp(np.float32(self.noise_growth) * absorbance)
 
             in_threads(len(placed), grow)
             volume = fbp(placed, self.theta_deg, weights=angular_weights(self.theta_deg))
-            volume *= object_support(self.volume)
-            self._noises.append(Projector(volume.shape[2], self.theta_deg).forward(volume))
+            volume *= self.volume[rows] != 0
+            noise = np.zeros_like(self.frames)
+            noise[:, rows] = Projector(volume.shape[2], self.theta_deg).forward(volume)
+            self._noises.append(noise)
         return self._noises[0]
 
     def noise_in_band(self, fine: float, coarse: float, extra: int) -> F32:
@@ -325,14 +330,27 @@ def _pixel_noise(stack: F32) -> tuple[float, float]:
 
 def _reproject(volume: F32, theta_deg: FloatArray, bin: int) -> tuple[F32, F32]:
     """Project a volume, and the volume times the distance from the axis along the beam (common-grid px)."""
-    n = volume.shape[2]
+    rows, n, _ = volume.shape
     projector = Projector(n, theta_deg)
-    frames = projector.forward(volume)
+    seen = _filled(volume)
     c = ((np.arange(n) - (n - 1) / 2) * bin).astype(np.float32)
-    t = np.deg2rad(theta_deg)
-    depth = projector.forward(volume * c[None, :, None]) * np.cos(t).astype(np.float32)[:, None, None]
-    depth -= projector.forward(volume * c[None, None, :]) * np.sin(t).astype(np.float32)[:, None, None]
+    frames, depth = np.zeros((2, len(theta_deg), rows, n), dtype=np.float32)
+    t, part = np.deg2rad(theta_deg), volume[seen]
+    along, across = projector.forward(part * c[:, None]), projector.forward(part * c)
+    frames[:, seen] = projector.forward(part)
+
+    def turned(a: int, b: int) -> None:
+        cos, sin = (f(t[a:b]).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+        depth[a:b, seen] = along[a:b] * cos - across[a:b] * sin
+
+    in_threads(len(t), turned)
     return frames, depth
+
+
+def _filled(volume: F32) -> slice:
+    """Return the rows of a volume (y, z, x) in which there is something."""
+    filled = np.flatnonzero(volume.any(axis=(1, 2)))
+    return slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, 1)
 
 
 def object_mass(stack: F32, theta_deg: FloatArray, alignment: Alignment, template: Template) -> float:
@@ -389,6 +407,44 @@ def match_angles(theta_deg: FloatArray, template_deg: FloatArray) -> tuple[npt.N
     step = np.median(np.diff(other[order])) if len(other) > 1 else 1.0
     mine = np.flatnonzero(np.abs(other[nearest] - theta) <= 0.3 * max(step, 1e-6))
     return mine, nearest[mine]
+
+
+def coarse_translation(
+    data: F32,
+    model: F32,
+    theta_deg: FloatArray,
+    at: Callable[[float, FloatArray], Alignment],
+    magnification: float,
+    scale: int,
+) -> FloatArray:
+    """First guess of ``[ty, a, b]`` from a cross-correlation at every angle, common-grid px."""
+    from scipy.fft import irfft2, rfft2
+
+    n, h, w = model.shape
+    step = max(1, w // 64)
+    placed = place(data, at(magnification, np.zeros(3)), grid_shape=(h // step, w // step), bin=step)
+
+    def small(frames: F32) -> F32:
+        band = band_pass(frames, 0.7, 6.0)
+        window = np.hanning(band.shape[1] + 2)[1:-1, None] * np.hanning(band.shape[2] + 2)[None, 1:-1]
+        return np.asarray(band * window.astype(np.float32))
+
+    a, b = small(placed), small(bin_frames(model, step))
+    shape = (2 * a.shape[1], 2 * a.shape[2])
+    cross = irfft2(rfft2(a, shape) * np.conj(rfft2(b, shape)), shape, workers=-1)
+    peak = cross.reshape(n, -1).argmax(axis=1)
+    dy, dx = peak // shape[1], peak % shape[1]
+    dy = np.where(dy > shape[0] // 2, dy - shape[0], dy) * step * scale
+    dx = np.where(dx > shape[1] // 2, dx - shape[1], dx) * step * scale
+    t = np.deg2rad(theta_deg)
+    basis = np.stack([np.cos(t), np.sin(t)], axis=1)
+    weight = np.ones(n)
+    orbit = np.zeros(2)
+    for _ in range(8):
+        orbit = np.linalg.lstsq(basis * weight[:, None], dx * weight, rcond=None)[0]
+        rest = np.abs(dx - basis @ orbit)
+        weight = np.sqrt(np.minimum(1.0, step * scale / np.maximum(rest, 1e-9)))
+    return np.array([float(np.median(dy)), *orbit])
 
 
 def _steepness(model: F32) -> F32:
