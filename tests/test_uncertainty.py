@@ -9,11 +9,11 @@ from napari_xanes_tomo.counts import own_beam
 from napari_xanes_tomo.detector import Detector
 from napari_xanes_tomo.map_plan import plan_maps
 from napari_xanes_tomo.maps import Slab, halo_rows, map_slab
-from napari_xanes_tomo.model import Alignment
+from napari_xanes_tomo.model import Alignment, ArrayFrames
 from napari_xanes_tomo.recipe import MapsParameters
 from napari_xanes_tomo.uncertainty import coarse_step, decimate, expected_variance, upsampler
 
-from .test_maps import DEMO, SHAPE, SIX, THETA, VOXEL_NM, Frames, inside_ball, measured, plan, spectrum
+from .test_maps import DEMO, SHAPE, SIX, THETA, VOXEL_NM, inside_ball, measured, plan, spectrum
 
 QUANTA = 2000.0  # of the bare beam
 GAIN = 0.5  # counts per quantum
@@ -30,7 +30,7 @@ def noisy(items, rng, quanta=QUANTA):
         flats = tuple(
             replace(
                 f,
-                frames=Frames(
+                frames=ArrayFrames(
                     (
                         GAIN * rng.poisson(np.repeat(f.frames.data, 20, axis=0) * scale / GAIN)
                         + READ * rng.standard_normal((40, *SHAPE))
@@ -41,7 +41,7 @@ def noisy(items, rng, quanta=QUANTA):
             )
             for f in item.scan.flats
         )
-        scan = replace(item.scan, frames=Frames(counts.astype(np.float32)), flats=flats)
+        scan = replace(item.scan, frames=ArrayFrames(counts.astype(np.float32)), flats=flats)
         beam = replace(own_beam(scan), detector=Detector(GAIN, READ**2))
         out.append(replace(item, scan=scan, beam=beam))
     return out
