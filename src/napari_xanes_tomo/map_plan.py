@@ -333,150 +333,191 @@ def plan_maps(
     energy = np.asarray(energies_ev, dtype=float)
     mean = np.asarray(spectrum, dtype=float)
     noise = np.asarray(variance, dtype=float)
-    present = bracketed_elements(energy)
-    elements = present if p.elements is None else tuple(dict.fromkeys(p.elements))
     if p.scanned_edge is not None:
         scanned: str | None = p.scanned_edge
         edge_energy_ev(p.scanned_edge)
     else:
-        scanned = scanned_element(energy, present)
-    absent: dict[str, str] = {}
+        scanned = scanned_element(energy, bracketed_elements(energy))
+    elements = _plan_elements(energy, mean, noise, scanned, p, areal)
+    edge = _plan_edge(energy, mean, noise, scanned, references, p)
+    # All energies together show the particle's shape with the least noise.
+    shape = np.maximum(mean, 0.0) / noise
+    shape /= shape.sum()
+    single = edge.single if edge.measured else ()
+    return MapPlan(
+        energy,
+        mean,
+        {
+            **elements.components,
+            **edge.components,
+            "shape": shape,
+            **{f"{SINGLE}{k}": np.eye(len(energy))[k] for k in single},
+        },
+        elements.mapped,
+        tuple(float(v) for v in energy[~elements.use]),
+        edge.shift,
+        edge.jump,
+        edge.half_ev,
+        float(shape @ mean),
+        float(energy[reference]),
+        {**elements.absent, **edge.absent},
+        areal,
+        edge.measures,
+        edge.measured,
+        edge.mixture,
+        noise,
+        edge.windows,
+        edge.regression,
+        tuple(references),
+        elements.white_lines,
+        elements.white_lines_seen,
+        elements.helped if edge.shift is not None else None,
+        systematic=elements.systematic,
+        notes=elements.notes,
+    )
+
+
+@dataclass
+class _Elements:
+    """What of the elements can be mapped; see `MapPlan`. `use` are the energies that they are fitted to."""
+
+    use: npt.NDArray[np.bool_]
+    mapped: tuple[str, ...] = ()
+    components: dict[str, FloatArray] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    white_lines: dict[str, tuple[float, float]] = field(default_factory=dict)
+    white_lines_seen: dict[str, tuple[float, float]] = field(default_factory=dict)
+    helped: ScannedEdgeFit | None = None
+    systematic: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def _plan_elements(
+    energy: FloatArray, mean: FloatArray, noise: FloatArray, scanned: str | None, p: MapsParameters, areal: bool
+) -> _Elements:
+    present = bracketed_elements(energy)
+    wanted = present if p.elements is None else tuple(dict.fromkeys(p.elements))
     use = np.ones(len(energy), dtype=bool)
     if scanned is not None:
         e0 = edge_energy_ev(scanned)
         use = (energy < e0 - p.leave_out_below_ev) | (energy > e0 + p.leave_out_above_ev)
+    out = _Elements(use)
     kept = bracketed_elements(energy[use])
     # An edge that is there but not bracketed is no map, and yet no part of the others.
     known = np.unique(energy[use])
-    there = [edge_energy_ev(e) for e in dict.fromkeys((*present, *elements)) if e not in kept]
+    there = [edge_energy_ev(e) for e in dict.fromkeys((*present, *wanted)) if e not in kept]
     gaps = {int(np.searchsorted(known, v)): v for v in there}
-    good = tuple(e for e in elements if e in kept)
-    for e in elements:
+    good = tuple(e for e in wanted if e in kept)
+    for e in wanted:
         if e not in good:
-            absent[e] = f"the energies do not bracket the K edge of {e} at {edge_energy_ev(e):.0f} eV" + (
+            out.absent[e] = f"the energies do not bracket the K edge of {e} at {edge_energy_ev(e):.0f} eV" + (
                 " once the scanned edge is left out" if e == scanned and e in present else ""
             )
-    if p.elements is None and not elements:
-        absent["elements"] = "no two neighbouring energies bracket a K edge"
-    components: dict[str, FloatArray] = {}
+    if p.elements is None and not wanted:
+        out.absent["elements"] = "no two neighbouring energies bracket a K edge"
+    if not good:
+        return out
     # Every element whose edge is bracketed takes part in the fit, asked for or not: its edge is in the data.
-    notes: tuple[str, ...] = ()
     between = tuple(v for gap, v in gaps.items() if 0 < gap < len(known))
-    if good:
-        unknown = unknown_steps(energy, mean, use, kept, between, p)
-        between += tuple(step.edge_ev for step in unknown)
-        notes = tuple(step.note for step in unknown)
-    if good and use.sum() < len(kept) + len(between) + 1:
+    unknown = unknown_steps(energy, mean, use, kept, between, p)
+    between += tuple(step.edge_ev for step in unknown)
+    out.notes = tuple(step.note for step in unknown)
+    if use.sum() < len(kept) + len(between) + 1:
         what = f"{len(kept)} elements" + (f", {len(between)} other edges" if between else "") + " and a remainder"
-        for e in good:
-            absent[e] = f"{int(use.sum())} energies cannot tell {what} apart"
-        good = ()
-    helped: ScannedEdgeFit | None = None
-    seen_white_lines: dict[str, tuple[float, float]] = {}
-    found_white_lines: dict[str, tuple[float, float]] = {}
-    systematic: dict[str, dict[str, float]] = {}
-    if good:
-        seen_white_lines = white_lines_of(energy, mean, use, kept, between, p)
-        if p.white_line_from_spectrum:
-            found_white_lines = seen_white_lines
-        factors = {e: found_white_lines.get(e, (p.white_line(e),))[0] for e in kept}
-        table = fit_columns(energy, factors, between, p)
-        weight = np.where(use, 1.0 / noise, 0.0)
-        size = np.sqrt(np.sum(weight[:, None] * table**2, axis=0))
-        scaled = table / size
-        if not np.linalg.cond(np.sqrt(weight)[:, None] * scaled) < 1e6:
-            absent |= dict.fromkeys(good, f"these energies do not tell {', '.join(kept)} and a remainder apart")
-            good = ()
-    if good:
-        solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
-        if p.scanned_edge_in_elements and scanned in kept and not areal:
-            fit = scanned_edge_fit(energy, mean, noise, use, table, kept, scanned, solve @ mean)
-            if fit is not None:
-                helped = replace(fit, free={e: fit.free[e] for e in good}, per_ev2={e: fit.per_ev2[e] for e in good})
-        components |= {e: solve[kept.index(e)] * (1e3 if areal else 1.0) for e in good}
-        systematic = systematic_terms(energy, mean, weight, factors, seen_white_lines, between, good, p)
-    edge, jump, half = None, float("nan"), float("nan")
+        out.absent |= dict.fromkeys(good, f"{int(use.sum())} energies cannot tell {what} apart")
+        return out
+    out.white_lines_seen = white_lines_of(energy, mean, use, kept, between, p)
+    if p.white_line_from_spectrum:
+        out.white_lines = out.white_lines_seen
+    factors = {e: out.white_lines.get(e, (p.white_line(e),))[0] for e in kept}
+    table = fit_columns(energy, factors, between, p)
+    weight = np.where(use, 1.0 / noise, 0.0)
+    size = np.sqrt(np.sum(weight[:, None] * table**2, axis=0))
+    scaled = table / size
+    if not np.linalg.cond(np.sqrt(weight)[:, None] * scaled) < 1e6:
+        out.absent |= dict.fromkeys(good, f"these energies do not tell {', '.join(kept)} and a remainder apart")
+        return out
+    solve = np.linalg.solve(scaled.T @ (weight[:, None] * scaled), scaled.T * weight) / size[:, None]
+    if p.scanned_edge_in_elements and scanned in kept and not areal:
+        fit = scanned_edge_fit(energy, mean, noise, use, table, kept, scanned, solve @ mean)
+        if fit is not None:
+            out.helped = replace(fit, free={e: fit.free[e] for e in good}, per_ev2={e: fit.per_ev2[e] for e in good})
+    out.mapped = good
+    out.components = {e: solve[kept.index(e)] * (1e3 if areal else 1.0) for e in good}
+    out.systematic = systematic_terms(energy, mean, weight, factors, out.white_lines_seen, between, good, p)
+    return out
+
+
+@dataclass
+class _Edge:
+    """What of the scanned edge can be mapped; see `MapPlan`."""
+
+    shift: EdgeShift | None = None
+    jump: float = float("nan")
+    half_ev: float = float("nan")
     measures: EdgeMeasures | None = None
-    mixture: LinearCombination | None = None
     measured: tuple[str, ...] = ()
-    windows = regression = ""
-    single: npt.NDArray[np.intp] = np.zeros(0, dtype=np.intp)
-    edge_names = ("edge_energy_relative", "edge_energy", "edge_jump", *p.edge_measures)
+    single: tuple[int, ...] = ()  # energies that the measures need one by one
+    mixture: LinearCombination | None = None
+    windows: str = ""
+    regression: str = ""
+    components: dict[str, FloatArray] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def _plan_edge(
+    energy: FloatArray,
+    mean: FloatArray,
+    noise: FloatArray,
+    scanned: str | None,
+    references: Sequence[ReferenceSpectrum],
+    p: MapsParameters,
+) -> _Edge:
+    out = _Edge()
     mixture_names = [f"lcf_{r.name}" for r in references]
     if references and all(r.valence is not None for r in references):
         mixture_names.append("valence")
+    names = ("edge_energy_relative", "edge_energy", "edge_jump", *p.edge_measures, *mixture_names)
     if scanned is None:
-        why = why_not_scanned(energy)
-        absent |= dict.fromkeys((*edge_names, *mixture_names), why)
-    else:
-        e0 = edge_energy_ev(scanned)
-        lines: dict[str, Any] = {"pre_ev": p.pre_edge_ev, "post_ev": p.post_edge_ev}
-        windows = "straight lines, " + ", ".join(
-            f"{w}-edge {e0 + low:g}..{e0 + high:g} eV"
-            for w, (low, high) in (("pre", p.pre_edge_ev), ("post", p.post_edge_ev))
-        )
-        regression = f"{e0 + PRE_EV[0]:g}..{e0 + POST_EV[1]:g} eV"
-        norm = normalisation(energy, mean, e0, **lines)
-        edge = edge_shift(energy, mean, e0, variance=noise)
-        if norm is None or edge is None:
-            edge = None
-            why = f"the energies do not determine the {scanned} edge: " + _lacking(energy - e0, mean, norm, p)
-            absent |= dict.fromkeys((*edge_names, *mixture_names), why)
-        else:
-            jump = norm.jump
-            near = np.abs(energy - e0) < 100
-            half = edge_at_half(energy[near], norm(energy[near], mean[near]))
-            if not np.isfinite(half):
-                absent["edge_energy"] = "no two energies near the edge lie on either side of the mean spectrum's E(0.5)"
-            components |= {"shift": edge.numerator, "level": edge.denominator}
-            if p.edge_measures:
-                x = energy - e0
-                single = np.flatnonzero((x >= min(p.pre_edge_ev[0], -30)) & (x <= max(p.post_edge_ev[1], 70)))
-                made = edge_measures(energy[single], mean[single], e0, free_slopes=p.free_slopes, **lines)
-                measures = None if isinstance(made, str) else made
-                no = dict.fromkeys(p.edge_measures, made) if isinstance(made, str) else made.absent
-                absent |= {name: no[name] for name in p.edge_measures if name in no}
-                measured = tuple(name for name in p.edge_measures if name not in no)
-            if references:
-                mixed = linear_combination(
-                    energy, mean, e0, references, variance=noise, offset_ev=p.energy_offset_ev or 0.0, **lines
-                )
-                if isinstance(mixed, str):
-                    absent |= dict.fromkeys(mixture_names, mixed)
-                else:
-                    mixture = mixed
-                    components |= dict(zip(mixture_names, mixed.weights, strict=False))
-    # All energies together show the particle's shape with the least noise.
-    shape = np.maximum(mean, 0.0) / noise
-    components["shape"] = shape / shape.sum()
-    if measured:
-        components |= {f"{SINGLE}{k}": np.eye(len(energy))[k] for k in single}
-    return MapPlan(
-        energy,
-        mean,
-        components,
-        good,
-        tuple(float(v) for v in energy[~use]),
-        edge,
-        jump,
-        half,
-        float(components["shape"] @ mean),
-        float(energy[reference]),
-        absent,
-        areal,
-        measures,
-        measured,
-        mixture,
-        noise,
-        windows,
-        regression,
-        tuple(references),
-        found_white_lines,
-        seen_white_lines,
-        helped if edge is not None else None,
-        systematic=systematic,
-        notes=notes,
+        out.absent = dict.fromkeys(names, why_not_scanned(energy))
+        return out
+    e0 = edge_energy_ev(scanned)
+    lines: dict[str, Any] = {"pre_ev": p.pre_edge_ev, "post_ev": p.post_edge_ev}
+    out.windows = "straight lines, " + ", ".join(
+        f"{w}-edge {e0 + low:g}..{e0 + high:g} eV"
+        for w, (low, high) in (("pre", p.pre_edge_ev), ("post", p.post_edge_ev))
     )
+    out.regression = f"{e0 + PRE_EV[0]:g}..{e0 + POST_EV[1]:g} eV"
+    norm = normalisation(energy, mean, e0, **lines)
+    shift = edge_shift(energy, mean, e0, variance=noise)
+    if norm is None or shift is None:
+        why = f"the energies do not determine the {scanned} edge: " + _lacking(energy - e0, mean, norm, p)
+        out.absent = dict.fromkeys(names, why)
+        return out
+    out.shift, out.jump = shift, norm.jump
+    near = np.abs(energy - e0) < 100
+    out.half_ev = edge_at_half(energy[near], norm(energy[near], mean[near]))
+    if not np.isfinite(out.half_ev):
+        out.absent["edge_energy"] = "no two energies near the edge lie on either side of the mean spectrum's E(0.5)"
+    out.components = {"shift": shift.numerator, "level": shift.denominator}
+    if p.edge_measures:
+        x = energy - e0
+        single = np.flatnonzero((x >= min(p.pre_edge_ev[0], -30)) & (x <= max(p.post_edge_ev[1], 70)))
+        made = edge_measures(energy[single], mean[single], e0, free_slopes=p.free_slopes, **lines)
+        out.single, out.measures = tuple(single.tolist()), None if isinstance(made, str) else made
+        no = dict.fromkeys(p.edge_measures, made) if isinstance(made, str) else made.absent
+        out.absent |= {name: no[name] for name in p.edge_measures if name in no}
+        out.measured = tuple(name for name in p.edge_measures if name not in no)
+    if references:
+        mixed = linear_combination(
+            energy, mean, e0, references, variance=noise, offset_ev=p.energy_offset_ev or 0.0, **lines
+        )
+        if isinstance(mixed, str):
+            out.absent |= dict.fromkeys(mixture_names, mixed)
+        else:
+            out.mixture = mixed
+            out.components |= dict(zip(mixture_names, mixed.weights, strict=False))
+    return out
 
 
 def _lacking(x: FloatArray, mean: FloatArray, norm: Normalisation | None, p: MapsParameters) -> str:
