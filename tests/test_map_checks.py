@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from napari_xanes_tomo.artefact import added_components, displaced_lines
+from napari_xanes_tomo.artefact import displaced_lines
 from napari_xanes_tomo.chemistry import finish_slab
 from napari_xanes_tomo.edges import mass_attenuation
 from napari_xanes_tomo.map_checks import (
@@ -199,11 +199,11 @@ def finished(plan: MapPlan, rows: Rows, found: Displaced) -> dict[str, np.ndarra
     """Maps of the rows with their artefact; the standard error of the edge energy is 0.1 eV everywhere."""
     plan = replace(plan, displacement=np.where(found.found[:, None], found.shift, 0.0))
     volumes = {n: rows.volume(plan.components[n], smoothing=0.0) for n in plan.linear}
-    lines = np.tensordot(plan.components["shape"], rows.lines / rows.share[:, :, None, None], axes=(0, 0))
-    added = added_components(
-        lines.astype(np.float32), rows.theta_deg, rows.share, plan.spectrum / plan.shape_level,
-        {n: plan.components[n] for n in ("shift", "level")}, plan.displacement,
-    )  # fmt: skip
+    added = {n: np.zeros_like(rows.lines[0]) for n in ("shift", "level")}
+    for e in np.flatnonzero(found.found):
+        more = rows.lines[e] - displaced_lines(rows.lines[e], rows.theta_deg, -found.shift[e])
+        for n, lines in added.items():
+            lines += np.float32(plan.components[n][e]) * more
     unit = np.ones(len(rows.theta_deg))
     wrong = {n: fbp(v, rows.theta_deg, weights=unit) * np.float32(rows.per_cm) for n, v in added.items()}
     cover = np.ones_like(volumes["shape"][2:-2])

@@ -823,6 +823,24 @@ def test_measures_are_those_of_the_reconstructed_energies(scanned: list[AlignedE
     assert np.median(half) == pytest.approx(8333 + 9.3 + 0.4 + 1.5, abs=0.3)
 
 
+def test_what_a_displaced_energy_makes_of_the_edge_is_what_it_changes(scanned: list[AlignedEnergy]) -> None:
+    by, e = np.array([0.4, 0.6, -0.5, 0.3]), int(np.argmin(np.abs(EDGE_SCAN - 8342)))  # y, z, x, rotation centre, px
+    found = plan_maps(EDGE_SCAN, nickel(EDGE_SCAN, 0.0), np.ones(len(EDGE_SCAN)), len(EDGE_SCAN) - 1)
+    a, t = scanned[e].alignment, np.deg2rad(scanned[e].scan.theta_deg)
+    across = by[2] * np.cos(t) + by[1] * np.sin(t) + by[3]
+    shift = a.shift + a.magnification * np.stack([np.full_like(t, by[0]), across], axis=1)
+    moved = [*scanned]
+    moved[e] = replace(scanned[e], alignment=replace(a, shift=shift))
+    displacement = np.where(np.arange(len(EDGE_SCAN)) == e, 1.0, 0.0)[:, None] * -by  # of the content, once placed
+    p, slab = MapsParameters(), Slab(8, 14, halo_rows(MapsParameters()))
+    before = map_slab(scanned, found, slab, VOXEL_NM, p, threads=1)
+    after = map_slab(moved, replace(found, displacement=displacement), slab, VOXEL_NM, p, threads=1)
+    inside = (before["mask"] > 0.5) & (after["mask"] > 0.5)
+    change = (after["edge_energy_relative"] - before["edge_energy_relative"])[inside]
+    assert np.std(change) > 0.1
+    np.testing.assert_allclose(after["edge_energy_artefact"][inside], change, atol=0.05 * np.abs(change).max())
+
+
 def test_errors_of_measures(scanned: list[AlignedEnergy]) -> None:
     p = MapsParameters(edge_measures=EDGE_MEASURES)
     moved = [replace(i, translation_sigma=(0.1, 0.1, 0.1), magnification_sigma=1e-3) for i in scanned]

@@ -65,8 +65,8 @@ SINGLE = "@"  # begins the name of a component that is one energy
 SIGMA = "_sigma"  # total standard error of a map
 ARTEFACT = "edge_energy_artefact"  # what displaced energies make of the edge energy
 FLAG = "artefact"  # 1 where that is more than ARTEFACT_SIGMA standard errors
-# What displaced energies change is predicted to about 15 %: voxels that it changes by less than 1 sigma are to be left
-# alone, those that it changes by more than 2 found.
+# Voxels that displaced energies change by less than 1 sigma are to be left alone, those that they change by more than 2
+# found.
 ARTEFACT_SIGMA = 1.25
 SIGMA_ALIGNMENT = "_sigma_alignment"  # the part of it that comes from jitter correction and registration
 

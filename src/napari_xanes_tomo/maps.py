@@ -7,8 +7,8 @@ reconstructing every energy and fitting each voxel, for a fraction of the work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .agreement import bin_frames
 from .air import plane
-from .artefact import added_components
+from .artefact import displaced_lines
 from .chemistry import finish_slab
 from .counts import own_beam, read_absorbance
 from .flats import Beam, exposures
@@ -185,6 +185,8 @@ class Combined:
         Number of the first coarse row.
     moved_y, moved_x : (pair, angle) arrays or None
         What the squared change per px of displacement is multiplied with.
+    wrong : dict of str to (angle, row, column) array
+        What energies that lie beside the others have added to the components of the edge energy; none, empty.
     """
 
     sinograms: F32
@@ -194,6 +196,7 @@ class Combined:
     first: int = 0
     moved_y: FloatArray | None = None
     moved_x: FloatArray | None = None
+    wrong: Mapping[str, F32] = field(default_factory=dict)
 
 
 def grid_of(energies: Sequence[AlignedEnergy], bin: int) -> tuple[int, int]:
@@ -293,6 +296,8 @@ def combine_slab(
     first, end = _coarse_rows(keep or rows, grid[0], coarse[0], step)
     noise = np.zeros((len(products), len(theta), end - first, coarse[1]), np.float32) if keep else None
     moved = np.zeros((2, len(products), len(theta)))
+    beside = np.zeros((len(energies), 4)) if plan.displacement is None or plan.edge is None else plan.displacement
+    wrong = {name: np.zeros_like(out[0]) for name in EDGE} if keep and beside.any() else {}
     for e, item in enumerate(energies):
         if not np.any(weights[:, e]):
             continue
@@ -355,6 +360,10 @@ def combine_slab(
         for c, w in enumerate(weights[:, e]):
             if w:
                 out[c, slice(None) if every else places[e]] += np.float32(w) * placed
+        if wrong and beside[e].any():
+            more = placed - displaced_lines(placed, turns[members], -beside[e] / bin)
+            for name, lines in wrong.items():
+                lines[places[e]] += np.float32(plan.components[name][e]) * more
         at_angles = places[e][stands]
         if noise is None:
             continue
@@ -389,7 +398,8 @@ def combine_slab(
             if seen is not None:
                 gain = gains[p.smoothing_voxel * (p.shape_smoothing if plan.pairs[k][0] == "shape" else 1.0)]
                 noise[k, at_angles] += (w * gain).astype(np.float32)[:, None, None] * seen
-    return Combined(out, theta, shared, noise, first, moved[0] if keep else None, moved[1] if keep else None)
+    moved_y, moved_x = moved if keep else (None, None)
+    return Combined(out, theta, shared, noise, first, moved_y, moved_x, wrong)
 
 
 def _coarse_rows(rows: tuple[int, int], fine: int, coarse: int, step: int) -> tuple[int, int]:
@@ -429,7 +439,7 @@ def covariance(
     step = coarse_step(grid[1])
     coarse_rows, columns = -(-grid[0] // step), made.noise.shape[3]
     theta = made.theta_deg
-    lines, _ = _mean_lines(energies, plan, made, p)
+    lines = _mean_lines(energies, plan, made, p)
     inside = slice(keep[0] - rows[0], keep[1] - rows[0])
     up, across = moved_variance(lines, filter=p.filter, smoothing=p.smoothing_voxel, keep=inside)
     up, across = decimate(up, step, columns), decimate(across, step, columns)
@@ -454,17 +464,15 @@ def covariance(
     )
 
 
-def _mean_lines(
-    energies: Sequence[AlignedEnergy], plan: MapPlan, made: Combined, p: MapsParameters
-) -> tuple[F32, FloatArray]:
-    """Return the object's line integrals (angle, row, column), and what projections count for, (energy, angle)."""
+def _mean_lines(energies: Sequence[AlignedEnergy], plan: MapPlan, made: Combined, p: MapsParameters) -> F32:
+    """Return the object's line integrals (angle, row, column), mean of the energies."""
     share = np.zeros((len(energies), len(made.theta_deg)))
     for e, (item, where) in enumerate(zip(energies, common_angles(energies)[1], strict=True)):
         turns = np.asarray(item.scan.theta_deg, dtype=float)[item.members]
         share[e, where] = angular_weights(turns) if p.reconstruction == "fbp" else 1.0
     shape = made.sinograms[list(plan.components).index("shape")]
     total = np.maximum(plan.components["shape"] @ share, 1e-12)
-    return np.asarray(shape / total.astype(np.float32)[:, None, None]), share
+    return np.asarray(shape / total.astype(np.float32)[:, None, None])
 
 
 def coverage_slab(
@@ -554,14 +562,7 @@ def map_slab(
     errors = errors.scaled(per_cm)
     coverage, least, unseen = coverage_slab(energies, plan, wanted, bin=bin)
     keep = slice(slab.y0 - rows[0], slab.y1 - rows[0])
-    wrong = None
-    if plan.displacement is not None and plan.edge is not None and np.any(plan.displacement):
-        lines, share = _mean_lines(energies, plan, made, parameters)
-        added = added_components(
-            lines, theta, share, plan.spectrum / plan.shape_level, {n: plan.components[n] for n in EDGE},
-            plan.displacement / bin,
-        )  # fmt: skip
-        wrong = {n: solve(x, theta, weights=usable) * per_cm for n, x in added.items()}
+    wrong = {n: solve(x, theta, weights=usable) * per_cm for n, x in made.wrong.items()} or None
     spectra = single_rows(made, plan, keep, per_cm, parameters, threads=threads) if plan.single else None
     return finish_slab(
         plan, volumes, coverage, least, keep, parameters, errors, spectra=spectra, wrong=wrong, unseen=unseen
