@@ -361,6 +361,78 @@ class State:
         return out
 
 
+@dataclass(frozen=True)
+class _History:
+    """What events that hold say of every unit.
+
+    Attributes
+    ----------
+    manual : Manual
+    made : dict of Unit to list of Candidate
+        In the order in which they were made.
+    chosen : dict of Unit to (int, bool)
+        Candidate that was accepted, and whether by hand.
+    failed : dict of Unit to (str, str)
+        Key of the last attempt that failed, and why; no result has come since.
+    """
+
+    manual: Manual
+    made: Mapping[Unit, Sequence[Candidate]]
+    chosen: Mapping[Unit, tuple[int, bool]]
+    failed: Mapping[Unit, tuple[str, str]]
+
+    @classmethod
+    def of(cls, holding: Sequence[Event]) -> _History:
+        made: dict[Unit, list[Candidate]] = {}
+        chosen: dict[Unit, tuple[int, bool]] = {}
+        failed: dict[Unit, tuple[str, str]] = {}
+        for candidate in candidates_in(holding):
+            made.setdefault(candidate.unit, []).append(candidate)
+        for event in holding:
+            p = event.payload
+            if event.kind == "candidate":
+                failed.pop(_unit(p), None)
+            elif event.kind == "decision":
+                unit = _unit(p)
+                if p["candidate"] is None:
+                    chosen.pop(unit, None)
+                else:
+                    chosen[unit] = (int(p["candidate"]), p.get("by") != THRESHOLDS)
+            elif event.kind == "failure":
+                failed[_unit(p)] = (str(p["key"]), str(p["reason"]))
+        return cls(_manual(holding), made, chosen, failed)
+
+    def settled(self, unit: Unit, parameters: str, input_key: str) -> UnitState:
+        """Return where a unit stands that the recipe wants with `parameters`, and that has these inputs now."""
+        name, energy = unit
+        if energy is not None and energy in self.manual.energies:
+            return UnitState("failed", parameters, "", None, self.manual.energies[energy])
+        candidates = self.made.get(unit, ())
+        number, by_hand = self.chosen.get(unit, (0, True))
+        accepted = next((c for c in candidates if c.id == number), None)
+        if accepted is not None and not by_hand and accepted.parameter_key != parameters:
+            accepted = None  # nobody wanted these parameters instead of the recipe's
+        candidates = [c for c in candidates if not c.partial]
+        best = accepted or (candidates[-1] if candidates else None)
+        if best is not None and (accepted is None or best.input_key != input_key):
+            # Of what was made from the present inputs the newest counts: a decision taken back brings it back.
+            fitting = [c for c in candidates if c.input_key == input_key]
+            exact = [c for c in fitting if c.parameter_key == parameters]
+            if fitting:
+                best, accepted = (exact or fitting)[-1], None
+        key = parameter_key(name, parameters, input_key)
+        attempt, reason = self.failed.get(unit, ("", ""))
+        if attempt == key and (best is None or best.key != key):
+            return UnitState("failed", parameters, input_key, None, reason)
+        if best is None:
+            status = "idle"
+        elif not input_key or best.input_key != input_key or (accepted is None and best.parameter_key != parameters):
+            status = "stale"
+        else:
+            status = "accepted" if accepted is not None else "candidate"
+        return UnitState(status, parameters, input_key, best, "")
+
+
 def resolve(
     recipe: Recipe,
     events: Iterable[Event],
@@ -389,60 +461,14 @@ def resolve(
     accepted by hand was accepted with its own parameters; what the thresholds accepted follows the recipe. Where what
     was accepted came from other inputs, the newest result from the present ones counts.
     """
-    made: dict[Unit, list[Candidate]] = {}
-    chosen: dict[Unit, tuple[int, bool]] = {}
-    failed: dict[Unit, tuple[str, str]] = {}
-    holding = active_events(events)
-    manual = _manual(holding)
-    for candidate in candidates_in(holding):
-        made.setdefault(candidate.unit, []).append(candidate)
-    for event in holding:
-        p = event.payload
-        if event.kind == "candidate":
-            failed.pop(_unit(p), None)
-        elif event.kind == "decision":
-            unit = _unit(p)
-            if p["candidate"] is None:
-                chosen.pop(unit, None)
-            else:
-                chosen[unit] = (int(p["candidate"]), p.get("by") != THRESHOLDS)
-        elif event.kind == "failure":
-            failed[_unit(p)] = (str(p["key"]), str(p["reason"]))
-
+    history = _History.of(active_events(events))
+    manual = history.manual
     units: dict[Unit, UnitState] = {}
     n = len(energies_ev)
     parameters_of = {s.name: parameter_key(*(getattr(recipe, name) for name in s.parameters)) for s in STEPS}
 
     def settle(s: Step, e: int | None, input_key: str) -> None:
-        unit: Unit = (s.name, e)
-        parameters = parameters_of[s.name]
-        candidates = made.get(unit, [])
-        number, by_hand = chosen.get(unit, (0, True))
-        accepted = next((c for c in candidates if c.id == number), None)
-        if accepted is not None and not by_hand and accepted.parameter_key != parameters:
-            accepted = None  # nobody wanted these parameters instead of the recipe's
-        candidates = [c for c in candidates if not c.partial]
-        best = accepted or (candidates[-1] if candidates else None)
-        reason = ""
-        if e is not None and e in manual.energies:
-            units[unit] = UnitState("failed", parameters, "", None, manual.energies[e])
-            return
-        key = parameter_key(s.name, parameters, input_key)
-        if best is not None and (accepted is None or best.input_key != input_key):
-            # Of what was made from the present inputs the newest counts: a decision taken back brings it back.
-            fitting = [c for c in candidates if c.input_key == input_key]
-            exact = [c for c in fitting if c.parameter_key == parameters]
-            if fitting:
-                best, accepted = (exact or fitting)[-1], None
-        if unit in failed and failed[unit][0] == key and (best is None or best.key != key):
-            status, reason, best = "failed", failed[unit][1], None
-        elif best is None:
-            status = "idle"
-        elif not input_key or best.input_key != input_key or (accepted is None and best.parameter_key != parameters):
-            status = "stale"
-        else:
-            status = "accepted" if accepted is not None else "candidate"
-        units[unit] = UnitState(status, parameters, input_key, best, reason)
+        units[(s.name, e)] = history.settled((s.name, e), parameters_of[s.name], input_key)
 
     # Boxes are drawn on the reference energy, whichever the recipe says that is.
     frame_of_boxes = [reference_energy(energies_ev, recipe.registration.reference_ev)] if manual.boxes else []
