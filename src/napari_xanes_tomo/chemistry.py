@@ -86,7 +86,7 @@ def finish_slab(
     if ARTEFACT in plan.names and plan.edge is not None:
         made = {n: 0.0 if wrong is None else (gaussian_filter(wrong[n], s) if s > 0 else wrong[n])[keep] for n in EDGE}
         right = {n: np.asarray(v[n] - made[n], np.float32) for n in EDGE}
-        clean = np.where(right["level"] > LEAST_LEVEL / 2, plan.edge.shift(right["shift"], right["level"]), np.nan)
+        clean = plan.edge.shift(right["shift"], right["level"], above=LEAST_LEVEL / 2)
         maps[ARTEFACT] = (maps["edge_energy_relative"] - clean).astype(np.float32)
     if errors is not None:
         whole = soft["shape"]
@@ -97,12 +97,15 @@ def finish_slab(
             here = {n: x[k] for n, x in v.items()}
             lacking: dict[str, F32] = {}
             if k in added:
+                at = np.any([added[k][n] != 0 for n in seen], axis=0)
                 with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                    part = {n: x[k] for n, x in seen.items()}
-                    all_of_it = {n: x + added[k][n] for n, x in part.items()}
-                    with_it = _composed(plan, all_of_it, sharper[k], body[k], parameters)
-                    lacking = _composed(plan, part, sharper[k], body[k], parameters)
-                    lacking = {n: with_it[n] - x for n, x in lacking.items()}
+                    part = {n: x[k][at] for n, x in seen.items()}
+                    all_of_it = {n: x + added[k][n][at] for n, x in part.items()}
+                    with_it = _composed(plan, all_of_it, sharper[k][at], body[k][at], parameters)
+                    without = _composed(plan, part, sharper[k][at], body[k][at], parameters)
+                for name, value in without.items():
+                    lacking[name] = np.zeros(at.shape, np.float32)
+                    lacking[name][at] = with_it[name] - value
                 lacking["morphology"] = added[k]["shape"]
             _row_errors(plan, here, sharper[k], row, maps, k, lacking)
     if plan.measured and spectra is not None:
@@ -138,8 +141,7 @@ def _composed(
                 for e in plan.elements:
                     maps[f"{e}_fraction"] = np.where(body & (total > 0), moles[e] / total, np.nan).astype(np.float32)
     if plan.edge is not None:
-        shift = plan.edge.shift(v["shift"], v["level"])
-        relative = np.where(v["level"] > 0.2, shift, np.nan).astype(np.float32)
+        relative = np.asarray(plan.edge.shift(v["shift"], v["level"], above=LEAST_LEVEL), np.float32)
         maps["edge_energy_relative"] = relative
         offset = parameters.energy_offset_ev or 0.0
         if np.isfinite(plan.edge_half_ev):
@@ -231,10 +233,11 @@ def _row_errors(
                     unit = {a: np.float32(a == e) for a in plan.elements}
                     put(f"{e}_fraction", *combined({a: (unit[a] - share) / mass[a] / total for a in plan.elements}))
     if plan.edge is not None:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            ratio = v["shift"] / v["level"]
-            slope = np.asarray(plan.edge.slope(ratio) / v["level"], dtype=np.float32)
-            noise, alignment = combined({"shift": slope, "level": np.asarray(-slope * ratio, np.float32)})
+        there = v["level"] > LEAST_LEVEL
+        ratio, slope = (np.zeros(there.shape, np.float32) for _ in range(2))
+        ratio[there] = v["shift"][there] / v["level"][there]
+        slope[there] = plan.edge.slope(ratio[there]) / v["level"][there]
+        noise, alignment = combined({"shift": slope, "level": -slope * ratio})
         for name in ("edge_energy_relative", "edge_energy"):
             if name in maps:
                 put(name, noise, alignment)

@@ -125,11 +125,14 @@ class EdgeShift:
     ratio_at: FloatArray
     shift_at: FloatArray
 
-    def shift(self, numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the shift in eV; NaN where the denominator is not positive."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(denominator > 0, numerator / denominator, np.nan)
-        return np.interp(ratio, self.ratio_at, self.shift_at).astype(np.asarray(ratio).dtype)
+    def shift(
+        self, numerator: npt.NDArray[Any], denominator: npt.NDArray[Any], *, above: float = 0.0
+    ) -> npt.NDArray[Any]:
+        """Return the shift in eV; NaN where the denominator is not larger than `above`."""
+        there = denominator > above
+        out = np.full(there.shape, np.nan, dtype=np.result_type(numerator, denominator))
+        out[there] = np.interp(numerator[there] / denominator[there], self.ratio_at, self.shift_at)
+        return out
 
     def measure(
         self, spectra: npt.ArrayLike, *, variance: npt.ArrayLike | None = None
