@@ -27,17 +27,20 @@ from napari_xanes_tomo.steps import run_flats
 from napari_xanes_tomo.straight import fit_straight, outer_rows, profile_noise
 
 # (y, z, x), radius, attenuation per pixel: an object without symmetry, its parts well inside the field.
-BALLS = (((-3.0, 4.0, -5.0), 9.0, 0.05), ((7.0, -6.0, 6.0), 5.0, 0.08), ((-8.0, -5.0, 8.0), 3.0, 0.1))
+Balls = tuple[tuple[tuple[float, float, float], float, float], ...]
+BALLS: Balls = (((-3.0, 4.0, -5.0), 9.0, 0.05), ((7.0, -6.0, 6.0), 5.0, 0.08), ((-8.0, -5.0, 8.0), 3.0, 0.1))
 
 
-def balls(theta: npt.ArrayLike, shape: tuple[int, int], shift: npt.NDArray, fine: int = 3) -> npt.NDArray[np.float32]:
-    """Line integrals of `BALLS`, averaged over pixels, the content of every frame displaced by ``[dy, dx]``."""
+def balls(
+    theta: npt.ArrayLike, shape: tuple[int, int], shift: npt.NDArray, fine: int = 3, parts: Balls = BALLS
+) -> npt.NDArray[np.float32]:
+    """Line integrals of `parts`, averaged over pixels, the content of every frame displaced by ``[dy, dx]``."""
     t = np.deg2rad(np.asarray(theta, float))
     sub = (np.arange(fine) - (fine - 1) / 2) / fine
     y = (np.arange(shape[0])[:, None] + sub - (shape[0] - 1) / 2).ravel()
     x = (np.arange(shape[1])[:, None] + sub - (shape[1] - 1) / 2).ravel()
     out = np.zeros((len(t), len(y), len(x)))
-    for (cy, cz, cx), radius, level in BALLS:
+    for (cy, cz, cx), radius, level in parts:
         u = cx * np.cos(t) + cz * np.sin(t)
         qy = y[None, :] - shift[:, :1] - cy
         qx = x[None, :] - shift[:, 1:] - u[:, None]
@@ -620,6 +623,21 @@ def test_a_post_that_leaves_the_field_below() -> None:
         frame += np.where(y - dy > 15, 0.6 * np.sqrt(np.clip(1 - across**2, 0, None)), 0)
     found = find_jitter(stack, THETA, variance=4e-4)
     assert max(errors(found.shift, true, THETA)[:2]) < 0.1
+
+
+def test_rows_that_the_field_cuts_at_the_sides_have_no_part() -> None:
+    rng = np.random.default_rng(4)
+    inner = rng.uniform(-1, 1, (24, 3)) * [28, 15, 15]
+    parts = (((0.0, 0.0, 0.0), 31.0, 0.01), *(((y, z, x), 3.0, 0.04) for y, z, x in inner))
+    theta, shape = np.arange(-90.0, 90.0, 4.0), (80, 56)
+    true = motion(len(theta), 3, rms=1.0)
+    stack = balls(theta, shape, true, fine=2, parts=parts) + 0.02 * rng.standard_normal((len(theta), *shape))
+    found = find_jitter(stack, theta, variance=4e-4)
+    error = errors(found.shift, true, theta)
+    assert max(np.abs(error)) < 0.035
+    sigma = np.sqrt(np.mean(found.sigma**2, axis=0))
+    assert max(error[:2] / sigma) < 1.5
+    assert any("beyond the sides" in note for note in found.quality.notes)
 
 
 def test_the_answer_does_not_depend_on_the_number_of_threads(tiny_twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,15 +72,16 @@ def vertical(profiles: FloatArray, limit: float) -> tuple[FloatArray, int, int, 
 
 
 def horizontal(
-    frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom: int, good: Bool
+    frames: F32, dy: FloatArray, theta: FloatArray, top: int, bottom: int, good: Bool, whole: Bool
 ) -> tuple[FloatArray, float]:
     """Displacement in x from the centre of mass of every row, and its standard error from two sets of rows.
 
     Each row's centre moves on its own sinusoid; what all rows do besides is the displacement. The centre of mass of the
-    whole is put on the axis. Frames that are not `good` get what their neighbours have.
+    whole is put on the axis. Frames that are not `good` get what their neighbours have; rows of the common grid that
+    are not `whole` (y,) have no part.
     """
     if not good.all():
-        part, spread = horizontal(frames[good], dy[good], theta[good], top, bottom, good[good])
+        part, spread = horizontal(frames[good], dy[good], theta[good], top, bottom, good[good], whole)
         order = np.argsort(theta[good], kind="stable")
         return np.interp(theta, theta[good][order], part[order]), spread
     n, _, w = frames.shape
@@ -91,7 +92,8 @@ def horizontal(
     m0 = _fourier_shift(frames.sum(axis=2, dtype=np.float64), offset)[:, top:bottom]
     m1 = _fourier_shift(np.asarray(frames @ x, dtype=np.float64), offset)[:, top:bottom]
     mass = np.median(m0, axis=0)
-    rows = mass > 0.05 * mass.max()
+    at = np.rint(np.arange(top, bottom) - np.median(dy)).astype(int)
+    rows = (mass > 0.05 * mass.max()) & whole[np.clip(at, 0, len(whole) - 1)]
     if mass.max() <= 0 or rows.sum() < 2:
         return np.full(n, np.nan), float("nan")
     m0, m1, mass = m0[:, rows], m1[:, rows], mass[rows]

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .agreement import center_of_rotation, halve, recorded_rows
+from .air import fit_air, plane
 from .blurred import lost_to_blur
 from .coupled import Coupled, noise_left
 from .first_guess import FEWEST_ANGLES, centred, chain, correlated, horizontal, slips, vertical
@@ -236,6 +237,11 @@ class _Search:
         self.scene.usable = self.good.copy()
         # The air next to the object, now that it is known where the object is.
         self._look(self.scene, start)
+        if not self.scene.whole.all() and self.straight is None:
+            # The border of the frames is no air where the object reaches it.
+            self.work = self.work - plane(fit_air(self.work, 3.0)[0], self.work.shape[1:])
+            self.scene.set_data(self.work)
+            self._look(self.scene, start)
         if self.scene.mask is not None and self.scene.ring.any():
             self.scene.set_data(self.scene.background(start))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -270,7 +276,9 @@ class _Search:
 
     def _moments(self, frames: F32) -> FloatArray:
         dy, top, bottom, self.good = vertical(frames.sum(axis=2, dtype=np.float64), self.limit / self.bin)
-        dx, self.moment_spread = horizontal(frames, dy, np.deg2rad(self.theta), top, bottom, self.good)
+        dx, self.moment_spread = horizontal(
+            frames, dy, np.deg2rad(self.theta), top, bottom, self.good, self.scene.whole
+        )
         return np.stack([dy, dx], axis=1)
 
     def _search(self, start: FloatArray, moments: FloatArray) -> FloatArray:
@@ -498,6 +506,11 @@ class _Search:
         within = float(np.median(self.fit.residual) / (np.median(self.noise) * noise_left()))
         moved = _moved(found.shift, moments, self.theta)
         sigma_y, sigma_x = (float(np.sqrt(np.median(found.sigma[:, k] ** 2))) for k in (0, 1))
+        filled = self.scene.object_rows
+        cut = int((filled & ~self.scene.whole).sum())
+        if cut:
+            part = f"{100 * cut / filled.sum():.0f} % of its rows"
+            self.notes.append(f"the object goes beyond the sides of the frames in {part}: they have no part")
         if self.straight is not None:
             tilt = float(np.rad2deg(np.arctan(np.hypot(*self.straight.tilt))))
             self.notes.append(f"something runs straight through the field, tilted by {tilt:.1f} deg: taken out")
@@ -545,7 +558,6 @@ def _moved(shift: FloatArray, moments: FloatArray, theta_deg: FloatArray) -> flo
 def _border_plane(frames: F32) -> F32:
     """(n, y, x) the plane through the border of every frame; the object may touch it in places."""
     from .agreement import solve_normal
-    from .air import plane
 
     n, h, w = frames.shape
     edge = max(1, round(0.05 * min(h, w)))

@@ -38,6 +38,10 @@ _EDGE = 3  # pixels at the border of a frame that are not compared
 _WHOLE = 0.9  # part of the half turn that must be covered for a filtered back-projection to be taken as it is
 _SOLVES = 24  # steps of the reconstruction where angles are missing
 _SOLVES_ON = 8  # the same from the last volume of frames that were placed almost the same
+_AT_THE_SIDE = 0.05  # of what the thickest parts absorb: more than that at a side is the object
+_AROUND = 9  # frames, one of which has to show the end of the object
+_SELDOM = 0.02  # of the frames
+_FEWEST_WHOLE = 8  # rows that the field does not cut
 _ROWS = 8  # rows the coupling of the projections is computed from
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -335,6 +339,8 @@ class Scene:
         self.mask: F32 | None = None
         self.body: F32 = np.ones(self.shape, dtype=np.float32)
         self.compared: F32 = self.body
+        self.whole: Bool = np.ones(self.shape[0], dtype=bool)
+        self.object_rows: Bool = self.whole
         self.ring: Bool = np.zeros(self.shape, dtype=bool)
         self.thickness: F32 = np.zeros((0, *self.shape), dtype=np.float32)
         self.footprint = self._circle()
@@ -342,7 +348,7 @@ class Scene:
     def unbind(self) -> None:
         """Let the object be anywhere in the rows it covers, and compare all of them."""
         self.mask, self.footprint = None, self._circle()
-        self.compared = np.ones_like(self.body)
+        self.compared = np.ones_like(self.body) * self.whole[slice(*self.rows), None]
 
     def look(self, shift: FloatArray) -> None:
         """Settle, from displacements that are about right, where the object is and which rows it covers."""
@@ -379,6 +385,29 @@ class Scene:
         # The air beside the object settles level and slopes: on the object alone they would take the part of slow
         # drifts, of which little else is known.
         self.compared = near[top:bottom].astype(np.float32)
+        # Every row is a slice of its own: one that the field cuts at the sides has no reprojection that holds.
+        self.object_rows = filled
+        whole = self._whole(shift)
+        if (whole & filled)[top:bottom].sum() >= _FEWEST_WHOLE:
+            self.whole = whole
+            self.body *= whole[top:bottom, None]
+            self.compared *= whole[top:bottom, None]
+
+    def _whole(self, shift: FloatArray) -> Bool:
+        """(y,) rows of the common grid in which the object does not go beyond the sides of the frames.
+
+        It may leave some, as long as one of the frames around them shows its end.
+        """
+        from scipy.ndimage import minimum_filter1d
+
+        height = self.shape[0]
+        y, order = np.arange(height), np.argsort(self.theta, kind="stable")
+        limit = _AT_THE_SIDE * float(np.percentile(self.plain, 99))
+        cut = np.zeros((len(shift), height), dtype=bool)
+        for side in (self.plain[:, :, :_EDGE], self.plain[:, :, -_EDGE:]):
+            seen = np.stack([np.interp(y + dy, y, f) for f, dy in zip(side.mean(axis=2), shift[:, 0], strict=True)])
+            cut |= minimum_filter1d(seen[order], _AROUND, axis=0, mode="nearest") > limit
+        return np.asarray(cut.mean(axis=0) < _SELDOM)
 
     def air(self, shift: FloatArray) -> Bool:
         """(n, y, x) where a frame shows nothing of the object, three pixels away from it; all where none was found."""
@@ -677,7 +706,7 @@ class Scene:
         written as an inner product of both smeared back over the slice, the ramp shared between the two.
         """
         n, rows, width = model.shape
-        gradient = -np.gradient(model, axis=1 + axis)
+        gradient = -np.gradient(model, axis=1 + axis) * self.whole[slice(*self.rows), None]
         power = np.empty((n, rows))
         in_threads(n, lambda a, b: _row_power(a, b, gradient, power))
         total = np.cumsum(power.sum(axis=0))
