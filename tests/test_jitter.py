@@ -17,7 +17,7 @@ from napari_xanes_tomo.agreement import (
 from napari_xanes_tomo.blurred import lost_to_blur
 from napari_xanes_tomo.coupled import Coupled
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
-from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, find_jitter
+from napari_xanes_tomo.jitter import FEWEST_ANGLES, JitterResult, _in_runs, find_jitter
 from napari_xanes_tomo.model import Alignment, Cancelled, XanesTomoError
 from napari_xanes_tomo.qc import check_projections, check_scores
 from napari_xanes_tomo.recipe import AbsorbanceParameters, JitterParameters, Recipe
@@ -832,3 +832,39 @@ def test_the_squared_gradient_of_what_was_blurred(blur_px: float, tolerance: flo
     truth = smooth((1.25 * a**2 * np.cos(a * x + 0.5 * a * y) ** 2)[None].astype(np.float32), blur_px)
     inner = (slice(None), slice(8, -8), slice(8, -8))
     np.testing.assert_allclose(squared_gradient(frame, blur_px)[inner], truth[inner], atol=tolerance * 1.25 * a**2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("..1111....", "..1111...."),
+        ("..111....1", ".........."),
+        ("11......11", "11......11"),  # a half turn is a circle
+        ("1.11111..1", "..11111..."),
+        ("1111111111", "1111111111"),
+        ("..........", ".........."),
+    ],
+)
+def test_rows_of_neighbours_in_angle(flags: str, expected: str) -> None:
+    theta = np.random.default_rng(0).permutation(10) * 18.0
+    order = np.argsort(theta)
+    given = np.zeros(10, dtype=bool)
+    given[order] = [c == "1" for c in flags]
+    assert "".join("1" if v else "." for v in _in_runs(given, theta, 4)[order]) == expected
+
+
+# Angular step, where the row of displaced projections begins (the second one goes on with the first projection), how
+# many, by how much. Left out once and for all they stay 0.1 px (y) and 0.4 px (x) off.
+@pytest.mark.parametrize(("step", "first", "many", "by"), [(3.0, 18, 12, (6.0, -4.0)), (4.0, 41, 13, (8.0, 5.0))])
+def test_many_neighbours_that_begin_displaced_are_not_lost(
+    step: float, first: int, many: int, by: tuple[float, float]
+) -> None:
+    theta = np.arange(-90.0, 90.0, step)
+    true = motion(len(theta), 5)
+    rng = np.random.default_rng(2)
+    stack = balls(theta, SHAPE, true) + 0.02 * rng.standard_normal((len(theta), *SHAPE)).astype(np.float32)
+    start = true.copy()
+    start[np.arange(first, first + many) % len(theta)] += by
+    found = find_jitter(stack, theta, variance=0.02**2, initial=start)
+    assert found.used.all()
+    assert max(errors(found.shift, true, theta)[:2]) < 0.06

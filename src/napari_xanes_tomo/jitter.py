@@ -42,6 +42,8 @@ _FILLS = 3  # reprojections that fill what frames did not record, before the fir
 _ODD = 4.5  # robust standard deviations from which on more is left of a projection than of those around it
 _FEWEST_TO_STAND_OUT = 40  # projections, for that to be asked
 _MOSTLY_NOISE = 2.5  # times its variance, at most, of a projection and what predicts it: 1.7 of it is theirs
+_RUN = 4  # neighbours that were left out: what they show cannot be told from the others
+_MORE, _AFTER = 12, 8  # further steps in all, and after the last change of what is used
 _FAR_WORSE = 0.1  # of what is left of a projection: less may come from that one being in the volume
 _CLOSE = 0.25  # of the formal error: after a step below this that the last ones told about, less is left
 _SECANTS = 4  # steps that tell about the next one
@@ -385,7 +387,11 @@ class _Search:
         moved = np.inf
         past: list[tuple[FloatArray, FloatArray]] = []  # displacements, and the steps each projection asked for there
         blur_known = scene.coarse_px > 0 or scene.steep is not None
-        for k in range(iterations):
+        self.asked_again = np.zeros(len(self.theta), dtype=bool)
+        last = iterations
+        for k in range(iterations + _MORE):
+            if k == last:
+                break
             # What frames did not record has to settle before they are judged by it.
             for _ in range(_FILLS if k == 0 and known is None and scene.cut(shift) else 0):
                 _, known = scene.model(shift, known)
@@ -415,6 +421,8 @@ class _Search:
             formal = np.sqrt(np.median(self.noise) / np.maximum(np.median(fit.information[0], axis=0), 1e-30))
             enough = _CLOSE if len(past) > 2 else 0.1
             same = (was == scene.usable).all()
+            if k and not same:
+                last = max(last, min(k + _AFTER, iterations + _MORE))
             if settled:  # the frames are others now: what was asked of them tells nothing about the next step
                 past.clear()
             elif k and same and np.all(np.sqrt(np.mean(step[scene.usable] ** 2, axis=0)) < enough * formal + 1e-4):
@@ -434,7 +442,10 @@ class _Search:
         bad |= (fit.gain < 0.5) | (fit.gain > 2.0)
         bad |= self.odd
         if bad.mean() < 0.34:
-            scene.usable = ~bad
+            # Nothing is known where many neighbours are left out: they are judged again with a part in the volume.
+            again = _in_runs(~scene.usable, self.theta, _RUN) & ~self.asked_again & ~self.odd
+            self.asked_again |= again
+            scene.usable = ~bad | again
 
     def _odd(self, scene: Scene, held_out: Fit) -> Bool:
         """(n,) which projections show less than the others around them of what the others predict.
@@ -530,6 +541,19 @@ class _Search:
             bound=self.bound * self.bin, used=self.scene.usable.copy(), slips=slips(found.shift, self.theta, scale),
             partial=self.partial, straight=walls,
         )  # fmt: skip
+
+
+def _in_runs(flags: Bool, theta: FloatArray, least: int) -> Bool:
+    """Return which of `flags` (n,) stand in a row of `least` neighbours in angle or more; a half turn is a circle."""
+    order = np.argsort(theta, kind="stable")
+    round_about = np.concatenate([flags[order]] * 3)
+    ends = np.flatnonzero(np.diff(np.concatenate([[False], round_about, [False]]).astype(int))).reshape(-1, 2)
+    inside = np.zeros(len(round_about), dtype=bool)
+    for a, b in ends:
+        inside[a:b] = b - a >= least
+    out = np.zeros(len(flags), dtype=bool)
+    out[order] = inside[len(flags) : 2 * len(flags)]
+    return out
 
 
 def _better(before: Fit, after: Fit, usable: Bool, by: float = 0.0) -> bool:

@@ -179,7 +179,12 @@ class JitterParameters(_Parameters):
         True, description="Exclude projections without beam, saturated, copied, displaced, blurred or empty."
     )
     refine: bool = Field(True, description="Refine the moments by reprojection where that is better.")
-    iterations: int = Field(6, ge=0, le=100, description="Reprojection iterations at most.")
+    iterations: int = Field(
+        6,
+        ge=0,
+        le=100,
+        description="Reprojection iterations at most; up to 12 more where projections were left out late.",
+    )
     max_shift_px: float = Field(
         200.0,
         gt=0,
