@@ -225,3 +225,18 @@ def test_the_thresholds_follow_the_noise_of_the_scan() -> None:
     # Frames four times as wide are judged in their own pixels.
     wide = {s.name: s for s in check_scores(quiet_checks(), number, seams=[60], width=1024)}
     assert wide["residual shift x"].threshold > 3 * by_name[0]["residual shift x"].threshold
+
+
+def test_the_ends_of_a_wedge_are_not_held_against_the_displacements() -> None:
+    theta, rng = np.arange(-70.0, 71.0, 2.0), np.random.default_rng(5)
+    y, z, x = np.ogrid[-9:9, -24:24, -24:24]
+    parts = ((0, 5, -9, 9, 0.05), (3, -8, 6, 7, 0.07), (-3, 3, 9, 6, -0.03), (2, -3, -6, 4, 0.06))
+    volume = sum(v * (((y - a) ** 2 + (z - b) ** 2 + (x - c) ** 2) < r**2) for a, b, c, r, v in parts)
+    clean = Projector(48, theta).forward(np.asarray(volume, dtype=np.float32))
+    data = clean + rng.normal(0, 0.004, clean.shape)
+    shift = np.zeros((len(theta), 2))
+    shift[3, 1] = 1.0  # stated, not so
+    found = check_projections(data, theta, Alignment(shift, shift), variance=np.full(len(theta), 0.004**2))
+    assert found["residual_shift_x_px"].beyond.tolist() == [3]
+    assert not len(found["gain_deviation"].beyond)
+    assert not len(found["residual_shift_y_px"].beyond)

@@ -115,9 +115,7 @@ class Template:
     noise: float
     noise_growth: float
     _levels: dict[tuple[float, float, int], BandLimited] = field(default_factory=dict, compare=False, repr=False)
-    _parts: dict[tuple[float, float, int], tuple[int, int, int]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
+    _like: Template | None = field(default=None, compare=False, repr=False)  # whose part of the grid is compared
     _noises: list[F32] = field(default_factory=list, compare=False, repr=False)
 
     @property
@@ -128,7 +126,7 @@ class Template:
     def turned(self, angle_deg: float) -> Template:
         """Return the template as it is seen with the object turned by `angle_deg` against the stage."""
         frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)
-        return replace(self, frames=frames, depth=depth, _levels={})
+        return replace(self, frames=frames, depth=depth, _levels={}, _like=self._like or self)
 
     def binned(self, k: int) -> Template:
         """Return the template in pixels `k` times as wide; the shape of `frames` is a multiple of that."""
@@ -136,7 +134,8 @@ class Template:
         volume = bin_frames(self.volume, k).reshape(rows // k, k, columns // k, columns // k).mean(axis=1)
         return replace(
             self, frames=bin_frames(self.frames, k), depth=bin_frames(self.depth, k), volume=volume * np.float32(k),
-            bin=k * self.bin, level=k * self.level, _levels={}, _parts={}, _noises=[bin_frames(self.noise_frames(), k)],
+            bin=k * self.bin, level=k * self.level, _levels={}, _like=None,
+            _noises=[bin_frames(self.noise_frames(), k)],
         )  # fmt: skip
 
     def second(self, fine: float, coarse: float) -> Template:
@@ -208,13 +207,13 @@ class Template:
         if key not in self._levels:
             small = bin_frames(self.frames, extra)
             weight = object_weight(small, 1.0 / extra)
-            if key not in self._parts:
+            if self._like is None:
                 rows, columns = _bounds(weight)
                 reach = int(np.ceil(4 * coarse)) + 2
                 top, bottom = max(0, rows.start - reach), min(small.shape[1], rows.stop + reach)
-                aside = max(0, min(columns.start, small.shape[2] - columns.stop) - reach)
-                self._parts[key] = top, bottom, aside
-            part = self._parts[key]
+                part = top, bottom, max(0, min(columns.start, small.shape[2] - columns.stop) - reach)
+            else:
+                part = self._like.in_band(*key).part
             middle = (small.shape[1] - 1) / 2 - part[0]
             small, weight = _cut(small, part), _cut(weight, part)
             self._levels[key] = BandLimited(
@@ -294,10 +293,7 @@ def make_template(
     level = float(volume[body].mean())
     made_of = (stack.shape[1], stack.shape[2])
     noise, growth = _pixel_noise(stack)
-    parts = {} if like is None else like._parts  # what lies on one grid is compared in one part of it
-    return Template(
-        frames, depth, volume, theta, bin, shape, level, base, made_of, noise, growth, _parts=parts
-    )  # fmt: skip
+    return Template(frames, depth, volume, theta, bin, shape, level, base, made_of, noise, growth, _like=like)
 
 
 def _pixel_noise(stack: F32) -> tuple[float, float]:

@@ -400,16 +400,13 @@ class Workflow(Mapper):
         key = parameter_key(keys, by_hand, self.recipe.registration, state.manual.magnifications.get(hub))
         if self._hub is None or self._hub[0] != key:
             self._hub = None  # not beside the next one
-            template, unit = self._reference_template(reference, state), state[("registration", hub)]
-            done = unit.candidate if unit.status in ("candidate", "accepted") else None
-            if done is not None and done.parameter_key == unit.parameter_key:
-                found = self._chosen(state, "registration", hub)
-            else:
-                try:
-                    found = self._registered(hub, reference, state, template)
-                except XanesTomoError:
-                    self._hub = (key, None, None)  # it says so itself when its turn comes
-                    return None, None
+            template = self._reference_template(reference, state)
+            # Registered anew, the same way whichever energy comes first: its own result may know a second template.
+            try:
+                found = self._registered(hub, reference, state, template)
+            except XanesTomoError:
+                self._hub = (key, None, None)  # it says so itself when its turn comes
+                return None, None
             data = self._normalised(hub, state)
             made = self._template_of(hub, found, data, like=template).second(*template.band(self.recipe.registration))
             self._hub = (key, made, list(found.numbers["place"]))
