@@ -205,6 +205,7 @@ class _Search:
         self.moment_spread = float("nan")
         self.good: Bool = np.ones(len(theta), dtype=bool)
         self.odd: Bool = np.zeros(len(theta), dtype=bool)
+        self.asked_again: Bool = np.zeros(len(theta), dtype=bool)
         self.method = "moments"
         self.sigma: FloatArray | None = None
         self.fit: Fit | None = None
@@ -387,7 +388,7 @@ class _Search:
         moved = np.inf
         past: list[tuple[FloatArray, FloatArray]] = []  # displacements, and the steps each projection asked for there
         blur_known = scene.coarse_px > 0 or scene.steep is not None
-        self.asked_again = np.zeros(len(self.theta), dtype=bool)
+        self.asked_again[:] = False
         last = iterations
         for k in range(iterations + _MORE):
             if k == last:

@@ -309,7 +309,7 @@ def check_projections(
         "gain_deviation": _check(gain, float("nan"), ""),
     }
     if _largest_gap(theta) > _WEDGE_DEG:
-        expected = _of_the_wedge(clean, theta, progress)
+        expected = _of_the_wedge(clean, theta)
         against = {k: replace(c, values=c.values - v) for (k, c), v in zip(against.items(), expected, strict=True)}
     return {
         "mass_deviation": _check(deviation, sigma_mass, ""),
@@ -450,13 +450,13 @@ def _largest_gap(theta_deg: FloatArray) -> float:
     return float(np.diff(at, append=at[0] + 180.0).max())
 
 
-def _of_the_wedge(placed: F32, theta: FloatArray, progress: Progress) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _of_the_wedge(placed: F32, theta: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return displacement y, x and contrast of projections that nothing is wrong with: the volume's at these angles."""
     projector = Projector(placed.shape[2], theta)
     volume = projector.filtered(placed, angular_weight=angular_weights(theta, max_gap=8.0))
     volume *= object_support(volume)
     alike = projector.forward(volume)
-    step, gain, _ = _against(alike, _held_out(alike, theta, progress), float("nan"))
+    step, gain, _ = _against(alike, _held_out(alike, theta, no_progress), float("nan"))
     return step[:, 0], step[:, 1], gain
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -136,15 +135,10 @@ class Workflow(Mapper):
             state = self.state
             if state.reference is None:
                 raise XanesTomoError(self._no_reference(state))
-            # Energies that share their second template come one after the other: it is made once. That of most of them
-            # comes first: the other ones are registered by then.
+            # Energies that share their second template come one after the other: it is made once.
             hubs = state.hubs
-            served = Counter(hubs.values())
             others = (e for e in energies if e != state.reference)
-            order = [
-                state.reference,
-                *sorted(others, key=lambda e: (-served[hubs.get(e, -1)], hubs.get(e, -1), e)),
-            ]
+            order = [state.reference, *sorted(others, key=lambda e: (hubs.get(e, -1), e))]
             with closing(self.in_order([("registration", e) for e in order])) as units:
                 for k, (name, e) in enumerate(units):
                     self.run_unit(name, e, progress=_within(progress, name, k, len(order)))
