@@ -8,7 +8,7 @@ and a part of the error. `adjusted` applies the difference to the numbers of an 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ class Measured:
         Number of that energy, and
     hub_place : (6,) array or None
         where it was taken to be.
+    pull : (6,) array
+        What grains of another composition would have added to `place`, see `composition`.
     """
 
     place: FloatArray
@@ -43,6 +45,7 @@ class Measured:
     second_sigma: FloatArray | None = None
     hub: int | None = None
     hub_place: FloatArray | None = None
+    pull: FloatArray = field(default_factory=lambda: np.zeros(len(PARAMETERS)))
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,9 @@ def join(
         if m.second is None or m.second_sigma is None or m.hub_place is None or m.hub not in measured:
             continue
         if m.hub is not None and _usable(m.second, m.second_sigma):
-            pairs.append(Pair(e, m.hub, m.second - m.hub_place, _floored(m.second_sigma, width_px)))
+            # Two energies of one contrast do not pull; of two others each pulls as it does at the reference.
+            pull = m.pull - measured[m.hub].pull if islands[e] != islands[m.hub] else 0.0
+            pairs.append(Pair(e, m.hub, m.second - m.hub_place - pull, _floored(m.second_sigma, width_px)))
     solved = solve_network(pairs, islands, reference, cross_sigma=cross_contrast_sigma(width_px))
     change = np.where(np.isfinite(solved.value), solved.value - applied, 0.0)
     misfit = np.full(n, np.nan)

@@ -26,9 +26,12 @@ from .agreement import (
     registration_equations,
     solve_normal,
 )
+from .composition import grain_contrast
 from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
+from .projector import Projector
 from .recipe import RegistrationParameters
+from .reconstruction import angular_weights, fbp
 from .resample import place
 from .template import (
     NOISY,
@@ -47,7 +50,7 @@ F32 = npt.NDArray[np.float32]
 _BLOCKS = 12  # contiguous blocks of angles left out in turn for the standard errors
 _ROLL_DEG = 0.01  # smaller rolls (0.02 px at the rim of a 256 px frame) are reported but not applied
 _ANGLE_DEG = 0.02
-_ENOUGH = 60  # angles for the first steps
+_ENOUGH = 60  # angles for the first steps, and for what the composition of grains pulls
 _FINEST = 0.5  # px: with coarser pixels the interpolations decide what is sharp, not the focus
 
 
@@ -61,6 +64,9 @@ class RegistrationResult:
         Of all its projections, raw px: jitter, magnification, roll and translation in one.
     place, place_sigma : (6,) arrays
         ``[ln M / guess, roll, ty, tx, tz, angle]``, see `graph.PARAMETERS`, and the standard errors.
+    pull : (6,) array
+        What grains of another composition passed themselves off as (`composition`): taken out of the place, not of
+        `second`. 0 where the contrast is that of the reference.
     second, second_sigma : (6,) arrays or None
         The same against the second template, measured by a comparison of its own.
     magnification_sigma : float
@@ -92,6 +98,7 @@ class RegistrationResult:
     alignment: Alignment
     place: FloatArray
     place_sigma: FloatArray
+    pull: FloatArray
     second: FloatArray | None
     second_sigma: FloatArray | None
     magnification_sigma: float
@@ -151,6 +158,7 @@ def register(
     pixel: float = 1.0,
     second: Template | None = None,
     fixed: bool = False,
+    same_contrast: bool = False,
     parameters: RegistrationParameters | None = None,
     progress: Progress = no_progress,
     what: str = "registration",
@@ -177,6 +185,8 @@ def register(
         Another energy, made `like` the first, that this one is compared with as well.
     fixed : bool
         Take `magnification` as it is.
+    same_contrast : bool
+        The elements have the same shares in the absorption as at the reference energy: no grain changes its contrast.
     parameters : RegistrationParameters, optional
     progress : callable
         See `Progress`.
@@ -225,6 +235,8 @@ def register(
                 fit.step(fit.fine, fit.coarse, 1, whole=False)
                 fit.use(1)
     solved, _ = fit.step(fit.fine, fit.coarse, 1, focus=True)
+    if not same_contrast:
+        fit.release()
     m, translation = fit.magnification, fit.translation
     if not np.isfinite(m) or abs(m / magnification - 1) > 0.08 or not np.isfinite(translation).all():
         raise XanesTomoError(
@@ -298,6 +310,8 @@ class _Fit:
         self.excess = parameters.blur_px**2 * (1 / optical**2 - 1) + box / optical**2
         self.excess_sigma = 0.0
         self.last: FloatArray = np.zeros(_NUMBERS)
+        self.placed_at: FloatArray = np.zeros(6)  # where the data were when they were placed
+        self.pull: FloatArray = np.zeros(6)
         self.placed = self.seen = self.inside = data
         self.fit = LinearFit(np.zeros((0, 1, 1, 1)), np.zeros((0, 1, 1)), np.zeros((0, 1)), np.zeros((0, 1)))
         self.fine, self.coarse = template.band(parameters)
@@ -327,6 +341,7 @@ class _Fit:
         fine, coarse = fine / extra, coarse / extra
         level = template.in_band(fine, coarse, extra)
         self.against = level, extra
+        self.placed_at = self._now()
         now = self.alignment(self.base, self.theta).binned(recorded.bin, recorded.frame_shape, template.bin)
         top, bottom, aside = level.part
         grid = (height // extra, width // extra - 2 * aside)
@@ -467,11 +482,42 @@ class _Fit:
             self.angle += angle
             self.template = self.template.turned(float(np.rad2deg(angle)))
 
+    def release(self) -> None:
+        """Take out what grains of another composition pass themselves off as, see `composition`."""
+        template, (level, _) = self.template, self.against
+        theta = self.theta + float(np.rad2deg(self.angle))
+        top, bottom, aside = level.part
+        across = slice(aside, self.width - aside)
+        volume = template.volume[top:bottom, across, across]
+        other = fbp(self.placed, theta, weights=angular_weights(theta))
+        grains = volume * grain_contrast(volume, other, template.level, width=self.width)
+        some = np.arange(0, len(theta), max(1, len(theta) // _ENOUGH))
+        seen = Projector(volume.shape[2], theta[some]).forward(grains)
+        fit = registration_equations(
+            band_pass(seen, self.fine, self.coarse),
+            take(level.plain, self.theirs[some]),
+            take(self.inside, some),
+            pixel=template.bin,
+            middle_row=level.middle,
+        )
+        held = {7: (0.0, 0.0)} | ({0: (0.0, 0.0)} if self.fixed else {})
+        self.pull[:5] = _solve_shared(fit, theta[some], held).value[:5]
+        self.magnification *= float(np.exp(-self.pull[0]))
+        self.translation = self.translation - self.pull[2:5]
+        if self.roll:
+            self.roll -= float(self.pull[1])
+
+    def _now(self) -> FloatArray:
+        """``[ln M / guess, roll, ty, tx, tz, angle]`` as they are applied."""
+        return np.array([np.log(self.magnification / self.guess), self.roll, *self.translation, self.angle])
+
     def place(self, solved: _Solved) -> FloatArray:
         """``[ln M / guess, roll, ty, tx, tz, angle]`` with what was found but not applied."""
-        roll = self.roll if abs(self.roll) > 0 else float(solved.value[1])
-        angle = self.angle + float(solved.value[5])
-        return np.array([np.log(self.magnification / self.guess), roll, *self.translation, angle])
+        now = self._now()
+        if not self.roll:
+            now[1] = solved.value[1] - self.pull[1]
+        now[5] += solved.value[5]
+        return now
 
     def result(
         self,
@@ -516,6 +562,7 @@ class _Fit:
             alignment=self.alignment(jitter, theta),
             place=where,
             place_sigma=sigma[:6],
+            pull=self.pull,
             second=other,
             second_sigma=other_sigma,
             magnification_sigma=float(sigma[0]) * m,
@@ -565,16 +612,7 @@ class _Fit:
         self.contrast = _solve_shared(fit, self.theta[mine], held).contrast
         solved = _solve_shared(fit, self.theta[mine], self._held(1))
         self.contrast = kept
-        change = solved.value
-        where = np.array(
-            [
-                np.log(self.magnification / self.guess) + change[0],
-                self.roll + change[1],
-                *(self.translation + change[2:5]),
-                self.angle + change[5],
-            ]
-        )
-        return where, np.sqrt(np.maximum(np.diag(solved.covariance)[:6], 0))
+        return self.placed_at + solved.value[:6], np.sqrt(np.maximum(np.diag(solved.covariance)[:6], 0))
 
     def _blocks(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Displacement of 4 x 4 blocks of the object's field beyond what all share, mean of all angles."""

@@ -543,10 +543,11 @@ def measured_of(result: StepResult) -> Measured | None:
     place, sigma = array("place"), array("place_sigma")
     assert place is not None
     assert sigma is not None
-    hub = numbers.get("hub")
+    hub, pull = numbers.get("hub"), array("pull")
     return Measured(
-        place, sigma, array("second"), array("second_sigma"), None if hub is None else int(hub), array("hub_place")
-    )
+        place, sigma, array("second"), array("second_sigma"), None if hub is None else int(hub), array("hub_place"),
+        np.zeros(len(place)) if pull is None else pull,
+    )  # fmt: skip
 
 
 def settled(result: StepResult, joint: Joint, energy: int, *, fixed: bool = False) -> StepResult:
@@ -583,6 +584,7 @@ def run_registration(
     reference: bool,
     pixel: float = 1.0,
     fixed: bool = False,
+    same_contrast: bool = False,
     second: Template | None = None,
     hub: int | None = None,
     hub_place: Sequence[float] | None = None,
@@ -595,7 +597,8 @@ def run_registration(
     ``block_shift``, ``block_sigma`` (4, 4, 2) what parts of the object are, ``block_place`` where they are. The numbers
     ``second`` are the place against the template of another energy, number `hub`, see `joint.Measured`. With a `probe`,
     ``samples`` (2, voxels) are the volume over the reference's mean attenuation there, see `differences`. The reference
-    itself is not moved. `pixel` is how wide a raw pixel is on the camera, in those of the reference.
+    itself is not moved. `pixel` is how wide a raw pixel is on the camera, in those of the reference; `same_contrast`
+    as in `register`.
     """
     n = len(scan)
     whole = alignment_of(jitter, scan)
@@ -633,6 +636,7 @@ def run_registration(
         pixel=pixel,
         second=second,
         fixed=fixed,
+        same_contrast=same_contrast,
         parameters=recipe.registration,
         progress=progress,
         what=f"{scan.energy_ev:g} eV",
@@ -672,6 +676,7 @@ def run_registration(
         "translation_sigma": [float(v) for v in found.translation_sigma],
         "place": [float(v) for v in found.place],
         "place_sigma": [float(v) for v in found.place_sigma],
+        "pull": [float(v) for v in found.pull],
         "second": None if found.second is None else [float(v) for v in found.second],
         "second_sigma": None if found.second_sigma is None else [float(v) for v in found.second_sigma],
         "hub": None if found.second is None else hub,
