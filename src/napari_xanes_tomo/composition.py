@@ -12,9 +12,12 @@ crack: structures stay where the reference has them, whatever the displacement o
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import distance_transform_edt
+
+from .parallel import in_threads
 
 __all__ = ["grain_contrast"]
 
@@ -41,52 +44,75 @@ def grain_contrast(reference: F32, other: F32, level: float, *, width: int) -> F
     -------
     (y, z, x) float32 array
         `other` over `reference` inside solid parts, over its median, smoothed by diffusion that does not pass through
-        cracks; the value of the nearest solid part elsewhere. All 1 where nothing is solid.
+        cracks; the values of the nearest solid parts about them. 1 elsewhere.
     """
     unit = width / 256
     k = 2 if unit >= 0.75 else 1
-    solid = reference > _SOLID * level
-    part = _blocks(solid, k)
-    inside = part > _FILLED * k**3
-    ours, theirs = (_blocks(np.where(solid, v, 0), k) for v in (reference, other))
-    ratio = np.divide(theirs, ours, out=np.zeros_like(ours), where=inside & (ours > 0))
-    typical = float(np.median(ratio[inside])) if inside.any() else 0.0
+    rows, deep, columns = (n // k for n in reference.shape)
+    part, ours, theirs = np.zeros((3, rows, deep, columns), np.float32)
+
+    def add(first: int, end: int) -> None:
+        cut = np.s_[k * first : k * end, : k * deep, : k * columns]
+        solid = reference[cut] > _SOLID * level
+        for out, values in ((part, 1), (ours, reference[cut]), (theirs, other[cut])):
+            out[first:end] = _blocks(np.where(solid, values, 0).astype(np.float32), k)
+
+    in_threads(rows, add)
+    inside = (part > _FILLED * k**3) & (ours > 0)
+    ratio = np.divide(theirs, ours, out=np.zeros_like(ours), where=inside)
+    typical = np.median(ratio[inside]) if inside.any() else np.float32(0)
     if not typical > 0:
         return np.ones_like(reference)
-    ratio = np.where(inside, np.clip(ratio / np.float32(typical), *_RANGE), 0).astype(np.float32)
-    nearest = distance_transform_edt(~inside, return_distances=False, return_indices=True)
-    smooth = _diffused(ratio, inside, round(3.5 * (_REACH * unit / k) ** 2))[tuple(nearest)]
+    ratio[inside] = np.clip(ratio[inside] / typical, *_RANGE)
+    smooth = _filled(_diffused(ratio, inside, round(3.5 * (_REACH * unit / k) ** 2)), inside)
+    out = np.ones_like(reference)
+
+    def spread(first: int, end: int) -> None:
+        block = smooth[first:end]
+        for axis in range(3):
+            block = np.repeat(block, k, axis=axis)
+        out[k * first : k * end, : k * deep, : k * columns] = block
+
+    in_threads(rows, spread)
+    return out
+
+
+def _blocks(volume: F32, k: int) -> F32:
+    """Return the sums over blocks of k x k x k voxels."""
     for axis in range(3):
-        smooth = np.repeat(smooth, k, axis=axis)
-    rows, deep, columns = reference.shape
-    return np.ascontiguousarray(smooth[:rows, :deep, :columns])
+        pieces = (volume[tuple(slice(i, None, k) if a == axis else slice(None) for a in range(3))] for i in range(k))
+        volume = functools.reduce(np.add, pieces)
+    return volume
 
 
-def _blocks(volume: npt.NDArray[np.generic], k: int) -> F32:
-    """Return the sums over blocks of k x k x k voxels; the last ones may be cut off by the border."""
-    padded = np.pad(volume, [(0, -n % k) for n in volume.shape])
-    a, b, c = (n // k for n in padded.shape)
-    return np.asarray(padded.reshape(a, k, b, k, c, k).sum(axis=(1, 3, 5), dtype=np.float32))
+def _neighbours(padded: F32) -> F32:
+    """Return the sum over the six neighbours of every voxel, of a volume with a border of one voxel more."""
+    total = padded[:-2, 1:-1, 1:-1] + padded[2:, 1:-1, 1:-1]
+    total += padded[1:-1, :-2, 1:-1]
+    total += padded[1:-1, 2:, 1:-1]
+    total += padded[1:-1, 1:-1, :-2]
+    total += padded[1:-1, 1:-1, 2:]
+    return total
 
 
 def _diffused(values: F32, inside: npt.NDArray[np.bool_], steps: int) -> F32:
-    """Let values spread between neighbours that are both `inside`; each step widens by a variance of 2 / 7 per axis.
-
-    `values` are 0 elsewhere.
-    """
-    room = np.pad(inside, 1).astype(np.float32)
-    now = np.pad(values, 1)
+    """Let values (0 where not `inside`) spread between neighbours inside; a step adds a variance of 2 / 7 per axis."""
+    now, room = np.pad(values, 1), np.pad(inside, 1).astype(np.float32)
     middle = (slice(1, -1),) * 3
-    mine = room[middle] / 7
-
-    def neighbours(of: F32) -> F32:
-        total = np.zeros_like(values)
-        for axis in range(3):
-            for side in (slice(0, -2), slice(2, None)):
-                total += of[tuple(side if a == axis else slice(1, -1) for a in range(3))]
-        return total
-
-    kept = room[middle] - mine * neighbours(room)
+    given = room[middle] / 7
+    kept = room[middle] - given * _neighbours(room)
     for _ in range(steps):
-        now[middle] = kept * now[middle] + mine * neighbours(now)
-    return np.asarray(now[middle])
+        now[middle] = kept * now[middle] + given * _neighbours(now)
+    return now[middle]
+
+
+def _filled(values: F32, inside: npt.NDArray[np.bool_]) -> F32:
+    """Give voxels within three of the inside the mean of their neighbours nearer to it, the others 1."""
+    now, known = np.pad(values, 1), np.pad(inside, 1).astype(np.float32)
+    middle = (slice(1, -1),) * 3
+    for _ in range(3):
+        count = _neighbours(known)
+        new = (known[middle] == 0) & (count > 0)
+        now[middle][new] = _neighbours(now)[new] / count[new]
+        known[middle][new] = 1
+    return np.where(known[middle] > 0, now[middle], np.float32(1))

@@ -51,6 +51,7 @@ _BLOCKS = 12  # contiguous blocks of angles left out in turn for the standard er
 _ROLL_DEG = 0.01  # smaller rolls (0.02 px at the rim of a 256 px frame) are reported but not applied
 _ANGLE_DEG = 0.02
 _ENOUGH = 60  # angles for the first steps, and for what the composition of grains pulls
+_GRAINS = 96  # columns: in narrower frames the grains are too few pixels wide
 _FINEST = 0.5  # px: with coarser pixels the interpolations decide what is sharp, not the focus
 
 
@@ -235,7 +236,7 @@ def register(
                 fit.step(fit.fine, fit.coarse, 1, whole=False)
                 fit.use(1)
     solved, _ = fit.step(fit.fine, fit.coarse, 1, focus=True)
-    if not same_contrast:
+    if not same_contrast and fit.width >= _GRAINS:
         fit.release()
     m, translation = fit.magnification, fit.translation
     if not np.isfinite(m) or abs(m / magnification - 1) > 0.08 or not np.isfinite(translation).all():
