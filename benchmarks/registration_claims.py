@@ -6,6 +6,7 @@
     python benchmarks/registration_claims.py cells TWIN OUT .. minutes: displaced projections in finished runs
     python benchmarks/registration_claims.py many FOLDER       ten minutes: displaced projections among 67 energies
     python benchmarks/registration_claims.py sigma TWIN OUT    seconds: errors over their standard errors in a run
+    python benchmarks/registration_claims.py grains TWIN ..    a minute a twin: what another composition of grains pulls
 
 `flags` draws the optics of the twin `demo` with a new seed each time, takes each magnification as measured with an
 error of 0.6e-4 (what `benchmarks/accuracy.py` finds on the twin), and asks `scale_report`.
@@ -16,7 +17,8 @@ projections are displaced by 1 px; their places among the worst are printed. `ce
 runs, any number of pairs of a twin and its output: ten projections of all are displaced by 1 px after their jitter was
 found, their energies are registered again, and everything is ranked together. `many` writes a twin of 67 energies
 (256 px, 180 angles, the list of a scan of the nickel edge between six others, 2 GB) to FOLDER unless it is there, and
-registers them as `start` does, ten projections of all displaced.
+registers them as `start` does, ten projections of all displaced. `grains` registers the energies of another contrast as
+`start` does, from the right start, with and without what the composition of grains pulls.
 
 Exit code 1 where a limit named in the output is missed.
 """
@@ -33,6 +35,7 @@ import numpy as np
 
 from napari_xanes_tomo import open_series
 from napari_xanes_tomo.absorbance import normalise
+from napari_xanes_tomo.graph import contrast_islands
 from napari_xanes_tomo.io.journal import Journal
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
 from napari_xanes_tomo.joint import common_sigma, ranking
@@ -239,6 +242,35 @@ def start(twin: Path) -> bool:
     return worst <= 1e-4 and places[-1] <= 15
 
 
+def grains(twins: list[Path]) -> bool:
+    """Print errors of the place of energies of another contrast: the pull of grains left in, and taken out."""
+    rows = []
+    print("seed folder  energy (eV)   M left, taken (1e-4)    y left, taken (px)    x at 90 deg    x at 0 deg")
+    for twin in twins:
+        data, reference = _measurement(twin, SIX)
+        stack, theta, jitter, _, _ = data.pop(reference)
+        template = make_template(stack, theta, jitter)
+        islands = dict(zip((*data, reference), contrast_islands([*data, reference]), strict=True))
+        for energy in (e for e in sorted(data) if islands[e] != islands[reference]):
+            stack, theta, jitter, true, guess = data[energy]
+            t = np.deg2rad(theta)
+            orbit, found = np.stack([np.sin(t), np.cos(t), np.ones_like(t)], axis=1), []
+            for same in (True, False):
+                a = register(stack, theta, jitter, template, magnification=guess, same_contrast=same).alignment
+                off = (a.shift - true.shift[: len(a.shift)]) / true.magnification
+                x = np.linalg.lstsq(orbit, off[:, 1], rcond=None)[0]
+                found.append((1e4 * (a.magnification / true.magnification - 1), off[:, 0].mean(), x[0], x[1]))
+            rows.append(found)
+            pairs = "   ".join(f"{a:+.4f} {b:+.4f}" for a, b in zip(*(f[1:] for f in found), strict=True))
+            print(f"{twin.name:12s} {energy:8.0f} {found[0][0]:+12.2f} {found[1][0]:+.2f}   {pairs}", flush=True)
+    size = np.sqrt(np.mean(np.square(rows), axis=0))
+    for name, v in zip(("left in", "taken out"), size, strict=True):
+        print(f"{name}: rms M {v[0]:.2f}e-4, y {v[1]:.4f}, x {v[2]:.4f} and {v[3]:.4f} px")
+    worst = np.abs(np.array(rows)[:, 1]).max(axis=0)
+    print(f"worst, taken out: M {worst[0]:.2f}e-4 (wanted: 1e-4), y {worst[1]:.4f} px")
+    return bool(worst[0] <= 1)
+
+
 def angle(seed: int) -> bool:
     """Print the offset found at an energy whose recorded angles are all off by 0.3 degrees; 128 px, three energies."""
     good = True
@@ -302,7 +334,7 @@ def sigma(twin: Path, out: Path) -> bool:
 
 
 def main() -> int:
-    """Run one of the six."""
+    """Run one of them."""
     match sys.argv[1:]:
         case ["flags", *rest] if len(rest) < 2:
             good = flags(int(rest[0]) if rest else 50)
@@ -314,6 +346,8 @@ def main() -> int:
             good = cells([(Path(a), Path(b)) for a, b in zip(pairs[::2], pairs[1::2], strict=True)])
         case ["many", folder]:
             good = many(Path(folder))
+        case ["grains", *twins] if twins:
+            good = grains([Path(t) for t in twins])
         case ["sigma", twin, out]:
             good = sigma(Path(twin), Path(out))
         case _:
