@@ -10,7 +10,6 @@ across an absorption edge does not pull.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +23,6 @@ from .agreement import (
     bin_frames,
     block_shifts,
     registration_equations,
-    solve_normal,
 )
 from .composition import grain_contrast
 from .edges import bracketed_elements, edge_energy_ev
@@ -33,6 +31,7 @@ from .projector import Projector
 from .recipe import RegistrationParameters
 from .reconstruction import angular_weights, fbp
 from .resample import place
+from .shared_fit import NUMBERS, Solved, solve_shared
 from .template import (
     NOISY,
     BandLimited,
@@ -47,7 +46,6 @@ from .template import (
 __all__ = ["RegistrationResult", "reference_energy", "register"]
 
 F32 = npt.NDArray[np.float32]
-_BLOCKS = 12  # contiguous blocks of angles left out in turn for the standard errors
 _ROLL_DEG = 0.01  # smaller rolls (0.02 px at the rim of a 256 px frame) are reported but not applied
 _ANGLE_DEG = 0.02
 _ENOUGH = 60  # angles for the first steps, and for what the composition of grains pulls
@@ -249,25 +247,6 @@ def register(
 
 
 @dataclass(frozen=True)
-class _Solved:
-    """What all angles of an energy share, with errors; and each angle by itself.
-
-    Parameters are ``[scale, roll, ty, a, b, angle, pitch, blur, steep]``.
-    """
-
-    value: FloatArray
-    covariance: FloatArray
-    rms: FloatArray
-    correlation: float
-    contrast: float
-    shift: FloatArray
-    shift_sigma: FloatArray
-
-
-_NUMBERS = 9
-
-
-@dataclass(frozen=True)
 class _Recorded:
     """How a stack was recorded: its binning, the shape of a raw frame, the width of a raw px in the reference's.
 
@@ -310,7 +289,7 @@ class _Fit:
         box = ((recorded.bin * recorded.pixel) ** 2 - recorded.reference_bin**2) / 12
         self.excess = parameters.blur_px**2 * (1 / optical**2 - 1) + box / optical**2
         self.excess_sigma = 0.0
-        self.last: FloatArray = np.zeros(_NUMBERS)
+        self.last: FloatArray = np.zeros(NUMBERS)
         self.placed_at: FloatArray = np.zeros(6)  # where the data were when they were placed
         self.pull: FloatArray = np.zeros(6)
         self.placed = self.seen = self.inside = data
@@ -425,7 +404,7 @@ class _Fit:
         """Measure the point spread beyond the reference's."""
         least = -0.75 * self.parameters.blur_px**2
         for _ in range(2):  # the blur and what it does before the logarithm
-            solved = _solve_shared(self.fit, self.theta, self._held(1, blur=True))
+            solved = solve_shared(self.fit, self.theta, self._held(1, blur=True))
             error = float(np.sqrt(max(0.0, solved.covariance[7, 7])))
             if not np.isfinite([solved.value[7], error]).all():
                 return
@@ -434,7 +413,7 @@ class _Fit:
 
     def step(
         self, fine: float, coarse: float, extra: int, *, whole: bool = True, first: bool = False, focus: bool = False
-    ) -> tuple[_Solved, float]:
+    ) -> tuple[Solved, float]:
         """Solve once in a band (px of the data); move; return the solution and the largest change at the rim.
 
         Turn and tilt are solved for in the `whole` only; the `focus` is measured first where that is asked for. In the
@@ -451,11 +430,11 @@ class _Fit:
         self.seen, self.inside, self.fit = seen, inside, fit
         if focus and fine / extra >= _FINEST:
             self._focus()
-        solved = _solve_shared(fit, self.theta, self._held(extra), power)
+        solved = solve_shared(fit, self.theta, self._held(extra), power)
         if whole:  # a turn or tilt that is not certain only adds its error to the rest
             error = np.sqrt(np.maximum(np.diag(solved.covariance), 0))
             free, nil = solved, [i for i in (1, 5, 6) if not abs(solved.value[i]) > 4 * error[i]]
-            solved = _solve_shared(fit, self.theta, self._held(extra) | dict.fromkeys(nil, (0.0, 0.0)), power)
+            solved = solve_shared(fit, self.theta, self._held(extra) | dict.fromkeys(nil, (0.0, 0.0)), power)
             solved.value[nil] = free.value[nil]
             solved.covariance[nil, nil] = free.covariance[nil, nil]
         self.contrast = solved.contrast
@@ -476,7 +455,7 @@ class _Fit:
             moved = max(moved, abs(roll) * width / 4)
         return solved, moved
 
-    def turn(self, solved: _Solved) -> None:
+    def turn(self, solved: Solved) -> None:
         """Look at the reference from the angles this energy was really seen at, where they differ for certain."""
         angle, sigma = float(solved.value[5]), float(np.sqrt(solved.covariance[5, 5]))
         if abs(angle) > max(4 * sigma, np.deg2rad(_ANGLE_DEG)):
@@ -502,7 +481,7 @@ class _Fit:
             middle_row=level.middle,
         )
         held = {7: (0.0, 0.0)} | ({0: (0.0, 0.0)} if self.fixed else {})
-        self.pull[:5] = _solve_shared(fit, theta[some], held).value[:5]
+        self.pull[:5] = solve_shared(fit, theta[some], held).value[:5]
         self.magnification *= float(np.exp(-self.pull[0]))
         self.translation = self.translation - self.pull[2:5]
         if self.roll:
@@ -512,7 +491,7 @@ class _Fit:
         """``[ln M / guess, roll, ty, tx, tz, angle]`` as they are applied."""
         return np.array([np.log(self.magnification / self.guess), self.roll, *self.translation, self.angle])
 
-    def place(self, solved: _Solved) -> FloatArray:
+    def place(self, solved: Solved) -> FloatArray:
         """``[ln M / guess, roll, ty, tx, tz, angle]`` with what was found but not applied."""
         now = self._now()
         if not self.roll:
@@ -522,7 +501,7 @@ class _Fit:
 
     def result(
         self,
-        solved: _Solved,
+        solved: Solved,
         jitter: Alignment,
         mine: npt.NDArray[np.intp],
         theta: FloatArray,
@@ -558,6 +537,7 @@ class _Fit:
             Score("angle offset", abs(angle), "deg", max(0.05, 4 * angle_sigma)),
             Score("deformation beyond its error", excess, "px", 0.1 * scale),
             Score("magnification / law - 1", m / self.guess - 1, "", None),
+            Score("taken out for the composition of grains", float(np.linalg.norm(self.pull[2:5])), "px", None),
         )
         return RegistrationResult(
             alignment=self.alignment(jitter, theta),
@@ -610,8 +590,8 @@ class _Fit:
         fit = self._without_noise(fit, self._added(second, theirs, weight))
         # How strong the contrast is against this template has to be known before it can be allowed for.
         kept, held = self.contrast, self._held(1)
-        self.contrast = _solve_shared(fit, self.theta[mine], held).contrast
-        solved = _solve_shared(fit, self.theta[mine], self._held(1))
+        self.contrast = solve_shared(fit, self.theta[mine], held).contrast
+        solved = solve_shared(fit, self.theta[mine], self._held(1))
         self.contrast = kept
         return self.placed_at + solved.value[:6], np.sqrt(np.maximum(np.diag(solved.covariance)[:6], 0))
 
@@ -656,108 +636,6 @@ def _width(placed: F32, inside: F32, pixel: float) -> float:
     y = np.arange(len(profile)) * pixel
     middle = float(profile @ y / total)
     return float(np.sqrt(max(0.0, float(profile @ (y - middle) ** 2 / total))))
-
-
-def _solve_shared(
-    fit: LinearFit, theta_deg: FloatArray, held: Mapping[int, tuple[float, float]], noise: FloatArray | float = 0.0
-) -> _Solved:
-    """Solve for what all angles share, each with a gain and level of its own, with jackknife covariances.
-
-    Angles that agree with the rest less well than chance allows are given less weight (Huber). What is `held` at a
-    value is not fitted, but its standard deviation is carried over to what is. `noise` is the part of each angle's cost
-    that the template's noise is known to be; the correlation is the one without it.
-    """
-    t = np.deg2rad(np.asarray(theta_deg, dtype=float))
-    n, k = len(t), _NUMBERS
-    # The horizontal displacement of an angle is a cos + b sin of what is shared.
-    expand = np.zeros((n, 10, k + 2))
-    for row, column in ((0, 0), (1, 1), (2, 2), (4, 5), (5, 6), (6, 7), (7, 8), (8, 9), (9, 10)):
-        expand[:, row, column] = 1
-    expand[:, 3, 3], expand[:, 3, 4] = np.cos(t), np.sin(t)
-    own, own_rhs = fit.normal.sum(axis=1), fit.rhs.sum(axis=1)
-    cost, count = fit.cost.sum(axis=1), fit.count.sum(axis=1)
-    normal = expand.transpose(0, 2, 1) @ own @ expand
-    rhs = (own_rhs[:, None, :] @ expand)[:, 0]
-    # Eliminate gain and level of every angle (Schur complement).
-    _, inverse = solve_normal(normal[:, k:, k:], rhs[:, k:])
-    inverse = np.where(np.isfinite(inverse), inverse, 0.0)
-    cross = normal[:, :k, k:]
-    inner = (inverse @ rhs[:, k:, None])[:, :, 0]
-    reduced = normal[:, :k, :k] - cross @ inverse @ cross.transpose(0, 2, 1)
-    right = rhs[:, :k] - (cross @ inner[:, :, None])[:, :, 0]
-    left_over = cost - np.einsum("ni,ni->n", inner, rhs[:, k:])
-    fixed = np.zeros(k)
-    for number, (value, _) in held.items():
-        fixed[number] = value
-    # A column without an image is all zeros: nothing is known about its number, and it stays at zero.
-    blank = np.einsum("nii->i", reduced) <= 0
-    free = np.array([i for i in range(k) if i not in held and not blank[i]])
-
-    def solve(total: FloatArray, vector: FloatArray) -> FloatArray:
-        size = np.sqrt(np.maximum(np.diag(total), 1e-300))
-        scaled = total / size[:, None] / size
-        return np.asarray(
-            (np.linalg.pinv(scaled, rcond=1e-12, hermitian=True) @ (vector / size[:, None])) / size[:, None]
-        )
-
-    def estimate(weight: FloatArray) -> FloatArray:
-        total, vector = np.einsum("n,nij->ij", weight, reduced), weight @ right
-        out = fixed.copy()
-        out[free] = solve(total[np.ix_(free, free)], (vector - total @ fixed)[free, None])[:, 0]
-        return out
-
-    robust = np.ones(n)
-    solution: FloatArray = fixed
-    rms: FloatArray = np.zeros(n)
-    for _ in range(4):
-        solution = estimate(robust)
-        rest = left_over - 2 * right @ solution + np.einsum("i,nij,j->n", solution, reduced, solution)
-        rms = np.sqrt(np.maximum(rest, 0) / np.maximum(count, 1e-9))
-        middle = np.median(rms)
-        scatter = 1.4826 * np.median(np.abs(rms - middle)) + 0.05 * middle + 1e-12
-        robust = np.minimum(1.0, 2.5 * scatter / np.maximum(np.abs(rms - middle), 1e-12))
-    blocks = np.array_split(np.arange(n), min(_BLOCKS, n))
-    estimates = []
-    for block in blocks:
-        keep = robust.copy()
-        keep[block] = 0
-        estimates.append(estimate(keep))
-    off = np.array(estimates) - np.mean(estimates, axis=0)
-    covariance = (len(blocks) - 1) / len(blocks) * off.T @ off
-    covariance[blank, blank] = np.inf
-    # What is held is known only so well: that is an error of the others, as far as they depend on it.
-    total = np.einsum("n,nij->ij", robust, reduced)
-    for number, (_, spread) in held.items():
-        if spread > 0:
-            pull = np.zeros(k)
-            pull[free] = -solve(total[np.ix_(free, free)], total[free, number][:, None])[:, 0]
-            pull[number] = 1
-            covariance += spread**2 * np.outer(pull, pull)
-    # The derivatives are those of the template; where the data have another contrast, theirs are larger or smaller.
-    gain = 1 + inner[:, 0]
-    contrast = float(np.clip(np.median(gain), 0.2, 5.0))
-    signal = gain**2 * normal[:, k, k]
-    correlation = float(
-        np.median(np.sqrt(signal / np.maximum(signal + np.maximum(left_over - noise, 0), 1e-30)) * np.sign(gain))
-    )
-    # Every angle by itself, beyond what all share.
-    alone = own_rhs - (own @ (expand[:, :, :k] @ solution)[:, :, None])[:, :, 0]
-    chosen = np.array([2, 3, 8, 9])
-    shift, own_inverse = solve_normal(own[:, chosen[:, None], chosen], alone[:, chosen])
-    shift_variance = own_inverse[:, (0, 1), (0, 1)] * (_CORRELATED * rms**2)[:, None]
-    unit = np.where(np.arange(k) < 8, contrast, 1.0)
-    return _Solved(
-        solution / unit,
-        covariance / unit[:, None] / unit,
-        rms,
-        correlation,
-        contrast,
-        shift[:, :2] / contrast,
-        np.sqrt(shift_variance) / contrast,
-    )
-
-
-_CORRELATED = 4.0  # pixels are correlated after the band-pass: a mean over N of them is this much less certain
 
 
 def _recorded(
