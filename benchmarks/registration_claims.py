@@ -17,8 +17,8 @@ projections are displaced by 1 px; their places among the worst are printed. `ce
 runs, any number of pairs of a twin and its output: ten projections of all are displaced by 1 px after their jitter was
 found, their energies are registered again, and everything is ranked together. `many` writes a twin of 67 energies
 (256 px, 180 angles, the list of a scan of the nickel edge between six others, 2 GB) to FOLDER unless it is there, and
-registers them as `start` does, ten projections of all displaced. `grains` registers the energies of another contrast as
-`start` does, from the right start, with and without what the composition of grains pulls.
+registers them as `start` does, ten projections of all displaced. `grains` registers energies as `start` does, from the
+right start, with and without what the composition of grains pulls.
 
 Exit code 1 where a limit named in the output is missed.
 """
@@ -35,7 +35,6 @@ import numpy as np
 
 from napari_xanes_tomo import open_series
 from napari_xanes_tomo.absorbance import normalise
-from napari_xanes_tomo.graph import contrast_islands
 from napari_xanes_tomo.io.journal import Journal
 from napari_xanes_tomo.io.store import read_shifts, rows_alignments
 from napari_xanes_tomo.joint import common_sigma, ranking
@@ -243,20 +242,19 @@ def start(twin: Path) -> bool:
 
 
 def grains(twins: list[Path]) -> bool:
-    """Print errors of the place of energies of another contrast: the pull of grains left in, and taken out."""
+    """Print errors of the place of all energies: the pull of grains left in, and taken out."""
     rows = []
     print("seed folder  energy (eV)   M left, taken (1e-4)    y left, taken (px)    x at 90 deg    x at 0 deg")
     for twin in twins:
         data, reference = _measurement(twin, SIX)
         stack, theta, jitter, _, _ = data.pop(reference)
         template = make_template(stack, theta, jitter)
-        islands = dict(zip((*data, reference), contrast_islands([*data, reference]), strict=True))
-        for energy in (e for e in sorted(data) if islands[e] != islands[reference]):
+        for energy in sorted(data):
             stack, theta, jitter, true, guess = data[energy]
             t = np.deg2rad(theta)
             orbit, found = np.stack([np.sin(t), np.cos(t), np.ones_like(t)], axis=1), []
-            for same in (True, False):
-                a = register(stack, theta, jitter, template, magnification=guess, same_contrast=same).alignment
+            for taken in (False, True):
+                a = register(stack, theta, jitter, template, magnification=guess, grains=taken).alignment
                 off = (a.shift - true.shift[: len(a.shift)]) / true.magnification
                 x = np.linalg.lstsq(orbit, off[:, 1], rcond=None)[0]
                 found.append((1e4 * (a.magnification / true.magnification - 1), off[:, 0].mean(), x[0], x[1]))

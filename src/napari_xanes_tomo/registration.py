@@ -65,7 +65,7 @@ class RegistrationResult:
         ``[ln M / guess, roll, ty, tx, tz, angle]``, see `graph.PARAMETERS`, and the standard errors.
     pull : (6,) array
         What grains of another composition passed themselves off as (`composition`): taken out of the place, not of
-        `second`. 0 where the contrast is that of the reference.
+        `second`.
     second, second_sigma : (6,) arrays or None
         The same against the second template, measured by a comparison of its own.
     magnification_sigma : float
@@ -157,7 +157,7 @@ def register(
     pixel: float = 1.0,
     second: Template | None = None,
     fixed: bool = False,
-    same_contrast: bool = False,
+    grains: bool = True,
     parameters: RegistrationParameters | None = None,
     progress: Progress = no_progress,
     what: str = "registration",
@@ -184,8 +184,8 @@ def register(
         Another energy, made `like` the first, that this one is compared with as well.
     fixed : bool
         Take `magnification` as it is.
-    same_contrast : bool
-        The elements have the same shares in the absorption as at the reference energy: no grain changes its contrast.
+    grains : bool
+        Take out what grains of another composition pass themselves off as, see `composition`.
     parameters : RegistrationParameters, optional
     progress : callable
         See `Progress`.
@@ -234,7 +234,7 @@ def register(
                 fit.step(fit.fine, fit.coarse, 1, whole=False)
                 fit.use(1)
     solved, _ = fit.step(fit.fine, fit.coarse, 1, focus=True)
-    if not same_contrast and fit.width >= _GRAINS:
+    if grains and fit.width >= _GRAINS:
         fit.release()
     m, translation = fit.magnification, fit.translation
     if not np.isfinite(m) or abs(m / magnification - 1) > 0.08 or not np.isfinite(translation).all():

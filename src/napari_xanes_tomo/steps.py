@@ -584,7 +584,6 @@ def run_registration(
     reference: bool,
     pixel: float = 1.0,
     fixed: bool = False,
-    same_contrast: bool = False,
     second: Template | None = None,
     hub: int | None = None,
     hub_place: Sequence[float] | None = None,
@@ -597,8 +596,7 @@ def run_registration(
     ``block_shift``, ``block_sigma`` (4, 4, 2) what parts of the object are, ``block_place`` where they are. The numbers
     ``second`` are the place against the template of another energy, number `hub`, see `joint.Measured`. With a `probe`,
     ``samples`` (2, voxels) are the volume over the reference's mean attenuation there, see `differences`. The reference
-    itself is not moved. `pixel` is how wide a raw pixel is on the camera, in those of the reference; `same_contrast`
-    as in `register`.
+    itself is not moved. `pixel` is how wide a raw pixel is on the camera, in those of the reference.
     """
     n = len(scan)
     whole = alignment_of(jitter, scan)
@@ -636,7 +634,6 @@ def run_registration(
         pixel=pixel,
         second=second,
         fixed=fixed,
-        same_contrast=same_contrast,
         parameters=recipe.registration,
         progress=progress,
         what=f"{scan.energy_ev:g} eV",

@@ -21,7 +21,6 @@ from .absorbance import Normalised
 from .ahead import Ahead
 from .differences import Probe, make_probe
 from .given import given_flats, given_jitter, given_registration
-from .graph import contrast_islands
 from .io.store import (
     bring_back,
 )
@@ -336,14 +335,12 @@ class Workflow(Mapper):
     def _registered(self, energy: int, reference: int, state: State, template: Template, **options: Any) -> StepResult:
         """Register one energy; options as in `run_registration`."""
         scan, first = self.scan(energy), self.series.scans[reference]
-        islands = contrast_islands(self.series.energies_ev)
         fixed, size = state.manual.magnifications.get(energy), self.series.scans[energy].pixel_size_nm
         guess = first.pixel_size_nm / size if size > 0 else 1.0
         return run_registration(
             scan, self.recipe, self._jitter(state, energy), self._normalised(energy, state), template,
             magnification=guess if fixed is None else fixed, fixed=fixed is not None,
-            pixel=pixel_width(scan, first), reference=energy == reference,
-            same_contrast=islands[energy] == islands[reference], **options,
+            pixel=pixel_width(scan, first), reference=energy == reference, **options,
         )  # fmt: skip
 
     def _probe_of(self, template: Template) -> Probe | None:
