@@ -85,3 +85,23 @@ def test_displaced_projections_come_first() -> None:
     assert len(order) == 67 * 180 - 1
     assert all(a[2] >= b[2] for a, b in pairwise(order))
     assert ranking([np.full((3, 2), np.nan)], [np.ones((3, 2))]) == []
+
+
+def test_what_grains_pulled_is_a_part_of_the_error_and_leaves_the_second_comparison() -> None:
+    energies = (6534.0, 6558.0, 7704.0, 7728.0, 8178.0, 8346.0, 8570.0)
+    sigma = np.full(6, 1e-4)
+    pull = {1: 0.01, 2: 0.01, 3: -0.004, 4: -0.004, 5: 0.006}
+    nothing = np.zeros(6)
+
+    def measured(e: int, pulled: float) -> Measured:
+        hub = {1: 2, 3: 4, 5: 4}.get(e)
+        # The second template is another energy of the same contrast, or one that its own grains pull another way.
+        second = np.array([0, 0, pulled - pull[hub], 0, 0, 0]) if hub else None
+        where = (None, None, None, None) if second is None else (second, sigma, hub, nothing)
+        return Measured(nothing, sigma, *where, np.array([0, 0, pulled, 0, 0, 0]))
+
+    joint = join({e: measured(e, pull.get(e, 0.0)) for e in range(6)}, energies, 6)
+    np.testing.assert_allclose(joint.change, 0, atol=1e-12)
+    assert np.nanmax(joint.misfit) < 1e-6
+    calm = join({e: Measured(nothing, sigma, pull=1e-3 * np.ones(6)) for e in range(6)}, energies, 6)
+    assert joint.cross_sigma[1, 2] > 1.2 * calm.cross_sigma[1, 2] > 0

@@ -144,7 +144,7 @@ def join(
             # Two energies of one contrast do not pull; of two others each pulls as it does at the reference.
             pull = m.pull - measured[m.hub].pull if islands[e] != islands[m.hub] else 0.0
             pairs.append(Pair(e, m.hub, m.second - m.hub_place - pull, _floored(m.second_sigma, width_px)))
-    pulls = [m.pull for m in measured.values() if m.pull.any()]
+    pulls = [m.pull for e, m in measured.items() if islands[e] != islands[reference] and m.pull.any()]
     solved = solve_network(pairs, islands, reference, cross_sigma=cross_contrast_sigma(width_px, pulls))
     change = np.where(np.isfinite(solved.value), solved.value - applied, 0.0)
     misfit = np.full(n, np.nan)
