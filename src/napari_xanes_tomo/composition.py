@@ -12,20 +12,33 @@ crack: structures stay where the reference has them, whatever the displacement o
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import numpy.typing as npt
 
-from .parallel import in_threads
+from .agreement import bin_frames
 
-__all__ = ["grain_contrast"]
+__all__ = ["coarser", "grain_contrast", "grown"]
 
 F32 = npt.NDArray[np.float32]
-_SOLID = 0.8  # of the mean attenuation inside the object: less is a crack, a pore or air
-_FILLED = 0.7  # part of a block that has to be solid
+_SOLID = 0.85  # of the mean attenuation inside the object: less holds a crack, a pore or air
 _REACH = 4.0  # px of a 256 px frame: standard deviation of the smoothing; a grain is wider
 _RANGE = (0.3, 2.0)
+
+
+def coarser(volume: F32, k: int) -> F32:
+    """Return the mean over blocks of k x k x k voxels of (y, z, x); rows left over are cut off."""
+    small = bin_frames(volume, k)
+    rows = len(small) // k * k
+    return np.asarray(small[:rows].reshape(rows // k, k, *small.shape[1:]).mean(axis=1))
+
+
+def grown(volume: F32, k: int, rows: int) -> F32:
+    """Return a volume with every voxel repeated k times along each axis, 1 in rows beyond."""
+    out = np.ones((rows, k * volume.shape[1], k * volume.shape[2]), np.float32)
+    wide = np.repeat(np.repeat(volume, k, axis=1), k, axis=2)
+    for row in range(k):
+        out[row : k * len(volume) : k] = wide
+    return out
 
 
 def grain_contrast(reference: F32, other: F32, level: float, *, width: int) -> F32:
@@ -46,43 +59,13 @@ def grain_contrast(reference: F32, other: F32, level: float, *, width: int) -> F
         `other` over `reference` inside solid parts, over its median, smoothed by diffusion that does not pass through
         cracks; the values of the nearest solid parts about them. 1 elsewhere.
     """
-    unit = width / 256
-    k = 2 if unit >= 0.75 else 1
-    rows, deep, columns = (n // k for n in reference.shape)
-    part, ours, theirs = np.zeros((3, rows, deep, columns), np.float32)
-
-    def add(first: int, end: int) -> None:
-        cut = np.s_[k * first : k * end, : k * deep, : k * columns]
-        solid = reference[cut] > _SOLID * level
-        for out, values in ((part, 1), (ours, reference[cut]), (theirs, other[cut])):
-            out[first:end] = _blocks(np.where(solid, values, 0).astype(np.float32), k)
-
-    in_threads(rows, add)
-    inside = (part > _FILLED * k**3) & (ours > 0)
-    ratio = np.divide(theirs, ours, out=np.zeros_like(ours), where=inside)
+    inside = reference > _SOLID * level
+    ratio = np.divide(other, reference, out=np.zeros_like(reference), where=inside)
     typical = np.median(ratio[inside]) if inside.any() else np.float32(0)
     if not typical > 0:
         return np.ones_like(reference)
     ratio[inside] = np.clip(ratio[inside] / typical, *_RANGE)
-    smooth = _filled(_diffused(ratio, inside, round(3.5 * (_REACH * unit / k) ** 2)), inside)
-    out = np.ones_like(reference)
-
-    def spread(first: int, end: int) -> None:
-        block = smooth[first:end]
-        for axis in range(3):
-            block = np.repeat(block, k, axis=axis)
-        out[k * first : k * end, : k * deep, : k * columns] = block
-
-    in_threads(rows, spread)
-    return out
-
-
-def _blocks(volume: F32, k: int) -> F32:
-    """Return the sums over blocks of k x k x k voxels."""
-    for axis in range(3):
-        pieces = (volume[tuple(slice(i, None, k) if a == axis else slice(None) for a in range(3))] for i in range(k))
-        volume = functools.reduce(np.add, pieces)
-    return volume
+    return _filled(_diffused(ratio, inside, round(3.5 * (_REACH * width / 256) ** 2)), inside)
 
 
 def _neighbours(padded: F32) -> F32:

@@ -24,7 +24,7 @@ from .agreement import (
     block_shifts,
     registration_equations,
 )
-from .composition import grain_contrast
+from .composition import coarser, grain_contrast, grown
 from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .projector import Projector
@@ -50,6 +50,7 @@ _ROLL_DEG = 0.01  # smaller rolls (0.02 px at the rim of a 256 px frame) are rep
 _ANGLE_DEG = 0.02
 _ENOUGH = 60  # angles for the first steps, and for what the composition of grains pulls
 _GRAINS = 96  # columns: in narrower frames the grains are too few pixels wide
+_FINE_GRAINS = 192  # columns from which on a grain is wide enough in pixels twice as wide
 _FINEST = 0.5  # px: with coarser pixels the interpolations decide what is sharp, not the focus
 
 
@@ -469,12 +470,13 @@ class _Fit:
         top, bottom, aside = level.part
         across = slice(aside, self.width - aside)
         volume = template.volume[top:bottom, across, across]
-        other = fbp(self.placed, theta, weights=angular_weights(theta))
-        grains = volume * grain_contrast(volume, other, template.level, width=self.width)
+        k = 2 if self.width >= _FINE_GRAINS and volume.shape[2] % 2 == 0 else 1
+        other = fbp(bin_frames(self.placed, k), theta, weights=angular_weights(theta))
+        contrast = grain_contrast(coarser(volume, k), k * other, template.level, width=self.width // k)
         some = np.arange(0, len(theta), max(1, len(theta) // _ENOUGH))
-        seen = Projector(volume.shape[2], theta[some]).forward(grains)
+        grains = Projector(volume.shape[2], theta[some]).forward(volume * grown(contrast, k, len(volume)))
         fit = registration_equations(
-            band_pass(seen, self.fine, self.coarse),
+            band_pass(grains, self.fine, self.coarse),
             take(level.plain, self.theirs[some]),
             take(self.inside, some),
             pixel=template.bin,
