@@ -44,6 +44,8 @@ def grown(volume: F32, k: int, rows: int) -> F32:
 def grain_contrast(reference: F32, other: F32, level: float, *, width: int) -> F32:
     """Return how much more every part of an object absorbs in one volume than in another, smooth between cracks.
 
+    By diffusion that no crack lets through (Perona and Malik 1990, doi 10.1109/34.56205, with a conductance of 0 or 1).
+
     Parameters
     ----------
     reference, other : (y, z, x) float32 arrays
@@ -56,8 +58,8 @@ def grain_contrast(reference: F32, other: F32, level: float, *, width: int) -> F
     Returns
     -------
     (y, z, x) float32 array
-        `other` over `reference` inside solid parts, over its median, smoothed by diffusion that does not pass through
-        cracks; the values of the nearest solid parts about them. 1 elsewhere.
+        `other` over `reference` inside solid parts, over its median and smoothed; the values of the nearest solid parts
+        within three voxels of them; 1 elsewhere.
     """
     inside = reference > _SOLID * level
     ratio = np.divide(other, reference, out=np.zeros_like(reference), where=inside)

@@ -115,6 +115,7 @@ class Template:
     noise: float
     noise_growth: float
     _levels: dict[tuple[float, float, int], BandLimited] = field(default_factory=dict, compare=False, repr=False)
+    _bands: dict[tuple[float, float], tuple[float, float]] = field(default_factory=dict, compare=False, repr=False)
     _like: Template | None = field(default=None, compare=False, repr=False)  # whose part of the grid is compared
     _noises: list[F32] = field(default_factory=list, compare=False, repr=False)
 
@@ -126,7 +127,7 @@ class Template:
     def turned(self, angle_deg: float) -> Template:
         """Return the template as it is seen with the object turned by `angle_deg` against the stage."""
         frames, depth = _reproject(self.volume, self.theta_deg + angle_deg, self.bin)
-        return replace(self, frames=frames, depth=depth, _levels={}, _like=self._like or self)
+        return replace(self, frames=frames, depth=depth, _levels={}, _bands={}, _like=self._like or self)
 
     def binned(self, k: int) -> Template:
         """Return the template in pixels `k` times as wide; the shape of `frames` is a multiple of that."""
@@ -134,7 +135,7 @@ class Template:
         volume = bin_frames(self.volume, k).reshape(rows // k, k, columns // k, columns // k).mean(axis=1)
         return replace(
             self, frames=bin_frames(self.frames, k), depth=bin_frames(self.depth, k), volume=volume * np.float32(k),
-            bin=k * self.bin, level=k * self.level, _levels={}, _like=None,
+            bin=k * self.bin, level=k * self.level, _levels={}, _bands={}, _like=None,
             _noises=[bin_frames(self.noise_frames(), k)],
         )  # fmt: skip
 
@@ -193,13 +194,16 @@ class Template:
 
         The one of the parameters, or the first wider one in which noise is no more than a quarter of the power.
         """
-        unit = self.frames.shape[2] / 256
-        for factor in _WIDER:
-            fine, coarse = (factor * unit * width for width in (parameters.fine_px, parameters.coarse_px))
-            level, noise = self.in_band(fine, coarse, 1), self.noise_in_band(fine, coarse, 1)
-            if _sum(level.weight, noise, noise) <= 0.25 * _sum(level.weight, level.plain, level.plain):
-                break
-        return fine, coarse
+        asked = (parameters.fine_px, parameters.coarse_px)
+        if asked not in self._bands:
+            unit = self.frames.shape[2] / 256
+            for factor in _WIDER:
+                fine, coarse = (factor * unit * width for width in asked)
+                level, noise = self.in_band(fine, coarse, 1), self.noise_in_band(fine, coarse, 1)
+                if _sum(level.weight, noise, noise) <= 0.25 * _sum(level.weight, level.plain, level.plain):
+                    break
+            self._bands[asked] = (fine, coarse)
+        return self._bands[asked]
 
     def in_band(self, fine: float, coarse: float, extra: int) -> BandLimited:
         """Return the template binned once more by `extra`, limited to a band; made once."""
