@@ -263,7 +263,7 @@ def test_a_job_that_kills_every_worker_ends(cluster: str) -> None:
 
 def test_the_scheduler_dies(tmp_path: Path) -> None:
     with local_cluster(tmp_path, 1) as address:
-        iterator = Cluster(address).run(slow, None, [0.0, 20.0], 2)
+        iterator = Cluster(address).run(slow, None, [0.0, 12.0], 2)
         assert next(v for v in iterator if v is not WAITING) == 1
     with pytest.raises(XanesTomoError, match="the scheduler is gone"):
         list(iterator)

@@ -1,5 +1,6 @@
 """Energies whose angles are not the recorded ones: found, corrected in what is reconstructed, and said so."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,10 @@ def maps(turned: Path) -> dict[str, np.ndarray]:
     for name, correct in (("plain", True), ("turned", True), ("turned", False)):
         recipe = Recipe(registration=RegistrationParameters(correct_angles=correct), maps=MapsParameters(voxel_px=1))
         where = turned / f"out-{name}-{correct}"
-        with Workflow(open_series(turned / name), where, recipe) as w:
+        if not correct:  # its jitter is the same
+            shutil.copytree(turned / f"out-{name}-True", where)
+        with Workflow(open_series(turned / name), where, recipe if correct else None) as w:
+            w.set_recipe(recipe)
             w.run()
             found = w.registered(1)
             assert found.numbers["angle_deg"] == pytest.approx(TURNED if name == "turned" else 0, abs=0.15)
