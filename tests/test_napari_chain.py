@@ -213,11 +213,12 @@ def test_every_dock_runs_and_accepts_and_all_is_there_after_a_restart(
 
 
 def test_ten_rounds_of_accept_redo_revert_end_where_the_direct_way_ends(
-    open_docks: Any, copied: Path, direct: Path
+    open_docks: Any, tmp_path: Path, direct: Path
 ) -> None:
-    out = copied
-    docks = open_docks(out, begin=True)
+    out = tmp_path / "out"
+    docks = open_docks(out)
     standard = Recipe()
+    docks.click(docks.workflow.run_button)
     other = {
         "jitter": JitterParameters(refine=False),
         "registration": standard.registration.model_copy(update={"iterations": 3}),
