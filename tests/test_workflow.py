@@ -788,6 +788,24 @@ def test_binned_runs_give_raw_pixels(tiny_twin: Path, tmp_path: Path) -> None:
         assert np.median(two.sigma) > np.median(one.sigma) / 2
 
 
+def test_a_decision_taken_while_the_state_is_looked_up_is_in_it(
+    series: Series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Workflow(series, tmp_path / "out") as w:
+        decided: list[int] = []
+
+        def while_another_decides(*a: Any, **k: Any) -> State:
+            found = resolve(*a, **k)
+            if not decided:
+                decided.append(1)
+                w.exclude(1, 0, "blurred")
+            return found
+
+        monkeypatch.setattr("napari_xanes_tomo.run.resolve", while_another_decides)
+        assert not w.state.excluded.get(1)  # the decision came later
+        assert 0 in w.state.excluded[1]
+
+
 def test_callers_see_no_threads_left(series: Series, tmp_path: Path) -> None:
     import threading
 

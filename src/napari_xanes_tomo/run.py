@@ -153,23 +153,26 @@ class Run:
     @property
     def state(self) -> State:
         """The state of every step, from recipe and journal."""
-        if self._state is None or self._state[:2] != (len(self.journal), self.recipe):
+        # Another thread may add an event, or change the recipe, meanwhile: what is kept is the state of these.
+        recipe, events, known = self.recipe, self.journal.events, self._state
+        if known is None or known[:2] != (len(events), recipe):
             usual = usual_scan(self.series.scans)
             found = resolve(
-                self.recipe, self.journal.events, self.series.energies_ev.tolist(), self.fingerprints,
+                recipe, events, self.series.energies_ev.tolist(), self.fingerprints,
                 usual=[pixel_width(s, usual) == 1.0 for s in self.series.scans],
             )  # fmt: skip
-            self._state = (len(self.journal), self.recipe, found)
-        return self._state[2]
+            known = self._state = (len(events), recipe, found)
+        return known[2]
 
     def candidates(self, name: str, energy: int | None = None) -> list[Candidate]:
         """Return every result of a step (of one energy), oldest first."""
         return [c for c in self._candidates() if c.unit == (name, energy)]
 
     def _candidates(self) -> list[Candidate]:
-        if self._made is None or self._made[0] != len(self.journal):
-            self._made = (len(self.journal), candidates_in(self.journal.events))
-        return self._made[1]
+        events, known = self.journal.events, self._made
+        if known is None or known[0] != len(events):
+            known = self._made = (len(events), candidates_in(events))
+        return known[1]
 
     def result(self, candidate: Candidate) -> StepResult:
         """Load the arrays and numbers of a candidate; floats come in double precision, whatever they are kept in."""
