@@ -3,7 +3,7 @@
 A crack runs between two grains. Where an absorption edge lies between two energies and one grain holds more of its
 element than the other, the two sides of the crack are no longer equally bright, which is what a displaced crack looks
 like. All cracks together look like a translation of the object and another scale: on digital twins with 15 % of scatter
-in the composition of 200 grains up to 0.02 px of a 256 px frame and 1.6e-4.
+in the composition of 200 grains up to 0.014 px of a 256 px frame and 1.6e-4.
 
 It is measured on a tomogram without a displacement: the reference volume, every grain of it multiplied by how much more
 it absorbs at the other energy. How much that is comes from both volumes, smoothed inside grains and never across a
