@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, shift
 
-from napari_xanes_tomo.composition import coarser, grain_contrast, grown
+from napari_xanes_tomo.agreement import bin_volume
+from napari_xanes_tomo.composition import grain_contrast, grown
 from napari_xanes_tomo.model import Alignment
 from napari_xanes_tomo.projector import Projector
 from napari_xanes_tomo.registration import register
@@ -31,8 +32,9 @@ def test_contrast_is_smooth_inside_grains_and_never_across_a_crack(width: int) -
     assert found.shape == SHAPE
     found *= contrast[body > 0].mean() / found[body > 0].mean()  # a common factor is no contrast
     np.testing.assert_allclose(found[body > 0], contrast[body > 0], atol=0.02)
-    open_ = grain_contrast(*(lambda b: (b, b * contrast))(halves(0.0)[0]), 0.5, width=width)
-    assert abs(open_[10, 20, 20] - open_[10, 20, 23]) < 0.25  # 0.4 without a way through
+    whole, _ = halves(0.0)
+    blended = grain_contrast(whole, whole * contrast, 0.5, width=width)
+    assert abs(blended[10, 20, 20] - blended[10, 20, 23]) < 0.25  # 0.4 without a way through
 
 
 @given(st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))
@@ -45,11 +47,11 @@ def test_a_displacement_is_not_taken_for_a_contrast(dy: float, dx: float) -> Non
 
 
 @given(st.integers(1, 3), st.integers(5, 9))
-def test_coarser_and_grown_again(k: int, rows: int) -> None:
+def test_binned_and_grown_again(k: int, rows: int) -> None:
     volume = np.random.default_rng(rows).normal(size=(rows // k, 4, 5)).astype(np.float32)
     large = grown(volume, k, rows)
     assert large.shape == (rows, 4 * k, 5 * k)
-    np.testing.assert_allclose(coarser(large, k), volume, rtol=1e-5)
+    np.testing.assert_allclose(bin_volume(large, k), volume, rtol=1e-5)
     assert np.all(large[rows // k * k :] == 1)
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "LinearFit",
     "band_pass",
     "bin_frames",
+    "bin_volume",
     "block_shifts",
     "center_of_rotation",
     "displacement_equations",
@@ -208,6 +209,13 @@ def bin_frames(frames: npt.NDArray[Any], bin: int) -> F32:
 
     in_threads(n, part)
     return out
+
+
+def bin_volume(volume: F32, k: int) -> F32:
+    """Return the mean over blocks of k x k x k voxels of (y, z, x); what is left over is cut off."""
+    small = bin_frames(volume, k)
+    rows = len(small) // k * k
+    return np.asarray(small[:rows].reshape(rows // k, k, *small.shape[1:]).mean(axis=1))
 
 
 def band_pass(frames: F32, fine_px: float, coarse_px: float) -> F32:

@@ -15,21 +15,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .agreement import bin_frames
-
-__all__ = ["coarser", "grain_contrast", "grown"]
+__all__ = ["grain_contrast", "grown"]
 
 F32 = npt.NDArray[np.float32]
 _SOLID = 0.85  # of the mean attenuation inside the object: less holds a crack, a pore or air
 _REACH = 4.0  # px of a 256 px frame: standard deviation of the smoothing; a grain is wider
 _RANGE = (0.3, 2.0)
-
-
-def coarser(volume: F32, k: int) -> F32:
-    """Return the mean over blocks of k x k x k voxels of (y, z, x); rows left over are cut off."""
-    small = bin_frames(volume, k)
-    rows = len(small) // k * k
-    return np.asarray(small[:rows].reshape(rows // k, k, *small.shape[1:]).mean(axis=1))
 
 
 def grown(volume: F32, k: int, rows: int) -> F32:

@@ -21,10 +21,11 @@ from .agreement import (
     LinearFit,
     band_pass,
     bin_frames,
+    bin_volume,
     block_shifts,
     registration_equations,
 )
-from .composition import coarser, grain_contrast, grown
+from .composition import grain_contrast, grown
 from .edges import bracketed_elements, edge_energy_ev
 from .model import Alignment, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .projector import Projector
@@ -472,7 +473,7 @@ class _Fit:
         volume = template.volume[top:bottom, across, across]
         k = 2 if self.width >= _FINE_GRAINS and volume.shape[2] % 2 == 0 else 1
         other = fbp(bin_frames(self.placed, k), theta, weights=angular_weights(theta))
-        contrast = grain_contrast(coarser(volume, k), other, template.level, width=self.width // k)
+        contrast = grain_contrast(bin_volume(volume, k), other, template.level, width=self.width // k)
         some = np.arange(0, len(theta), max(1, len(theta) // _ENOUGH))
         grains = Projector(volume.shape[2], theta[some]).forward(volume * grown(contrast, k, len(volume)))
         fit = registration_equations(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .agreement import band_pass, bin_frames, object_support, registration_equations, smooth
+from .agreement import band_pass, bin_frames, bin_volume, object_support, registration_equations, smooth
 from .model import Alignment, FloatArray
 from .parallel import in_threads
 from .projector import Projector
@@ -131,8 +131,7 @@ class Template:
 
     def binned(self, k: int) -> Template:
         """Return the template in pixels `k` times as wide; the shape of `frames` is a multiple of that."""
-        rows, columns = self.grid_shape
-        volume = bin_frames(self.volume, k).reshape(rows // k, k, columns // k, columns // k).mean(axis=1)
+        volume = bin_volume(self.volume, k)
         return replace(
             self, frames=bin_frames(self.frames, k), depth=bin_frames(self.depth, k), volume=volume * np.float32(k),
             bin=k * self.bin, level=k * self.level, _levels={}, _bands={}, _like=None,
