@@ -55,13 +55,20 @@ def begin() -> subprocess.Popen[bytes] | None:
 
 
 def compile_kernels() -> None:
-    """Take a small twin through the whole chain; leave `mark` behind."""
+    """Take a small twin through the whole chain, and what only wider frames go through; leave `mark` behind."""
+    import numpy as np
+
+    from .agreement import halve
+    from .composition import grain_contrast
     from .io.scan import open_series
     from .phantom import write_twin
     from .recipe import Recipe
     from .workflow import Workflow
 
     done = mark()
+    solid = np.ones((4, 4, 4), np.float32)
+    grain_contrast(solid, solid, 1.0, width=256)
+    halve(solid)
     with tempfile.TemporaryDirectory() as scratch:
         twin = Path(scratch) / "twin"
         write_twin(twin, "tiny", options=_TWIN)
