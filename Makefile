@@ -32,7 +32,7 @@ demo: setup
 	@PYTHON="$(BIN)/python" tools/demo.sh --preset "$(PRESET)" $(if $(filter no 0 false,$(VIEW)),--no-view) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check
