@@ -8,21 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_xanes_tomo.fsc import half_bit
 from napari_xanes_tomo.io.scan import open_series
 from napari_xanes_tomo.model import Alignment, XanesTomoError
 from napari_xanes_tomo.projector import Projector
-from napari_xanes_tomo.qc import (
-    Check,
-    check_projections,
-    check_scores,
-    edge_traces,
-    half_bit,
-    residual_stack,
-    ring_correlation,
-    sinogram,
-    suggest_box,
-)
+from napari_xanes_tomo.qc import Check, check_projections, check_scores
 from napari_xanes_tomo.resample import place
+from napari_xanes_tomo.views import edge_traces, residual_stack, ring_correlation, sinogram, suggest_box
 
 THETA = np.arange(-90, 90, 4.0)
 

@@ -21,6 +21,7 @@ from .model import Alignment, Series, XanesTomoError
 from .pixels import pixel_widths
 from .recipe import Recipe
 from .registration_qc import ErrorMap, error_map, odd_energies
+from .registration_step import measured_of, settled
 from .run import Run, begun_s
 from .scale import ScaleReport, magnification_laws, scale_report
 from .state import (
@@ -30,8 +31,6 @@ from .state import (
 from .steps import (
     StepResult,
     alignment_of,
-    measured_of,
-    settled,
 )
 
 __all__ = ["Findings", "scale_laws"]
@@ -283,7 +282,7 @@ class Findings(Run):
         return next((float(v) for ev, v in known if ev == float(self.series.scans[energy].energy_ev)), 0.0)
 
     def views(self, candidate: Candidate) -> dict[str, npt.NDArray[np.float64]]:
-        """Return the views kept of a result of the jitter correction (see `qc.tomogram_views`), if it is the newest."""
+        """Return the views kept of a result of the jitter correction (`views.tomogram_views`), if it is the newest."""
         energy = candidate.unit[1]
         return {} if energy is None else views_read(views_path(self.output.folder, energy), candidate.id)
 

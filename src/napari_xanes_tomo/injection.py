@@ -18,8 +18,9 @@ from .flats import Beam, exposures
 from .model import Alignment, ArrayFrames, EnergyScan, FloatArray, FrameSource, Progress, XanesTomoError, no_progress
 from .pixels import pixel_width
 from .recipe import Recipe
+from .registration_step import run_registration
 from .resample import place
-from .steps import StepResult, alignment_of, run_flats, run_jitter, run_registration
+from .steps import StepResult, alignment_of, run_flats, run_jitter
 from .template import make_template
 
 __all__ = ["KINDS", "JitterTest", "RegistrationTest", "moved_copies", "recover_jitter", "recover_registration"]

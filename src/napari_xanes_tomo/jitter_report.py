@@ -24,7 +24,7 @@ _COLOURS = ("#b3541e", "#1b5e9b")
 
 
 def views_path(out: Path, energy: int) -> Path:
-    """Return where the views of an energy (see `qc.tomogram_views`) lie in an output folder."""
+    """Return where the views of an energy (see `views.tomogram_views`) lie in an output folder."""
     return out / "qc" / f"jitter-{energy:03d}.npz"
 
 
@@ -64,7 +64,7 @@ class JitterRow:
     arrays : callable
         Returns an array of the candidate by its name, None where it is missing.
     views : dict of str to array
-        See `qc.tomogram_views`.
+        See `views.tomogram_views`.
     ev_per_px : float
         What one px of this energy as a whole does to the edge energy at a surface, eV; NaN before there are maps.
     """

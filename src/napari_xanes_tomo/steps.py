@@ -1,4 +1,4 @@
-"""The steps of a run: their order, their parameters, and the functions behind them.
+"""The steps of a run: their order and their parameters; the functions of those of a single tomogram.
 
 This is the only place where order is written.
 """
@@ -15,20 +15,16 @@ import numpy.typing as npt
 from .absorbance import Normalised, normalise
 from .axis import FEWEST_FOR_AXIS, find_axis
 from .detector import Detector
-from .differences import FEWEST_SAMPLED, Probe, against_reference, sample
 from .flats import Beam
 from .jitter import FEWEST_ANGLES, find_jitter
-from .joint import Joint, Measured
 from .model import Alignment, EnergyScan, FloatArray, Progress, Quality, Score, XanesTomoError, no_progress
 from .parallel import one_blas_thread
-from .qc import check_projections, check_scores, tomogram_views
+from .qc import check_projections, check_scores
 from .recipe import Recipe
-from .registration import register
-from .registration_qc import part_in_field
 from .resample import place
 from .screening import screen, shows_something
 from .stray_light import stray_effect
-from .template import Template, match_angles, object_mass, take
+from .views import tomogram_views
 
 __all__ = [
     "CHECKED",
@@ -39,10 +35,10 @@ __all__ = [
     "StepResult",
     "beam_of",
     "estimation_bin",
+    "laid_out",
     "quick_look",
     "run_flats",
     "run_jitter",
-    "run_registration",
     "step",
 ]
 
@@ -52,7 +48,6 @@ CHECKED = (
     "mass_deviation", "profile_shift_px", "moment_deviation_px", "residual_shift_y_px", "residual_shift_x_px",
     "gain_deviation", "background_od", "frc_px",
 )  # fmt: skip
-_TURNED_DEG = 0.05  # smaller offsets of the angles of an energy are reported but not corrected
 # What the first look at every projection says; see `screening.Screening`.
 SCREENED = ("doubt", "relative_counts", "relative_mass", "distance", "sharpness")
 
@@ -123,7 +118,7 @@ def estimation_bin(columns: int) -> int:
     return bin
 
 
-def _spread(values: FloatArray, index: npt.NDArray[np.intp], n: int) -> FloatArray:
+def laid_out(values: FloatArray, index: npt.NDArray[np.intp], n: int) -> FloatArray:
     """Lay `values` of the used projections out over all n planned ones, NaN elsewhere."""
     out = np.full((n, *np.shape(values)[1:]), np.nan)
     out[index] = values
@@ -237,19 +232,19 @@ def run_flats(
         Score("bad projections", len(screened.reasons), "", max(1.0, 0.05 * len(found.index))),
     )
     arrays = {
-        "air": _spread(found.air, found.index, n),
-        "air_residual": _spread(found.air_residual, found.index, n),
-        "variance": _spread(found.variance, found.index, n),
+        "air": laid_out(found.air, found.index, n),
+        "air_residual": laid_out(found.air_residual, found.index, n),
+        "variance": laid_out(found.variance, found.index, n),
         "beam_shots": beam.shots,
         "beam_mixing": beam.mixing,
         "beam_weights": beam.weights,
         "stray": beam.stray,
         "shot_stray": beam.shot_stray,
         "bad_pixels": beam.bad,
-        "doubt": _spread(screened.doubt, found.index, n),
-        **{f"relative_{name}": _spread(screened.scores[name], found.index, n) for name in ("counts", "mass")},
-        "distance": _spread(screened.scores["distance"], found.index, n),
-        "sharpness": _spread(screened.scores["sharpness"], found.index, n),
+        "doubt": laid_out(screened.doubt, found.index, n),
+        **{f"relative_{name}": laid_out(screened.scores[name], found.index, n) for name in ("counts", "mass")},
+        "distance": laid_out(screened.scores["distance"], found.index, n),
+        "sharpness": laid_out(screened.scores["sharpness"], found.index, n),
     }
     constant, fraction, level, without_stray = stray_effect(found, scan)
     numbers = {
@@ -365,11 +360,11 @@ def run_jitter(
     moments = Alignment(found.moments, np.zeros_like(found.moments)).unbinned(data.bin, data.frame_shape)
     center = found.center * data.bin + (raw.shift[0, 1] - found.shift[0, 1] * data.bin)
     arrays = {
-        "shift": _spread(raw.shift, index, n),
-        "sigma": _spread(raw.sigma, index, n),
-        "moments": _spread(moments.shift, index, n),
-        "residual": _spread(found.residual, index, n),
-        "bound": _spread(found.bound * data.bin, index, n),
+        "shift": laid_out(raw.shift, index, n),
+        "sigma": laid_out(raw.sigma, index, n),
+        "moments": laid_out(moments.shift, index, n),
+        "residual": laid_out(found.residual, index, n),
+        "bound": laid_out(found.bound * data.bin, index, n),
     }
     # The wall of a capillary is no part of the object that the projections share.
     seen = data.data if found.straight is None else data.data - found.straight.frames(data.data.shape[1:], theta)
@@ -380,7 +375,7 @@ def run_jitter(
         else check_projections(seen, theta, found.alignment, variance=flats.arrays["variance"][index])
     )
     scale = {name: data.bin if check.unit == "px" else 1 for name, check in checks.items()}
-    arrays.update({name: _spread(check.values * scale[name], index, n) for name, check in checks.items()})
+    arrays.update({name: laid_out(check.values * scale[name], index, n) for name, check in checks.items()})
     numbers = {
         "projections": int(found.used.sum()),
         "limits": {name: float(check.limit) * scale[name] for name, check in checks.items()},
@@ -529,189 +524,3 @@ def alignment_of(result: StepResult, scan: EnergyScan) -> Alignment:
 def angle_of(result: StepResult) -> float:
     """Return by how much the angles used for an energy exceed the recorded ones, degrees."""
     return float(result.numbers.get("angle_applied_deg", 0.0))
-
-
-def measured_of(result: StepResult) -> Measured | None:
-    """Return what a registration measured, None for the reference's."""
-    numbers = result.numbers
-    if numbers.get("place") is None:
-        return None
-
-    def array(name: str) -> FloatArray | None:
-        return None if numbers.get(name) is None else np.array([np.nan if v is None else v for v in numbers[name]])
-
-    place, sigma = array("place"), array("place_sigma")
-    assert place is not None
-    assert sigma is not None
-    hub, pull = numbers.get("hub"), array("pull")
-    return Measured(
-        place, sigma, array("second"), array("second_sigma"), None if hub is None else int(hub), array("hub_place"),
-        np.zeros(len(place)) if pull is None else pull,
-    )  # fmt: skip
-
-
-def settled(result: StepResult, joint: Joint, energy: int, *, fixed: bool = False) -> StepResult:
-    """Return a registration with the errors that the comparisons of all energies give it.
-
-    The place stays where the reference put it: another energy's trouble moves nothing here. A scale that was set by
-    hand (`fixed`) has no error.
-    """
-    if result.numbers.get("place") is None or not np.isfinite(joint.sigma[energy]).all():
-        return result
-    own = np.array([0.0 if v is None else v for v in result.numbers["place_sigma"]], dtype=float)
-    # Where the place lies away from the joint solution, that is an error as well.
-    sigma = np.sqrt(np.maximum(joint.sigma[energy], own) ** 2 + joint.change[energy] ** 2)
-    m = float(result.numbers["magnification"])
-    numbers = {
-        **result.numbers,
-        "magnification_sigma": 0.0 if fixed else float(sigma[0]) * m,
-        "translation_sigma": [float(v) for v in sigma[2:5]],
-        "cross_sigma": [float(v) for v in joint.cross_sigma[energy]],
-        "misfit": float(joint.misfit[energy]),
-    }
-    return replace(result, numbers=numbers)
-
-
-@one_blas_thread()
-def run_registration(
-    scan: EnergyScan,
-    recipe: Recipe,
-    jitter: StepResult,
-    data: Normalised,
-    template: Template,
-    *,
-    magnification: float,
-    reference: bool,
-    pixel: float = 1.0,
-    fixed: bool = False,
-    second: Template | None = None,
-    hub: int | None = None,
-    hub_place: Sequence[float] | None = None,
-    probe: Probe | None = None,
-    progress: Progress = no_progress,
-) -> StepResult:
-    """Register one energy: ``shift``, ``sigma`` (n, 2) raw px and ``residual`` (n,), with M and the translation.
-
-    ``residual_shift``, ``residual_sigma`` (n, 2) raw px are what each projection by itself is displaced by beyond that;
-    ``block_shift``, ``block_sigma`` (4, 4, 2) what parts of the object are, ``block_place`` where they are. The numbers
-    ``second`` are the place against the template of another energy, number `hub`, see `joint.Measured`. With a `probe`,
-    ``samples`` (2, voxels) are the volume over the reference's mean attenuation there, see `differences`. The reference
-    itself is not moved. `pixel` is how wide a raw pixel is on the camera, in those of the reference.
-    """
-    n = len(scan)
-    whole = alignment_of(jitter, scan)
-    known = np.isfinite(whole.shift[data.index]).all(axis=1)
-    data = replace(data, data=take(data.data, np.flatnonzero(known)), index=data.index[known])
-    index = data.index
-    theta = np.asarray(scan.theta_deg, dtype=float)[index]
-    part = Alignment(whole.shift[index], whole.sigma[index])
-    if reference:
-        numbers = {
-            "magnification": 1.0,
-            "magnification_sigma": 0.0,
-            "dropped": list(jitter.numbers.get("dropped", ())),
-            "law": 1.0,
-            "translation": [0.0, 0.0, 0.0],
-            "translation_sigma": [0.0, 0.0, 0.0],
-            "mass": object_mass(data.data, theta, part, template),
-            "template_level": template.level / template.bin,
-            "frame_width": data.frame_shape[1],
-            "variance": float(np.median(data.variance) * data.bin**2),
-        }
-        arrays = {"shift": whole.shift, "sigma": whole.sigma, "residual": np.full(n, np.nan)}
-        if probe is not None and len(theta) >= FEWEST_SAMPLED:
-            arrays["samples"] = _samples(data, theta, part, probe, template)
-            arrays |= probe.arrays()
-        return StepResult(arrays, numbers, Quality((), ("reference",)))
-    found = register(
-        data.data,
-        theta,
-        part,
-        template,
-        magnification=magnification,
-        bin=data.bin,
-        frame_shape=data.frame_shape,
-        pixel=pixel,
-        second=second,
-        fixed=fixed,
-        parameters=recipe.registration,
-        progress=progress,
-        what=f"{scan.energy_ev:g} eV",
-    )
-    arrays = {
-        "shift": _spread(found.alignment.shift, index, n),
-        "sigma": _spread(found.alignment.sigma, index, n),
-        "residual": _spread(found.residual, index, n),
-        "residual_shift": _spread(found.residual_shift, index, n),
-        "residual_sigma": _spread(found.residual_sigma, index, n),
-        "block_shift": found.block_shift,
-        "block_sigma": found.block_sigma,
-        "block_place": found.block_place,
-    }
-    turned = 0.0
-    if recipe.registration.correct_angles and abs(found.angle_deg) > max(_TURNED_DEG, 5 * found.angle_sigma_deg):
-        turned = found.angle_deg
-    surface: dict[str, Any] = {}
-    if probe is not None and len(theta) >= FEWEST_SAMPLED:
-        arrays["samples"] = _samples(data, theta + turned, found.alignment, probe, template)
-        dipole = against_reference(arrays["samples"].astype(float) * template.level, probe)
-        surface = {
-            "dipole_px": [float(v) for v in dipole.shift],
-            "dipole_sigma_px": [float(v) for v in dipole.sigma],
-            "outward_px": dipole.outward,
-            "outward_sigma_px": dipole.outward_sigma,
-        }
-    numbers = {
-        **surface,
-        "magnification": found.alignment.magnification,
-        "magnification_sigma": found.magnification_sigma,
-        "roll_deg": found.alignment.roll_deg,
-        "dropped": list(jitter.numbers.get("dropped", ())),
-        "law": magnification,
-        "pixel": pixel,
-        "translation": [float(v) for v in found.translation],
-        "translation_sigma": [float(v) for v in found.translation_sigma],
-        "place": [float(v) for v in found.place],
-        "place_sigma": [float(v) for v in found.place_sigma],
-        "pull": [float(v) for v in found.pull],
-        "second": None if found.second is None else [float(v) for v in found.second],
-        "second_sigma": None if found.second_sigma is None else [float(v) for v in found.second_sigma],
-        "hub": None if found.second is None else hub,
-        "hub_place": None if found.second is None or hub_place is None else [float(v) for v in hub_place],
-        "roll_measured_deg": found.roll_deg,
-        "roll_sigma_deg": found.roll_sigma_deg,
-        "angle_deg": found.angle_deg,
-        "angle_sigma_deg": found.angle_sigma_deg,
-        "angle_applied_deg": turned,
-        "pitch_deg": found.pitch_deg,
-        "pitch_sigma_deg": found.pitch_sigma_deg,
-        "blur_px2": found.blur_px2,
-        "blur_sigma_px2": found.blur_sigma_px2,
-        "width": found.width,
-        "frame_width": data.frame_shape[1],
-        "mass": found.mass,
-        "variance": float(np.median(data.variance) * data.bin**2),
-        "correlation": found.correlation,
-    }
-    in_field = part_in_field(template, theta, found.alignment, data.frame_shape)
-    matched = len(match_angles(theta, template.theta_deg)[0])
-    scores = (
-        *found.quality.scores,
-        Score("part of the angles compared", matched / max(n, len(template.theta_deg)), "", 0.75, "higher"),
-        Score("part of the particle in the field", in_field, "", 0.98, "higher"),
-    )
-    notes = found.quality.notes
-    if turned:
-        notes += (f"its angles exceed the reference's by {turned:+.3f} +- {found.angle_sigma_deg:.3f} deg: corrected",)
-    return StepResult(arrays, numbers, replace(found.quality, scores=scores, notes=notes))
-
-
-def _samples(
-    data: Normalised, theta: FloatArray, alignment: Alignment, probe: Probe, template: Template
-) -> npt.NDArray[np.float16]:
-    """Return `differences.sample` over the reference's mean attenuation, as it is kept."""
-    found = sample(
-        data.data, theta, alignment, probe, data.frame_shape, bin=data.bin, grid_shape=template.grid_shape
-    )  # fmt: skip
-    found /= template.level
-    return np.asarray(np.clip(found, -1e4, 1e4), dtype=np.float16)

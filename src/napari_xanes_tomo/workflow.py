@@ -30,6 +30,7 @@ from .parallel import cores
 from .pixels import pixel_width
 from .recipe import parameter_key
 from .registration import reference_energy
+from .registration_step import run_registration
 from .run_tables import write_tables
 from .single import mean_image, single_jitter, single_registrations
 from .state import (
@@ -46,7 +47,6 @@ from .steps import (
     renormalise,
     run_flats,
     run_jitter,
-    run_registration,
     step,
 )
 from .template import Template, make_template, take

@@ -12,9 +12,9 @@ from qtpy.QtWidgets import QGroupBox, QHBoxLayout, QPushButton, QVBoxLayout
 from napari_xanes_tomo.absorbance import normalise
 from napari_xanes_tomo.model import Progress
 from napari_xanes_tomo.pixels import pixel_width, usual_scan
-from napari_xanes_tomo.qc import suggest_box
 from napari_xanes_tomo.registration import reference_energy
 from napari_xanes_tomo.steps import estimation_bin
+from napari_xanes_tomo.views import suggest_box
 
 from .dock import allow, wrapped
 from .session import Session

@@ -26,10 +26,10 @@ from qtpy.QtWidgets import (
 
 from napari_xanes_tomo.injection import JitterTest, recover_jitter
 from napari_xanes_tomo.model import Alignment, Progress, XanesTomoError
-from napari_xanes_tomo.qc import edge_traces, residual_stack, sinogram
 from napari_xanes_tomo.recipe import Recipe
 from napari_xanes_tomo.state import Candidate
 from napari_xanes_tomo.steps import StepResult, alignment_of, beam_of, quick_look, renormalise
+from napari_xanes_tomo.views import edge_traces, residual_stack, sinogram
 
 from .dock import allow, wrapped
 from .forms import StillWheel

@@ -312,7 +312,7 @@ class SlicePreview(Preview):
     """One slice of a tomogram before or after the correction, (z, x), over the frame."""
 
     def put(self, views: Mapping[str, npt.NDArray[np.float64]], which: str, where: str) -> None:
-        """Show ``before`` or ``after`` of `qc.tomogram_views`; both in the same grey values."""
+        """Show ``before`` or ``after`` of `views.tomogram_views`; both in the same grey values."""
         bin = float(views["bin"][0]) if "bin" in views else 1.0
         both = np.stack([views["before"], views["after"]])
         limits = spread_limits([both], 0.5, 99.8)
