@@ -49,6 +49,27 @@ def test_a_clean_tomogram_has_no_bad_frame_and_a_slip_is_none() -> None:
         assert screen(data).reasons == {}
 
 
+def test_what_comes_and_goes_at_a_border_is_no_blur() -> None:
+    _, measurement = simulate(replace(TWIN, seed=4))
+    frames = next(iter(measurement))
+    data, _ = looked_at(frames.projections, frames.flats)
+    rng = np.random.default_rng(0)
+    for axis in (1, 2):
+        banded = data.copy()
+        strip = banded[:, -10:] if axis == 1 else banded[:, :, :10].swapaxes(1, 2)
+        # Dark rows, or the wall of a capillary: how steep their edge is differs from frame to frame.
+        edge = rng.uniform(2, 9, len(data))
+        depth = rng.uniform(0.5, 2.0, len(data))
+        strip += (depth[:, None] * (np.arange(10) >= edge[:, None]))[:, :, None]
+        found = screen(banded)
+        assert found.reasons == {}
+        blurred = banded.copy()
+        for shift in range(1, 6):
+            blurred[30] += np.roll(banded[30], shift, axis=1)
+        blurred[30] /= 6
+        assert screen(blurred).reasons == {30: "motion-blurred"}
+
+
 def test_a_plateau_is_told_from_few_counts() -> None:
     rng = np.random.default_rng(0)
     frames = [
