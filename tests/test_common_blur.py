@@ -109,7 +109,7 @@ def test_a_fake_shell_of_valence_shrinks(run: tuple[Path, Path], tmp_path: Path)
     rim = []
     for blur in (False, True):
         with Workflow(open_series(twin), shutil.copytree(out, tmp_path / str(blur))) as w:
-            maps = w.recipe.maps.model_copy(update={"common_blur": blur, "voxel_px": 1})
+            maps = w.recipe.maps.model_copy(update={"common_blur": blur, "voxel_px": 1, "half_sets": False})
             w.set_recipe(w.recipe.model_copy(update={"maps": maps}))
             w.run()
         from scipy.ndimage import binary_erosion

@@ -16,12 +16,16 @@ from napari_xanes_tomo.io.store import read_energies, read_map_attributes, read_
 from napari_xanes_tomo.mapping import _map_window
 from napari_xanes_tomo.model import XanesTomoError
 from napari_xanes_tomo.phantom import TwinParameters
-from napari_xanes_tomo.recipe import JitterParameters, RegistrationParameters
+from napari_xanes_tomo.recipe import JitterParameters, MapsParameters, RegistrationParameters
 
 SMALL = TwinParameters(
     n=64, n_angles=20, energies_ev=(7704.0, 7728.0, 8178.0, 8570.0), flats_per_set=4, jitter_px=(2.0, 4.0)
 )
-FAST = Recipe(jitter=JitterParameters(iterations=2), registration=RegistrationParameters(iterations=5))
+FAST = Recipe(
+    jitter=JitterParameters(iterations=2),
+    registration=RegistrationParameters(iterations=5),
+    maps=MapsParameters(half_sets=False),
+)
 REFERENCE = 3
 
 

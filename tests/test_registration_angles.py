@@ -37,7 +37,10 @@ def maps(turned: Path) -> dict[str, np.ndarray]:
     """Cobalt without an offset, with it, and with it left as it is."""
     out = {}
     for name, correct in (("plain", True), ("turned", True), ("turned", False)):
-        recipe = Recipe(registration=RegistrationParameters(correct_angles=correct), maps=MapsParameters(voxel_px=1))
+        recipe = Recipe(
+            registration=RegistrationParameters(correct_angles=correct),
+            maps=MapsParameters(voxel_px=1, half_sets=False),
+        )
         where = turned / f"out-{name}-{correct}"
         if not correct:  # its jitter is the same
             shutil.copytree(turned / f"out-{name}-True", where)

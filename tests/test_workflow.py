@@ -17,6 +17,7 @@ from napari_xanes_tomo.phantom import TwinParameters
 from napari_xanes_tomo.recipe import (
     AbsorbanceParameters,
     JitterParameters,
+    MapsParameters,
     RegistrationParameters,
     ScanParameters,
     parameter_key,
@@ -27,7 +28,11 @@ SMALL = TwinParameters(
     n=32, n_angles=12, energies_ev=(7704.0, 7728.0, 8178.0, 8570.0), grains=40, flats_per_set=3, jitter_px=(2.0, 4.0)
 )
 STEPS = ("flats", "jitter", "registration", "maps")
-FAST = Recipe(jitter=JitterParameters(iterations=2), registration=RegistrationParameters(iterations=4))
+FAST = Recipe(
+    jitter=JitterParameters(iterations=2),
+    registration=RegistrationParameters(iterations=4),
+    maps=MapsParameters(half_sets=False),
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -175,9 +175,8 @@ class Run:
         return known[1]
 
     def result(self, candidate: Candidate) -> StepResult:
-        """Load the arrays and numbers of a candidate; floats come in double precision, whatever they are kept in."""
-        arrays = {k: self.journal.get_array(v) for k, v in candidate.payload["arrays"].items()}
-        arrays = {k: a.astype(np.float64) if a.dtype.kind == "f" else a for k, a in arrays.items()}
+        """Return the numbers of a candidate, and its arrays, each of which is read when it is asked for."""
+        arrays = _Arrays(self.journal, candidate.payload["arrays"])
         return StepResult(arrays, dict(candidate.payload["numbers"]), candidate.quality)
 
     def scan(self, energy: int) -> EnergyScan:
@@ -395,6 +394,32 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Arrays(Mapping[str, npt.NDArray[Any]]):
+    """Arrays of a candidate by their names, each read once, when it is first asked for.
+
+    Floats come in double precision, whatever they are kept in.
+    """
+
+    def __init__(self, journal: Journal, stored: Mapping[str, Any]) -> None:
+        self._journal, self._stored = journal, stored
+        self._read: dict[str, npt.NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._read:
+            a = self._journal.get_array(self._stored[name])
+            self._read[name] = a.astype(np.float64) if a.dtype.kind == "f" else a
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 def begun_s(scan: EnergyScan) -> float:
