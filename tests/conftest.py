@@ -130,14 +130,15 @@ def tiny_twin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Files that take a minute or more, the longest first: begun last, one of them would leave a core without work.
-LONG = (
-    "napari_chain", "execution", "workflow", "registration_bad_input", "scale", "manual", "cli", "workflow_bad_input",
-    "common_blur", "napari_docks", "crash", "given",
+# First the one that counts threads, since others may leave some behind that have not ended yet; then those that take a
+# minute or more, the longest first: begun last, one of them would leave a core without work.
+FIRST = (
+    "parallel", "napari_chain", "execution", "workflow", "registration_bad_input", "scale", "manual", "cli",
+    "workflow_bad_input", "common_blur", "napari_docks", "crash", "given",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long files."""
-    order = {f"test_{name}.py": k for k, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+    """Sort by `FIRST`."""
+    order = {f"test_{name}.py": k for k, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
